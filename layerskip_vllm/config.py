@@ -1,0 +1,128 @@
+"""What `self:E` and its options mean; imports neither vLLM nor torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+SELF_PREFIX = "self:"
+"""A speculative model named `self:E` is the target's own first E layers."""
+
+DEFAULT_NUM_SPECULATIVE_TOKENS = 4
+"""K where the user names none: at an acceptance rate of 0.8 the first layer-count
+model of the cost is flat between 3 and 6, and a small K loses least when acceptance is low."""
+
+MAX_NUM_SPECULATIVE_TOKENS = 128
+"""vLLM's rejection sampler stops here (`vllm/v1/sample/rejection_sampler.py`, MAX_SPEC_LEN)."""
+
+OPTIONS_KEY = "layerskip"
+"""Our key in vLLM's `--additional-config`."""
+
+
+def is_self_model(model: object) -> bool:
+    """Whether a speculative model name asks for self-speculation (`self:...`)."""
+    return isinstance(model, str) and model.startswith(SELF_PREFIX)
+
+
+def parse_exit_layer(model: str) -> int:
+    """Return E of `self:E`.
+
+    Raises:
+        ValueError: What follows `self:` is no whole number of at least 1.
+    """
+    text = model.removeprefix(SELF_PREFIX)
+    if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
+        raise ValueError(
+            f"speculative model {model!r}: expected self:E, where E is the number of leading "
+            "decoder layers that draft, a whole number of at least 1, for example self:8"
+        )
+    return int(text)
+
+
+@dataclass(frozen=True)
+class LayerSkipConfig:
+    """One engine's self-speculation.
+
+    Attributes:
+        exit_layer: E, the number of leading decoder layers that draft; 1 <= E < num_layers.
+        num_layers: L, the number of decoder layers of the target.
+        exit_query_cache: Resume verification from the states that the draft left at layer E.
+            False verifies with the full forward: same output, more work; for ablation and debugging.
+    """
+
+    exit_layer: int
+    num_layers: int
+    exit_query_cache: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.exit_layer < self.num_layers:
+            raise ValueError(
+                f"exit_layer={self.exit_layer} must be in [1, {self.num_layers - 1}] "
+                f"for a {self.num_layers}-layer target"
+            )
+        if not isinstance(self.exit_query_cache, bool):
+            raise ValueError(
+                f"{OPTIONS_KEY}.exit_query_cache={self.exit_query_cache!r} must be true or false"
+            )
+
+    @classmethod
+    def from_options(
+        cls, exit_layer: int, num_layers: int, options: Mapping[str, object]
+    ) -> LayerSkipConfig:
+        """Build from `self:E`, the target's depth and `additional_config["layerskip"]`.
+
+        Raises:
+            ValueError: E is out of range, or an option is unknown or has a bad value.
+        """
+        check_option_names(options)
+        return cls(exit_layer, num_layers, **options)  # type: ignore[arg-type]
+
+    @property
+    def break_even_acceptance_rate(self) -> float:
+        """The acceptance rate below which drafting costs more than it yields.
+
+        A cycle of K drafts costs (K*E + L) / L full forwards and yields 1 + rate * K tokens, so
+        K drops out: the rate must exceed E / L.
+        """
+        return self.exit_layer / self.num_layers
+
+
+def option_names() -> list[str]:
+    """The keys that `additional_config["layerskip"]` may hold."""
+    said_elsewhere = {"exit_layer", "num_layers"}
+    return [field.name for field in fields(LayerSkipConfig) if field.name not in said_elsewhere]
+
+
+def check_option_names(options: object) -> None:
+    """Refuse options that are no mapping or hold a key that is not ours.
+
+    Raises:
+        ValueError: It names the keys at fault and lists the known ones.
+    """
+    if not isinstance(options, Mapping):
+        raise ValueError(
+            f"additional_config[{OPTIONS_KEY!r}]={options!r} must be an object, "
+            f"for example {{{option_names()[0]!r}: false}}"
+        )
+    unknown = sorted(str(key) for key in options if key not in option_names())
+    if unknown:
+        raise ValueError(
+            f"unknown key in additional_config[{OPTIONS_KEY!r}]: {', '.join(unknown)}; "
+            f"known keys: {', '.join(option_names())}"
+        )
+
+
+def check_num_speculative_tokens(value: object) -> int:
+    """Return K where it is a usable number of drafts per step.
+
+    Raises:
+        ValueError: It is no whole number in [1, MAX_NUM_SPECULATIVE_TOKENS].
+    """
+    usable = isinstance(value, int) and not isinstance(value, bool)
+    if not usable or not 1 <= value <= MAX_NUM_SPECULATIVE_TOKENS:  # type: ignore[operator]
+        raise ValueError(
+            f"num_speculative_tokens={value!r} must be a whole number in "
+            f"[1, {MAX_NUM_SPECULATIVE_TOKENS}]"
+        )
+    return value  # type: ignore[return-value]

@@ -1,0 +1,258 @@
+"""Command-line flags, and the translation of `self:E` into vLLM's configuration."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from vllm import envs
+from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.logger import init_logger
+from vllm.platforms import current_platform
+
+from layerskip_vllm.config import (
+    DEFAULT_NUM_SPECULATIVE_TOKENS,
+    OPTIONS_KEY,
+    LayerSkipConfig,
+    check_num_speculative_tokens,
+    check_option_names,
+    is_self_model,
+    parse_exit_layer,
+)
+from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+
+if TYPE_CHECKING:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+logger = init_logger(f"vllm.{__name__}")
+
+WORKER_CLASSES = {
+    "cpu": "layerskip_vllm.worker.cpu.LayerSkipCPUWorker",
+    "cuda": "layerskip_vllm.worker.cuda.LayerSkipCUDAWorker",
+}
+
+SPECULATIVE_KEYS = (
+    "model",
+    "num_speculative_tokens",
+    "num_speculative_tokens_per_batch_size",
+    "draft_sample_method",
+    "rejection_sample_method",
+    "use_local_argmax_reduction",
+)
+"""What `--speculative-config` may say beside `self:E`; the rest describes a second model."""
+
+UNSUPPORTED: tuple[tuple[str, Callable[[EngineArgs], bool]], ...] = (
+    ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
+    ("data parallelism", lambda args: args.data_parallel_size > 1),
+    ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
+    ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
+    ("dual batch overlap", lambda args: bool(args.enable_dbo)),
+    ("LoRA", lambda args: bool(args.enable_lora)),
+    ("prompt embeddings", lambda args: bool(args.enable_prompt_embeds)),
+    ("KV transfer", lambda args: args.kv_transfer_config is not None),
+    ("KV offloading", lambda args: args.kv_offloading_size is not None),
+    ("a quantized KV cache", lambda args: str(args.kv_cache_dtype).startswith(("fp8", "int8"))),
+    ("asynchronous scheduling", lambda args: args.async_scheduling is True),
+    ("a worker class of your own", lambda args: args.worker_cls != "auto"),
+    ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
+)
+"""What has not been tested under self-speculation is refused: an error, never a wrong answer."""
+
+
+class _OneSpeculativeModel(argparse.Action):
+    """Stores like argparse's `store`, and refuses a second, different value for one setting."""
+
+    def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
+        already = getattr(namespace, self.dest, None)
+        if already not in (None, values):
+            parser.error(f"{option_string} {values} contradicts the earlier value {already}")
+        setattr(namespace, self.dest, values)
+
+
+def _speculative_model(value: str) -> str:
+    if is_self_model(value):
+        try:
+            parse_exit_layer(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+    return value
+
+
+def _num_speculative_tokens(value: str) -> int:
+    try:
+        return check_num_speculative_tokens(int(value) if value.lstrip("-").isdigit() else value)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
+    """Add `--speculative-model` and `--num-speculative-tokens`, which set what vLLM's
+    `--spec-model` and `--spec-tokens` set (`EngineArgs.spec_model`, `EngineArgs.spec_tokens`)."""
+    group = parser.add_argument_group(
+        title="LayerSkip", description="Self-speculative decoding (arXiv 2404.16710)."
+    )
+    group.add_argument(
+        "--speculative-model",
+        dest="spec_model",
+        metavar="self:E",
+        type=_speculative_model,
+        action=_OneSpeculativeModel,
+        default=argparse.SUPPRESS,
+        help="self:E drafts with the model's own first E decoder layers and verifies with the "
+        "rest: no second model, the same output. Any other value is a draft model, as in "
+        "--spec-model.",
+    )
+    group.add_argument(
+        "--num-speculative-tokens",
+        dest="spec_tokens",
+        metavar="K",
+        type=_num_speculative_tokens,
+        action=_OneSpeculativeModel,
+        default=argparse.SUPPRESS,
+        help="Tokens drafted per step, as --spec-tokens. With self:E the default is "
+        f"{DEFAULT_NUM_SPECULATIVE_TOKENS}.",
+    )
+    return parser
+
+
+def asks_for_self_speculation(engine_args: EngineArgs) -> bool:
+    """Whether a flag or `speculative_config` names `self:...` as speculative model."""
+    in_config = (engine_args.speculative_config or {}).get("model")
+    return is_self_model(engine_args.spec_model) or is_self_model(in_config)
+
+
+def refuse_idle_options(engine_args: EngineArgs) -> None:
+    """Refuse our options on an engine that does not use them.
+
+    Raises:
+        ValueError: `additional_config` holds our key, but no `self:E` was given.
+    """
+    options = _layerskip_options(engine_args)
+    if options is not None:
+        check_option_names(options)
+        raise ValueError(
+            f"additional_config[{OPTIONS_KEY!r}] has no effect without self-speculation: "
+            "add --speculative-model self:E, or leave it out"
+        )
+
+
+def create_speculative_config(
+    engine_args: EngineArgs,
+    target_model_config: ModelConfig,
+    target_parallel_config: ParallelConfig,
+) -> SpeculativeConfig:
+    """Translate `self:E`, and set what it needs elsewhere: architecture, worker, scheduling.
+
+    vLLM calls this (through `EngineArgs.create_speculative_config`) after the model's and the
+    parallel configuration exist and before the scheduler's does, in the process that the user
+    started: an error here is seen before any engine process starts or any weight loads.
+
+    Raises:
+        ValueError: A value is out of range, contradicts another, or asks for what is unsupported.
+    """
+    from layerskip_vllm.speculative_config import LayerSkipSpeculativeConfig
+
+    settings = _merged_settings(engine_args)
+    layerskip = LayerSkipConfig.from_options(
+        exit_layer=parse_exit_layer(settings["model"]),
+        num_layers=_num_layers(target_model_config),
+        options=_layerskip_options(engine_args) or {},
+    )
+    settings["num_speculative_tokens"] = check_num_speculative_tokens(
+        settings.get("num_speculative_tokens", DEFAULT_NUM_SPECULATIVE_TOKENS)
+    )
+    _refuse_unsupported(engine_args, target_model_config)
+
+    target_parallel_config.worker_cls = _worker_class()
+    engine_args.async_scheduling = False
+    if current_platform.is_cuda():
+        # One graph would hold both segments, whose token counts differ in a verify step.
+        engine_args.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
+    speculative_config = LayerSkipSpeculativeConfig(
+        **settings,
+        layerskip=layerskip,
+        target_model_config=target_model_config,
+        target_parallel_config=target_parallel_config,
+    )
+    logger.info(
+        "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
+        "architecture %s, worker %s, model runner V1, async scheduling off",
+        layerskip.exit_layer,
+        layerskip.num_layers,
+        speculative_config.num_speculative_tokens,
+        "on" if layerskip.exit_query_cache else "off",
+        target_model_config.architecture,
+        target_parallel_config.worker_cls,
+    )
+    return speculative_config
+
+
+def _merged_settings(engine_args: EngineArgs) -> dict:
+    """Join `speculative_config` with the three short flags; each setting may be said once."""
+    settings = {
+        key.replace("-", "_"): value for key, value in (engine_args.speculative_config or {}).items()
+    }
+    for flag, key, value in (
+        ("--speculative-model (--spec-model)", "model", engine_args.spec_model),
+        (
+            "--num-speculative-tokens (--spec-tokens)",
+            "num_speculative_tokens",
+            engine_args.spec_tokens,
+        ),
+        ("--spec-method", "method", engine_args.spec_method),
+    ):
+        if value is None:
+            continue
+        if key in settings:
+            raise ValueError(
+                f"{flag} {value} contradicts --speculative-config, which sets "
+                f"{key}={settings[key]!r} too; say it once"
+            )
+        settings[key] = value
+    strange = sorted(set(settings) - set(SPECULATIVE_KEYS))
+    if strange:
+        raise ValueError(
+            f"speculative model {settings['model']!r} does not take "
+            f"{', '.join(f'{key}={settings[key]!r}' for key in strange)}; "
+            f"it takes: {', '.join(SPECULATIVE_KEYS)}"
+        )
+    return settings
+
+
+def _layerskip_options(engine_args: EngineArgs) -> Mapping[str, object] | None:
+    additional = engine_args.additional_config
+    return additional.get(OPTIONS_KEY) if isinstance(additional, Mapping) else None
+
+
+def _num_layers(model_config: ModelConfig) -> int:
+    if model_config.architecture not in SUPPORTED_ARCHITECTURES:
+        raise ValueError(
+            f"self-speculation does not support the architecture {model_config.architecture}; "
+            f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    return model_config.get_total_num_hidden_layers()
+
+
+def _refuse_unsupported(engine_args: EngineArgs, model_config: ModelConfig) -> None:
+    found = [name for name, is_asked_for in UNSUPPORTED if is_asked_for(engine_args)]
+    if model_config.quantization is not None:
+        found.append(f"quantization ({model_config.quantization})")
+    if model_config.runner_type != "generate":
+        found.append(f"the {model_config.runner_type} runner")
+    if found:
+        raise ValueError(
+            f"self-speculation (self:E) does not support {', '.join(found)}; "
+            "leave it out, or serve without self:E"
+        )
+
+
+def _worker_class() -> str:
+    if current_platform.device_type not in WORKER_CLASSES:
+        raise ValueError(
+            f"self-speculation does not support the platform {current_platform.device_type}; "
+            f"supported: {', '.join(WORKER_CLASSES)}"
+        )
+    return WORKER_CLASSES[current_platform.device_type]

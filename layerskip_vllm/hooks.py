@@ -1,0 +1,69 @@
+"""Every touch on vLLM at run time; `patches/README.md` is their ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor.models import ModelRegistry
+
+from layerskip_vllm import engine_args as layerskip_engine_args
+from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
+from layerskip_vllm.wrapping import wrap
+
+if TYPE_CHECKING:
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+
+def register_models() -> None:
+    """Make vLLM know the split architectures; the module of each loads when it is used."""
+    known = ModelRegistry.get_supported_archs()
+    for architecture, target in SUPPORTED_ARCHITECTURES.items():
+        if layerskip_architecture(architecture) not in known:
+            ModelRegistry.register_model(layerskip_architecture(architecture), target)
+
+
+def install() -> None:
+    """Install the hooks. Idempotent."""
+    for host, name, wrapper in HOOKS:
+        wrap(host, name, wrapper)
+
+
+def _add_cli_args(
+    original: Callable[..., FlexibleArgumentParser], parser: FlexibleArgumentParser
+) -> FlexibleArgumentParser:
+    return layerskip_engine_args.add_cli_args(original(parser))
+
+
+def _create_speculative_config(
+    original: Callable[..., SpeculativeConfig | None],
+    engine_args: EngineArgs,
+    target_model_config: ModelConfig,
+    target_parallel_config: ParallelConfig,
+) -> SpeculativeConfig | None:
+    if layerskip_engine_args.asks_for_self_speculation(engine_args):
+        return layerskip_engine_args.create_speculative_config(
+            engine_args, target_model_config, target_parallel_config
+        )
+    layerskip_engine_args.refuse_idle_options(engine_args)
+    return original(engine_args, target_model_config, target_parallel_config)
+
+
+def _v2_model_runner_unsupported_features(
+    original: Callable[[VllmConfig], list[str]], vllm_config: VllmConfig
+) -> list[str]:
+    ours = hasattr(vllm_config.speculative_config, "layerskip")
+    return original(vllm_config) + (["LayerSkip self-speculation"] if ours else [])
+
+
+HOOKS: tuple[tuple[type, str, Callable], ...] = (
+    (EngineArgs, "add_cli_args", _add_cli_args),
+    (EngineArgs, "create_speculative_config", _create_speculative_config),
+    (
+        VllmConfig,
+        "_get_v2_model_runner_unsupported_features",
+        _v2_model_runner_unsupported_features,
+    ),
+)

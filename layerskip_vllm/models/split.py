@@ -1,0 +1,165 @@
+"""A decoder's forward in two segments, cut at the exit layer (LayerSkip, section 4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from vllm.compilation.backends import set_model_tag
+from vllm.compilation.decorators import support_torch_compile
+from vllm.config import VllmConfig
+
+
+class ExitState(NamedTuple):
+    """What leaves layer E, one row a token.
+
+    vLLM's decoder layers pass two tensors. Both are kept: their sum, rounded, is not the same
+    number, and verification that resumes from it would not be the full forward.
+    """
+
+    hidden_states: torch.Tensor  # [num_tokens, hidden_size], model dtype
+    residual: torch.Tensor  # [num_tokens, hidden_size], model dtype
+
+
+@support_torch_compile(
+    dynamic_arg_dims={
+        "input_ids": {0: "b"},
+        "positions": {0: "b"},
+        "inputs_embeds": {0: "b"},
+    }
+)
+class EarlyLayers(nn.Module):
+    """Embedding and decoder layers [0, E)."""
+
+    def __init__(
+        self,
+        *,
+        vllm_config: VllmConfig,
+        prefix: str = "",
+        embed_tokens: nn.Module,
+        layers: Sequence[nn.Module],
+    ) -> None:
+        super().__init__()
+        # Tuples hide the target's modules from nn.Module: registered here as well, every
+        # parameter would have two names, and loading would look for both.
+        self._embed_tokens = (embed_tokens,)
+        self._layers = tuple(layers)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,  # [num_tokens], integers
+        positions: torch.Tensor,  # [num_tokens], int64
+        inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden_states = (
+            inputs_embeds if inputs_embeds is not None else self._embed_tokens[0](input_ids)
+        )
+        residual = None
+        for layer in self._layers:
+            hidden_states, residual = layer(positions, hidden_states, residual)
+        return hidden_states, residual
+
+
+@support_torch_compile(
+    dynamic_arg_dims={
+        "positions": {0: "b"},
+        "hidden_states": {0: "b"},
+        "residual": {0: "b"},
+    }
+)
+class RemainingLayers(nn.Module):
+    """Decoder layers [E, L) and the final norm."""
+
+    def __init__(
+        self,
+        *,
+        vllm_config: VllmConfig,
+        prefix: str = "",
+        layers: Sequence[nn.Module],
+        norm: nn.Module,
+    ) -> None:
+        super().__init__()
+        self._layers = tuple(layers)
+        self._norm = (norm,)
+
+    def forward(
+        self,
+        positions: torch.Tensor,  # [num_tokens], int64
+        hidden_states: torch.Tensor,  # [num_tokens, hidden_size]
+        residual: torch.Tensor,  # [num_tokens, hidden_size]
+    ) -> torch.Tensor:
+        for layer in self._layers:
+            hidden_states, residual = layer(positions, hidden_states, residual)
+        hidden_states, _ = self._norm[0](hidden_states, residual)
+        return hidden_states
+
+
+class SplitForwardMixin(nn.Module):
+    """Gives one of vLLM's `*ForCausalLM` classes a forward that can stop at and resume from layer E.
+
+    The host class must hold a decoder `self.model` with `embed_tokens`, `layers` and `norm`, its
+    layers called as `layer(positions, hidden_states, residual)`. Parameters, their names and their
+    loading stay the host's.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        exit_layer = vllm_config.speculative_config.layerskip.exit_layer
+        decoder = self.model
+        with set_model_tag("layerskip_early"):
+            self.early_layers = EarlyLayers(
+                vllm_config=vllm_config,
+                embed_tokens=decoder.embed_tokens,
+                layers=decoder.layers[:exit_layer],
+            )
+        with set_model_tag("layerskip_remaining"):
+            self.remaining_layers = RemainingLayers(
+                vllm_config=vllm_config,
+                layers=decoder.layers[exit_layer:],
+                norm=decoder.norm,
+            )
+        self.early_attn_layer_names = [
+            layer.self_attn.attn.layer_name for layer in decoder.layers[:exit_layer]
+        ]
+
+    def run_early_layers(
+        self,
+        input_ids: torch.Tensor | None,  # [num_tokens], integers
+        positions: torch.Tensor,  # [num_tokens], int64
+        inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
+    ) -> ExitState:
+        """Embed and run layers [0, E); writes their KV at the forward context's slots."""
+        return ExitState(*self.early_layers(input_ids, positions, inputs_embeds))
+
+    def run_remaining_layers(
+        self,
+        positions: torch.Tensor,  # [num_tokens], int64
+        exit_state: ExitState,
+    ) -> torch.Tensor:
+        """Run layers [E, L) and the final norm. Overwrites `exit_state`.
+
+        Returns:
+            [num_tokens, hidden_size], ready for `compute_logits`.
+        """
+        return self.remaining_layers(positions, *exit_state)
+
+    def norm_exit_state(self, exit_state: ExitState) -> torch.Tensor:
+        """Apply the final norm at layer E, as the early exit does. Overwrites `exit_state`.
+
+        Returns:
+            [num_tokens, hidden_size], ready for `compute_logits`.
+        """
+        return self.model.norm(*exit_state)[0]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: object = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The full forward, as the host class's own: [num_tokens, hidden_size]."""
+        exit_state = self.run_early_layers(input_ids, positions, inputs_embeds)
+        return self.run_remaining_layers(positions, exit_state)

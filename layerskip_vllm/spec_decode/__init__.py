@@ -1,0 +1,1 @@
+"""Propose and verify: what the runner's glue calls."""

@@ -1,0 +1,105 @@
+"""Arithmetic on a step's schedule: who drafts, which tokens resume. Pure numbers, no vLLM."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class ResumePlan:
+    """Split of a packed batch into resumed and fresh tokens.
+
+    A token is *resumed* where the exit query cache holds its state, and *fresh* where not, so that
+    its early layers must run. In every request the resumed tokens come first. Fresh tokens are thus
+    a suffix of the request's query, and bottom-right causal alignment holds for them alone.
+    """
+
+    resumed_token_indices: torch.Tensor  # [num_resumed_tokens], int64, into the packed batch
+    exit_state_indices: torch.Tensor  # [num_resumed_tokens], int64, into the flat exit query cache
+    fresh_token_indices: torch.Tensor  # [num_fresh_tokens], int64, into the packed batch
+    fresh_rows: torch.Tensor  # [num_fresh_reqs], int64, requests with at least one fresh token
+    fresh_query_start_loc: torch.Tensor  # [num_fresh_reqs + 1], int32
+
+    @classmethod
+    def from_schedule(
+        cls,
+        query_lens: np.ndarray,  # [num_reqs], scheduled tokens per request
+        num_resumed: np.ndarray,  # [num_reqs], how many of them have a cached exit state
+        cache_rows: np.ndarray,  # [num_reqs], row in the exit query cache; any value where none
+        cache_width: int,  # exit states per cache row
+    ) -> ResumePlan:
+        """Lay the tokens of a step out, all requests at once."""
+        query_start = np.cumsum(query_lens) - query_lens
+        index_in_query = np.arange(query_lens.sum()) - np.repeat(query_start, query_lens)
+        is_resumed = index_in_query < np.repeat(num_resumed, query_lens)
+        exit_state_indices = np.repeat(cache_rows * cache_width, query_lens) + index_in_query
+
+        num_fresh = query_lens - num_resumed
+        fresh_rows = np.flatnonzero(num_fresh)
+        fresh_query_start_loc = np.concatenate([[0], np.cumsum(num_fresh[fresh_rows])])
+        return cls(
+            resumed_token_indices=torch.from_numpy(np.flatnonzero(is_resumed)),
+            exit_state_indices=torch.from_numpy(exit_state_indices[is_resumed]),
+            fresh_token_indices=torch.from_numpy(np.flatnonzero(~is_resumed)),
+            fresh_rows=torch.from_numpy(fresh_rows),
+            fresh_query_start_loc=torch.from_numpy(fresh_query_start_loc.astype(np.int32)),
+        )
+
+    @property
+    def num_resumed_tokens(self) -> int:
+        return len(self.resumed_token_indices)
+
+    @property
+    def num_fresh_tokens(self) -> int:
+        return len(self.fresh_token_indices)
+
+    @property
+    def max_fresh_query_len(self) -> int:
+        return int(self.fresh_query_start_loc.diff().max())
+
+    def to(self, device: torch.device) -> ResumePlan:
+        """The same plan with its tensors on `device`."""
+        return ResumePlan(**{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class DraftSchedule:
+    """Which requests draft after a step, from where, and how far.
+
+    One entry a drafting request; requests in the middle of their prompt have none.
+    """
+
+    rows: np.ndarray  # [num_drafting], int64, into the runner's batch
+    start_positions: np.ndarray  # [num_drafting], int64, n: computed tokens, position of next_token_ids
+    next_token_ids: np.ndarray  # [num_drafting], int64, t: sampled this step, not yet computed
+    num_drafts: np.ndarray  # [num_drafting], int64, in [1, num_speculative_tokens]
+
+    @classmethod
+    def from_step(
+        cls,
+        num_speculative_tokens: int,
+        max_model_len: int,
+        sampled_token_ids: np.ndarray,  # [num_reqs, <= K + 1], accepted + 1 tokens, then -1
+        num_computed: np.ndarray,  # [num_reqs], tokens computed before the step
+        num_scheduled: np.ndarray,  # [num_reqs], tokens that the step computed, drafts included
+        num_verified: np.ndarray,  # [num_reqs], drafts among them
+        is_partial_prefill: np.ndarray,  # [num_reqs], bool, prompt not finished: nothing was sampled
+    ) -> DraftSchedule:
+        """Read from a step's outcome where each request stands.
+
+        vLLM's scheduler leaves room for one more sampled token below `max_model_len`, so of the
+        positions n .. max_model_len - 1 the first holds t and the last can hold no draft.
+        """
+        num_sampled = (sampled_token_ids >= 0).sum(axis=1)
+        start_positions = num_computed + num_scheduled - num_verified + num_sampled - 1
+        num_drafts = np.minimum(num_speculative_tokens, max_model_len - 2 - start_positions)
+        rows = np.flatnonzero(~is_partial_prefill & (num_sampled > 0) & (num_drafts > 0))
+        return cls(
+            rows=rows,
+            start_positions=start_positions[rows].astype(np.int64),
+            next_token_ids=sampled_token_ids[rows, num_sampled[rows] - 1].astype(np.int64),
+            num_drafts=num_drafts[rows].astype(np.int64),
+        )

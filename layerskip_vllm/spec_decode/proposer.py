@@ -1,0 +1,226 @@
+"""One LayerSkip cycle (arXiv 2404.16710, section 4.3), in the paper's order.
+
+Request r has n computed tokens, KV valid in all layers, and a sampled next token t = x_0.
+
+1. *Propose*, k = 0 .. K-1: early layers [0, E) on x_k at position n+k. They write their KV into the
+   request's own blocks and leave an exit state, which goes to the exit query cache; the final norm
+   and the shared LM head turn it into the draft d_{k+1} = x_{k+1}.
+2. vLLM schedules t, d_1 .. d_m for r, m <= K.
+3. *Verify*: tokens whose exit state is cached are resumed, the others are fresh. Early layers run
+   on the fresh tokens, the remaining layers [E, L) on all. vLLM's rejection sampler decides.
+4. Accepted tokens now have KV in all layers. At rejected positions it is stale, and the next cycle
+   overwrites it before anything reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.forward_context import get_forward_context, set_forward_context
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.spec_decode.draft_model import DraftModelProposer
+from vllm.v1.spec_decode.utils import eagle_step_update_slot_mapping_and_metadata
+
+from layerskip_vllm.models.split import ExitState
+from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
+from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+
+if TYPE_CHECKING:
+    from layerskip_vllm.models.split import SplitForwardMixin
+
+
+@dataclasses.dataclass(frozen=True)
+class Drafts:
+    """What one propose step yields."""
+
+    token_ids: np.ndarray  # [num_drafting, K], int64; row r counts up to schedule.num_drafts[r]
+    probs: torch.Tensor | None  # [num_drafting, K, vocab_size], float32; None where drafts are greedy
+
+
+class LayerSkipProposer(DraftModelProposer):
+    """Drafts with the target's early layers and verifies from where they stopped.
+
+    It derives from vLLM's `DraftModelProposer` because the V1 runner asserts on that type, and for
+    its attention groups (`initialize_attn_backend`) and draft sampling (`_sample_draft_tokens`).
+    """
+
+    model: SplitForwardMixin
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        super().__init__(vllm_config, device)
+        # The base class sizes these for a second model's prefill, which never happens here.
+        self.hidden_states = self.inputs_embeds = torch.empty(0, device=device)
+        self.use_exit_query_cache = self.speculative_config.layerskip.exit_query_cache
+        self.exit_query_cache = ExitQueryCache(
+            self.max_batch_size,
+            self.num_speculative_tokens,
+            self.hidden_size,
+            self.dtype,
+            device,
+        )
+
+    def load_model(self, target_model: SplitForwardMixin) -> None:
+        """Take the target as the draft; nothing is loaded."""
+        self.model = target_model
+        self._draft_attn_layer_names = set(target_model.early_attn_layer_names)
+
+    @torch.inference_mode()
+    def propose_drafts(
+        self,
+        num_speculative_tokens: int,  # K of this step
+        schedule: DraftSchedule,
+        req_ids: Sequence[str],  # [num_drafting]
+        block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
+        sampling_metadata: SamplingMetadata,  # of the drafting requests
+    ) -> Drafts:
+        """Step 1 of the cycle: K early-layer steps over the target's own KV blocks."""
+        token_ids = torch.empty(
+            (len(req_ids), num_speculative_tokens + 1), dtype=torch.int64, device=self.device
+        )
+        token_ids[:, 0] = torch.from_numpy(schedule.next_token_ids)
+        positions = torch.from_numpy(schedule.start_positions).to(self.device) - 1
+        seq_lens = (positions + 1).to(torch.int32)
+        probs = []
+        for k in range(num_speculative_tokens):
+            with self._next_position(positions, seq_lens, block_table):
+                exit_state = self.model.run_early_layers(token_ids[:, k].to(torch.int32), positions)
+            if self.use_exit_query_cache:
+                self.exit_query_cache.store(k, exit_state)
+            token_ids[:, k + 1], step_probs = self._sample_draft_tokens(
+                self.model.norm_exit_state(exit_state), sampling_metadata
+            )
+            if step_probs is not None:
+                probs.append(step_probs)
+
+        token_ids_np = token_ids.cpu().numpy()
+        if self.use_exit_query_cache:
+            self.exit_query_cache.publish(
+                ExitQueryEntries(req_ids, schedule.start_positions, token_ids_np[:, :-1])
+            )
+        return Drafts(token_ids_np[:, 1:], torch.stack(probs, dim=1) if probs else None)
+
+    @torch.inference_mode()
+    def verify(
+        self,
+        plan: ResumePlan,
+        input_ids: torch.Tensor,  # [num_tokens], int32
+        positions: torch.Tensor,  # [num_tokens], int64
+        common_attn_metadata: CommonAttentionMetadata,  # of the whole batch
+    ) -> torch.Tensor:
+        """Step 3 of the cycle: early layers on the fresh tokens, remaining layers on all.
+
+        Runs inside the runner's forward context, whose metadata the remaining layers use as it is.
+
+        Returns:
+            [num_tokens, hidden_size], what the target's full forward returns.
+        """
+        exit_state = ExitState(
+            *(
+                torch.empty(len(positions), self.hidden_size, dtype=self.dtype, device=self.device)
+                for _ in ExitState._fields
+            )
+        )
+        resumed_state = self.exit_query_cache.gather(plan.exit_state_indices)
+        for rows, resumed_rows in zip(exit_state, resumed_state, strict=True):
+            rows[plan.resumed_token_indices] = resumed_rows
+        if plan.num_fresh_tokens:
+            fresh = plan.fresh_token_indices
+            with self._fresh_tokens_only(plan, common_attn_metadata):
+                fresh_state = self.model.run_early_layers(input_ids[fresh], positions[fresh])
+            for rows, fresh_rows in zip(exit_state, fresh_state, strict=True):
+                rows[fresh] = fresh_rows
+        return self.model.run_remaining_layers(positions, exit_state)
+
+    @contextmanager
+    def _next_position(
+        self,
+        positions: torch.Tensor,  # [num_drafting], int64; advanced in place
+        seq_lens: torch.Tensor,  # [num_drafting], int32; advanced in place
+        block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
+    ) -> Generator[None]:
+        """Move every request on by one position and set the forward context of that draft step.
+
+        vLLM's kernel gives a position beyond `max_model_len` no slot, so nothing is written there.
+        """
+        batch_size = len(positions)
+        slot_mapping = torch.empty_like(positions)
+        eagle_step_update_slot_mapping_and_metadata(
+            positions_1d=positions,
+            block_table_tensor=block_table,
+            seq_lens=seq_lens,
+            block_size=self.block_size,
+            max_model_len=self.max_model_len,
+            out_clamped_positions=positions,
+            out_slot_mapping=slot_mapping,
+        )
+        query_start_loc = torch.arange(batch_size + 1, dtype=torch.int32)
+        attn_metadata = self._early_attn_metadata(
+            CommonAttentionMetadata(
+                query_start_loc=query_start_loc.to(self.device),
+                query_start_loc_cpu=query_start_loc,
+                seq_lens=seq_lens,
+                seq_lens_cpu_upper_bound=seq_lens.cpu(),
+                num_reqs=batch_size,
+                num_actual_tokens=batch_size,
+                max_query_len=1,
+                max_seq_len=int(seq_lens.max()),
+                block_table_tensor=block_table,
+                slot_mapping=slot_mapping,
+                positions=positions,
+            )
+        )
+        slot_mappings = dict.fromkeys(attn_metadata, slot_mapping)
+        with set_forward_context(
+            attn_metadata, self.vllm_config, num_tokens=batch_size, slot_mapping=slot_mappings
+        ):
+            yield
+
+    @contextmanager
+    def _fresh_tokens_only(
+        self, plan: ResumePlan, cm: CommonAttentionMetadata
+    ) -> Generator[None]:
+        """Let the early layers see a batch of the fresh tokens alone.
+
+        The forward context keeps metadata and slots by layer name, so the remaining layers' stay.
+        """
+        rows = plan.fresh_rows
+        slot_mapping = cm.slot_mapping[plan.fresh_token_indices]
+        attn_metadata = self._early_attn_metadata(
+            CommonAttentionMetadata(
+                query_start_loc=plan.fresh_query_start_loc,
+                query_start_loc_cpu=plan.fresh_query_start_loc.cpu(),
+                seq_lens=cm.seq_lens[rows],
+                seq_lens_cpu_upper_bound=cm.seq_lens_cpu_upper_bound[rows.cpu()],
+                num_reqs=len(rows),
+                num_actual_tokens=plan.num_fresh_tokens,
+                max_query_len=plan.max_fresh_query_len,
+                max_seq_len=cm.max_seq_len,
+                block_table_tensor=cm.block_table_tensor[rows],
+                slot_mapping=slot_mapping,
+                positions=cm.positions[plan.fresh_token_indices],
+                is_prefilling=cm.is_prefilling[rows.cpu()],
+            )
+        )
+        context = get_forward_context()
+        context.attn_metadata.update(attn_metadata)
+        context.slot_mapping.update(dict.fromkeys(attn_metadata, slot_mapping))
+        yield
+
+    def _early_attn_metadata(self, cm: CommonAttentionMetadata) -> dict[str, object]:
+        """Let each backend build its own metadata for the early layers, by layer name."""
+        return {
+            layer_name: attn_metadata
+            for group in self.draft_attn_groups
+            for attn_metadata in (group.build_metadata(cm),)
+            for layer_name in group.layer_names
+        }
+
+    def dummy_run(self, num_tokens: int, *_args: object, **_kwargs: object) -> None:
+        """Nothing to warm up: the target's own dummy run has run both segments."""

@@ -1,0 +1,57 @@
+"""`self:E` as vLLM configuration: a `SpeculativeConfig` whose draft is the target itself."""
+
+from __future__ import annotations
+
+from pydantic import SkipValidation
+from vllm.config import SpeculativeConfig
+from vllm.config.utils import config
+from vllm.utils.hashing import safe_hash
+
+from layerskip_vllm.config import LayerSkipConfig
+from layerskip_vllm.models import layerskip_architecture
+
+
+@config
+class LayerSkipSpeculativeConfig(SpeculativeConfig):
+    """vLLM's method `draft_model` with the target's first E layers as the draft.
+
+    The method's name gives the lookahead slots into which the draft writes
+    (`VllmConfig.num_lookahead_tokens`) and lets vLLM's asserts on draft models pass. What only a
+    second model needs is overridden here.
+    """
+
+    layerskip: SkipValidation[LayerSkipConfig] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """Make the target its own draft; vLLM's would load a second `ModelConfig` from `self:E`."""
+        self.method = "draft_model"
+        self.prompt_lookup_max = 0
+        self.prompt_lookup_min = 0
+        self.draft_model_config = self.target_model_config
+        self.draft_parallel_config = self.target_parallel_config
+        self.draft_tensor_parallel_size = self.target_parallel_config.tensor_parallel_size
+        if self.target_model_config.architecture != self._split_architecture():
+            self.target_model_config.hf_config.architectures = [self._split_architecture()]
+            self.update_arch_()
+
+    def _split_architecture(self) -> str:
+        (architecture,) = self.target_model_config.hf_config.architectures
+        prefix = "LayerSkip"
+        return architecture if architecture.startswith(prefix) else layerskip_architecture(architecture)
+
+    @property
+    def max_num_new_slots_for_drafting(self) -> int:
+        """0: a draft step feeds one token a request, so the token budget stays the scheduler's."""
+        return 0
+
+    def compute_hash(self) -> str:
+        """vLLM's hash of what shapes the compiled graphs, with the cut at layer E."""
+        factors = (super().compute_hash(), "layerskip", self.layerskip.exit_layer)
+        return safe_hash(str(factors).encode(), usedforsecurity=False).hexdigest()
+
+    def __repr__(self) -> str:
+        """As vLLM logs it, naming the cut rather than the target's path."""
+        return (
+            f"LayerSkipSpeculativeConfig(model='self:{self.layerskip.exit_layer}', "
+            f"num_spec_tokens={self.num_speculative_tokens}, layerskip={self.layerskip!r})"
+        )

@@ -1,0 +1,19 @@
+"""Self-speculation on vLLM's CUDA worker (`vllm/v1/worker/gpu_worker.py`). Never run so far."""
+
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.gpu_worker import Worker
+
+from layerskip_vllm.worker.runner import LayerSkipRunnerMixin
+
+
+class LayerSkipCUDAModelRunner(LayerSkipRunnerMixin, GPUModelRunner):
+    """vLLM's V1 GPU model runner with the LayerSkip cycle."""
+
+
+class LayerSkipCUDAWorker(Worker):
+    """vLLM's GPU worker with that runner."""
+
+    def init_device(self) -> None:
+        """Initialise as the host does, then replace its runner, which holds nothing yet."""
+        super().init_device()
+        self.model_runner = LayerSkipCUDAModelRunner(self.vllm_config, self.device)

@@ -1,0 +1,157 @@
+"""What a V1 model runner of vLLM's does differently under self-speculation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+from vllm.v1.structured_output.utils import strip_speculative_padding
+
+from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
+from layerskip_vllm.spec_decode.health import AcceptanceMonitor
+from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+
+class LayerSkipRunnerMixin:
+    """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
+
+    Four methods are overridden; each but `propose_draft_token_ids`, whose original is a switch over
+    vLLM's own proposers, calls the original.
+    """
+
+    drafter: LayerSkipProposer
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        super().__init__(vllm_config, device)  # type: ignore[call-arg]
+        self.drafter = LayerSkipProposer(vllm_config, device)
+        self.acceptance = AcceptanceMonitor(vllm_config.speculative_config.layerskip)
+        self._exit_entries = ExitQueryEntries()
+        self._continuing_req_ids: set[str] = set()
+        self._common_attn_metadata: CommonAttentionMetadata | None = None
+
+    def execute_model(self, scheduler_output: SchedulerOutput, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Let the last step's exit states live for this step only, whether or not it runs a forward.
+
+        A request that is new, or resumed from preemption, has blocks into which its drafts' early
+        KV was never written; it must not resume, whatever its tokens.
+        """
+        self._exit_entries = self.drafter.exit_query_cache.take()
+        cached = scheduler_output.scheduled_cached_reqs
+        self._continuing_req_ids = set(cached.req_ids) - set(cached.resumed_req_ids)
+        return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+
+    def _build_attention_metadata(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Keep the batch's common metadata, from which the early layers' is cut."""
+        attn_metadata, common_attn_metadata = super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
+        self._common_attn_metadata = common_attn_metadata
+        return attn_metadata, common_attn_metadata
+
+    def _model_forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        positions: torch.Tensor | None = None,
+        *args,
+        **kwargs,
+    ):  # type: ignore[no-untyped-def]
+        """Verify from the exit states where there are any, by the full forward where not."""
+        plan = self._plan_resume()
+        if plan is None:
+            return super()._model_forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        return self.drafter.verify(
+            plan.to(self.device), input_ids, positions, self._common_attn_metadata
+        )
+
+    def _plan_resume(self) -> ResumePlan | None:
+        num_reqs = self.input_batch.num_reqs
+        query_lens = np.diff(self.query_start_loc.np[: num_reqs + 1])
+        num_computed = self.input_batch.num_computed_tokens_cpu[:num_reqs]
+        width = self.drafter.exit_query_cache.width
+        offsets = np.arange(width)
+        columns = np.minimum(num_computed[:, None] + offsets, self.max_model_len - 1)
+        token_ids = np.take_along_axis(self.input_batch.token_ids_cpu[:num_reqs], columns, axis=1)
+        cache_rows, num_resumed = self._exit_entries.match(
+            [r if r in self._continuing_req_ids else None for r in self.input_batch.req_ids],
+            num_computed,
+            np.where(offsets < query_lens[:, None], token_ids, -1),
+        )
+        if not num_resumed.any():
+            return None
+        return ResumePlan.from_schedule(query_lens, num_resumed, cache_rows, width)
+
+    def _input_fits_in_drafter(self, common_attn_metadata: CommonAttentionMetadata | None) -> bool:
+        """Whether to draft at all. How far each request may is decided request by request, so one
+        near `max_model_len` does not stop the others as vLLM's own test would."""
+        return common_attn_metadata is not None
+
+    def propose_draft_token_ids(
+        self,
+        scheduler_output: SchedulerOutput,
+        sampled_token_ids: torch.Tensor,  # [num_reqs, max_num_sampled], int32, -1 where rejected
+        sampling_metadata: SamplingMetadata,
+        hidden_states: torch.Tensor,
+        sample_hidden_states: torch.Tensor,
+        aux_hidden_states: list[torch.Tensor] | None,
+        spec_decode_metadata: SpecDecodeMetadata,
+        common_attn_metadata: CommonAttentionMetadata,
+        slot_mappings: object,
+    ) -> list[list[int]]:
+        """Draft for every request that has a new token; the lists' lengths differ near the limits."""
+        batch = self.input_batch
+        num_reqs = batch.num_reqs
+        sampled = sampled_token_ids.cpu().numpy()
+        sampled = np.where(sampled < batch.vocab_size, sampled, -1)
+        self._observe_acceptance(scheduler_output, sampled)
+        drafts: list[list[int]] = [[] for _ in range(num_reqs)]
+        num_speculative_tokens = scheduler_output.num_spec_tokens_to_schedule
+        schedule = DraftSchedule.from_step(
+            num_speculative_tokens,
+            self.max_model_len,
+            sampled,
+            num_computed=batch.num_computed_tokens_cpu[:num_reqs],
+            num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
+            num_verified=np.array(spec_decode_metadata.num_draft_tokens),
+            is_partial_prefill=self.discard_request_mask.np[:num_reqs],
+        )
+        self._draft_probs = self._draft_prob_req_ids = None
+        if num_speculative_tokens == 0 or len(schedule.rows) == 0:
+            return drafts
+
+        rows = torch.from_numpy(schedule.rows).to(self.device)
+        req_ids = [batch.req_ids[row] for row in schedule.rows]
+        proposed = self.drafter.propose_drafts(
+            num_speculative_tokens,
+            schedule,
+            req_ids,
+            common_attn_metadata.block_table_tensor[rows],
+            _of_rows(sampling_metadata, rows),
+        )
+        for row, token_ids, num in zip(schedule.rows, proposed.token_ids, schedule.num_drafts, strict=True):
+            drafts[row] = token_ids[:num].tolist()
+        if proposed.probs is not None:
+            self._draft_probs, self._draft_prob_req_ids = proposed.probs, req_ids
+        return drafts
+
+    def _observe_acceptance(self, scheduler_output: SchedulerOutput, sampled: np.ndarray) -> None:
+        scheduled = scheduler_output.scheduled_spec_decode_tokens
+        verified = [self.input_batch.req_id_to_index[req_id] for req_id in scheduled]
+        self.acceptance.observe(
+            num_drafted=sum(len(strip_speculative_padding(ids)) for ids in scheduled.values()),
+            num_accepted=int((sampled[verified] >= 0).sum()) - len(verified),
+        )
+
+
+def _of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor) -> SamplingMetadata:
+    """The part of the sampling metadata that vLLM's draft sampling reads, for some requests."""
+    if sampling_metadata.temperature is None:
+        return sampling_metadata
+    return dataclasses.replace(sampling_metadata, temperature=sampling_metadata.temperature[rows])
