@@ -35,6 +35,7 @@ class LayerSkipRunnerMixin:
         super().__init__(vllm_config, device)  # type: ignore[call-arg]
         self.drafter = LayerSkipProposer(vllm_config, device)
         self.acceptance = AcceptanceMonitor(vllm_config.speculative_config.layerskip)
+        self.num_resumed_tokens = 0
         self._exit_entries = ExitQueryEntries()
         self._continuing_req_ids: set[str] = set()
         self._common_attn_metadata: CommonAttentionMetadata | None = None
@@ -67,6 +68,7 @@ class LayerSkipRunnerMixin:
         plan = self._plan_resume()
         if plan is None:
             return super()._model_forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+        self.num_resumed_tokens += plan.num_resumed_tokens
         return self.drafter.verify(
             plan.to(self.device), input_ids, positions, self._common_attn_metadata
         )

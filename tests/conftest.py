@@ -1,0 +1,36 @@
+"""Settings that must stand before vLLM is imported, and the models that every suite uses."""
+
+import os
+
+# In one process an engine starts in seconds, and its workers' objects can be looked at.
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+
+import pytest
+
+from tests.models import RandomLlama
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def random_llama(models_dir):
+    """`random_llama(num_layers=..., tied=...)` -> path of that random checkpoint, made once."""
+
+    def path(**shape) -> str:
+        return RandomLlama(**shape).save(models_dir)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """A real 30-layer Llama. Not trained for early exit: it shows correctness, not speed."""
+    from layerskip_vllm.demo.smollm2 import prepare
+
+    return str(prepare())

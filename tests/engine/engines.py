@@ -1,0 +1,86 @@
+"""Real vLLM engines on CPU, and what their runs yield."""
+
+import gc
+from dataclasses import dataclass
+
+import torch
+from vllm import LLM, SamplingParams
+
+COUNTERS = {
+    "vllm:spec_decode_num_drafts": "num_drafts",
+    "vllm:spec_decode_num_draft_tokens": "num_drafted",
+    "vllm:spec_decode_num_accepted_tokens": "num_accepted",
+}
+
+
+def make_llm(model: str, **overrides) -> LLM:
+    """An eager float32 engine in this process, with a small KV cache."""
+    settings = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 32,
+        "kv_cache_memory_bytes": 64 << 20,
+        "block_size": 32,
+        "disable_log_stats": False,
+        "seed": 0,
+    }
+    return LLM(model, **(settings | overrides))
+
+
+def make_self_llm(model: str, exit_layer: int, num_speculative_tokens: int, **overrides) -> LLM:
+    return make_llm(
+        model, spec_model=f"self:{exit_layer}", spec_tokens=num_speculative_tokens, **overrides
+    )
+
+
+def close(llm: LLM) -> None:
+    """Free an engine's memory before the next one starts."""
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+
+
+def runner(llm: LLM):
+    """The model runner of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+
+
+def greedy(max_tokens: int, **overrides) -> SamplingParams:
+    return SamplingParams(**({"temperature": 0, "max_tokens": max_tokens} | overrides))
+
+
+def as_prompts(token_ids: list[list[int]]) -> list[dict]:
+    return [{"prompt_token_ids": ids} for ids in token_ids]
+
+
+def generate(llm: LLM, prompts, params) -> list[list[int]]:
+    """Output token ids of each prompt."""
+    outputs = llm.generate(prompts, params, use_tqdm=False)
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+@dataclass
+class Counts:
+    """vLLM's speculative-decoding counters, and our runner's count of resumed tokens."""
+
+    num_drafts: int = 0
+    num_drafted: int = 0
+    num_accepted: int = 0
+    num_resumed: int = 0
+
+    def since(self, before: "Counts") -> "Counts":
+        return Counts(*(now - then for now, then in zip(vars(self).values(), vars(before).values(), strict=True)))
+
+
+def counts(llm: LLM) -> Counts:
+    """vLLM keeps its counters in a registry of the process: compare with an earlier reading."""
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    result = Counts(**{name: metrics[key].value for key, name in COUNTERS.items() if key in metrics})
+    result.num_resumed = runner(llm).num_resumed_tokens
+    return result
+
+
+def random_prompts(lengths, seed: int = 0, low: int = 3, high: int = 250) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(low, high, (n,), generator=generator).tolist() for n in lengths]

@@ -1,0 +1,179 @@
+"""Greedy float32 output with and without self-speculation is the same, token for token."""
+
+import itertools
+
+import pytest
+
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+)
+
+NUM_LAYERS = 6
+LENGTHS = [5, 17, 40, 90, 3, 20]
+
+
+def both(model, prompts, params, exit_layer=NUM_LAYERS - 1, num_speculative_tokens=3, **overrides):
+    """Outputs of a plain and of a self-speculating engine, and what the latter counted."""
+    plain = make_llm(model, **overrides)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_self_llm(model, exit_layer, num_speculative_tokens, **overrides)
+    before = counts(llm)
+    actual = generate(llm, prompts, params)
+    counted = counts(llm).since(before)
+    close(llm)
+    return expected, actual, counted
+
+
+def assert_speculated(counted):
+    assert counted.num_drafts > 0
+    assert counted.num_resumed > 0
+    assert 0 < counted.num_accepted < counted.num_drafted
+
+
+@pytest.fixture(scope="module")
+def mixed_model(random_llama):
+    """A model whose drafts are accepted about half of the time."""
+    return random_llama(num_layers=NUM_LAYERS, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def plain_outputs(mixed_model):
+    llm = make_llm(mixed_model)
+    outputs = generate(llm, as_prompts(random_prompts(LENGTHS)), greedy(60))
+    close(llm)
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("exit_layer", "num_speculative_tokens"),
+    itertools.product([1, NUM_LAYERS - 1], range(1, 9)),
+)
+def test_every_exit_layer_and_draft_length(
+    mixed_model, plain_outputs, exit_layer, num_speculative_tokens
+):
+    llm = make_self_llm(mixed_model, exit_layer, num_speculative_tokens)
+    before = counts(llm)
+    outputs = generate(llm, as_prompts(random_prompts(LENGTHS)), greedy(60))
+    counted = counts(llm).since(before)
+    close(llm)
+    assert outputs == plain_outputs
+    assert_speculated(counted)
+
+
+def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs):
+    llm = make_self_llm(
+        mixed_model, 3, 3, additional_config={"layerskip": {"exit_query_cache": False}}
+    )
+    before = counts(llm)
+    outputs = generate(llm, as_prompts(random_prompts(LENGTHS)), greedy(60))
+    counted = counts(llm).since(before)
+    close(llm)
+    assert outputs == plain_outputs
+    assert counted.num_accepted > 0
+    assert counted.num_resumed == 0
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        pytest.param({"tied": True}, id="tied-head"),
+        pytest.param({"num_kv_heads": 4}, id="multi-head-attention"),
+        pytest.param({"num_kv_heads": 1}, id="multi-query-attention"),
+    ],
+)
+def test_head_and_attention_variants(random_llama, shape):
+    model = random_llama(num_layers=NUM_LAYERS, late_scale=0.3, **shape)
+    expected, actual, counted = both(
+        model, as_prompts(random_prompts(LENGTHS)), greedy(60), exit_layer=3
+    )
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_32_requests_of_unequal_length_join_and_leave(mixed_model):
+    prompts = as_prompts(random_prompts([3 + 5 * i % 71 for i in range(32)], seed=1))
+    params = [greedy(5 + 7 * i % 61, ignore_eos=True) for i in range(32)]
+    expected, actual, counted = both(mixed_model, prompts, params, max_num_seqs=12)
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_chunked_prompts_mix_with_decodes(mixed_model):
+    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
+    expected, actual, counted = both(
+        mixed_model, prompts, greedy(40), max_num_batched_tokens=16, max_num_seqs=8
+    )
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_shared_prefixes_hit_the_cache_on_the_second_run(mixed_model):
+    (prefix,) = random_prompts([96], seed=3)
+    tails = random_prompts([1, 7, 32, 33, 40, 64], seed=4)
+    prompts = as_prompts([prefix + tail for tail in tails])
+    plain = make_llm(mixed_model)
+    expected = generate(plain, prompts, greedy(50))
+    close(plain)
+    llm = make_self_llm(mixed_model, 3, 4)
+    assert generate(llm, prompts, greedy(50)) == expected
+    second = llm.generate(prompts, greedy(50), use_tqdm=False)
+    before = counts(llm)
+    assert [list(output.outputs[0].token_ids) for output in second] == expected
+    assert all(output.num_cached_tokens >= 96 for output in second)
+    # Whole prompt and output cached but for the last block: decoding starts at once.
+    longer = as_prompts([p["prompt_token_ids"] + e[:20] for p, e in zip(prompts, expected, strict=True)])
+    assert generate(llm, longer, greedy(30)) == [e[20:] for e in expected]
+    assert_speculated(counts(llm).since(before))
+    close(llm)
+
+
+def test_preempted_requests_start_over(mixed_model):
+    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
+    params = greedy(120, ignore_eos=True)
+    plain = make_llm(mixed_model)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_self_llm(mixed_model, 3, 4, num_gpu_blocks_override=16)
+    before, preempted_before = counts(llm), num_preemptions(llm)
+    actual = generate(llm, prompts, params)
+    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
+    close(llm)
+    assert preempted > 0
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def num_preemptions(llm) -> int:
+    return next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+
+
+def test_a_draft_length_that_follows_the_batch_size(mixed_model):
+    schedule = [(1, 2, 4), (3, 4, 2), (5, 5, 1), (6, 32, 0)]
+    prompts = as_prompts(random_prompts([9] * 9, seed=6))
+    params = [greedy(10 + 8 * i, ignore_eos=True) for i in range(9)]
+    plain = make_llm(mixed_model)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_llm(
+        mixed_model,
+        speculative_config={
+            "model": "self:5",
+            "num_speculative_tokens": 4,
+            "num_speculative_tokens_per_batch_size": schedule,
+        },
+    )
+    before = counts(llm)
+    actual = generate(llm, prompts, params)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert actual == expected
+    assert_speculated(counted)
+    assert counted.num_drafted < 4 * counted.num_drafts
