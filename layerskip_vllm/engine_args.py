@@ -6,11 +6,13 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
 from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
 from layerskip_vllm.config import (
     DEFAULT_NUM_SPECULATIVE_TOKENS,
@@ -164,6 +166,8 @@ def create_speculative_config(
     settings["num_speculative_tokens"] = check_num_speculative_tokens(
         settings.get("num_speculative_tokens", DEFAULT_NUM_SPECULATIVE_TOKENS)
     )
+    if (schedule := settings.get("num_speculative_tokens_per_batch_size")) is not None:
+        validate_and_normalize_dynamic_sd_schedule(schedule)
     _refuse_unsupported(engine_args, target_model_config)
 
     target_parallel_config.worker_cls = _worker_class()
@@ -171,12 +175,17 @@ def create_speculative_config(
     if current_platform.is_cuda():
         # One graph would hold both segments, whose token counts differ in a verify step.
         engine_args.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
-    speculative_config = LayerSkipSpeculativeConfig(
-        **settings,
-        layerskip=layerskip,
-        target_model_config=target_model_config,
-        target_parallel_config=target_parallel_config,
-    )
+    try:
+        speculative_config = LayerSkipSpeculativeConfig(
+            **settings,
+            layerskip=layerskip,
+            target_model_config=target_model_config,
+            target_parallel_config=target_parallel_config,
+        )
+    except ValidationError as error:
+        # Pydantic ends its message with a link; the user's screen should end with the fault.
+        faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"speculative_config: {'; '.join(faults)}") from None
     logger.info(
         "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
         "architecture %s, worker %s, model runner V1, async scheduling off",

@@ -8,7 +8,7 @@ from vllm.config.utils import config
 from vllm.utils.hashing import safe_hash
 
 from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.models import layerskip_architecture
+from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
 
 
 @config
@@ -30,14 +30,15 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
         self.draft_model_config = self.target_model_config
         self.draft_parallel_config = self.target_parallel_config
         self.draft_tensor_parallel_size = self.target_parallel_config.tensor_parallel_size
-        if self.target_model_config.architecture != self._split_architecture():
-            self.target_model_config.hf_config.architectures = [self._split_architecture()]
+        if self.num_speculative_tokens_per_batch_size is None:
+            # Without a schedule vLLM pads a request that starts with one token by K placeholders,
+            # for full CUDA graphs, which are off here: rows of work, and drafts in its metrics that
+            # nobody drafted (`Scheduler.schedule`, pad_spec_decode).
+            self.num_speculative_tokens_per_batch_size = [(1, 1, self.num_speculative_tokens)]
+        if self.target_model_config.architecture in SUPPORTED_ARCHITECTURES:
+            split = layerskip_architecture(self.target_model_config.architecture)
+            self.target_model_config.hf_config.architectures = [split]
             self.update_arch_()
-
-    def _split_architecture(self) -> str:
-        (architecture,) = self.target_model_config.hf_config.architectures
-        prefix = "LayerSkip"
-        return architecture if architecture.startswith(prefix) else layerskip_architecture(architecture)
 
     @property
     def max_num_new_slots_for_drafting(self) -> int:

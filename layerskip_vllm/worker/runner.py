@@ -10,7 +10,6 @@ import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
-from vllm.v1.structured_output.utils import strip_speculative_padding
 
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
 from layerskip_vllm.spec_decode.health import AcceptanceMonitor
@@ -112,7 +111,11 @@ class LayerSkipRunnerMixin:
         num_reqs = batch.num_reqs
         sampled = sampled_token_ids.cpu().numpy()
         sampled = np.where(sampled < batch.vocab_size, sampled, -1)
-        self._observe_acceptance(scheduler_output, sampled)
+        num_verified = np.array(spec_decode_metadata.num_draft_tokens)
+        self.acceptance.observe(
+            num_drafted=int(num_verified.sum()),
+            num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
+        )
         drafts: list[list[int]] = [[] for _ in range(num_reqs)]
         num_speculative_tokens = scheduler_output.num_spec_tokens_to_schedule
         schedule = DraftSchedule.from_step(
@@ -121,7 +124,7 @@ class LayerSkipRunnerMixin:
             sampled,
             num_computed=batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
-            num_verified=np.array(spec_decode_metadata.num_draft_tokens),
+            num_verified=num_verified,
             is_partial_prefill=self.discard_request_mask.np[:num_reqs],
         )
         self._draft_probs = self._draft_prob_req_ids = None
@@ -142,14 +145,6 @@ class LayerSkipRunnerMixin:
         if proposed.probs is not None:
             self._draft_probs, self._draft_prob_req_ids = proposed.probs, req_ids
         return drafts
-
-    def _observe_acceptance(self, scheduler_output: SchedulerOutput, sampled: np.ndarray) -> None:
-        scheduled = scheduler_output.scheduled_spec_decode_tokens
-        verified = [self.input_batch.req_id_to_index[req_id] for req_id in scheduled]
-        self.acceptance.observe(
-            num_drafted=sum(len(strip_speculative_padding(ids)) for ids in scheduled.values()),
-            num_accepted=int((sampled[verified] >= 0).sum()) - len(verified),
-        )
 
 
 def _of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor) -> SamplingMetadata:

@@ -1,0 +1,52 @@
+# `make demo` and `make test` do their own set-up; see README.md.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+# For example: make setup PIP_OPTIONS="--extra-index-url URL"
+PIP_OPTIONS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
+LOCKS := requirements/cpu.txt requirements/dev.txt
+
+.PHONY: setup demo test quality style build clean help
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: $(VENV)/.installed ## create .venv from the locked requirement files
+
+$(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
+	  { echo "make setup: $(PYTHON) is older than Python 3.11; name another: make setup PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing pinned packages (about 1 GB of downloads the first time) ..."
+	@$(PIP) $(addprefix -r ,$(LOCKS)) || { \
+	  echo; \
+	  echo "make setup: pip could not install the locked packages."; \
+	  echo "If it found no torch==2.13.0+cpu: PyTorch's CPU builds have a package index of their own."; \
+	  echo "Add the URL that pytorch.org's 'Get Started' page gives for Linux, pip, CPU:"; \
+	  echo "    make setup PIP_OPTIONS=\"--extra-index-url URL\""; \
+	  exit 1; }
+	$(PIP) --no-build-isolation ./requirements/vllm-metadata
+	$(PIP) --no-build-isolation --editable .
+	@touch $@
+
+demo: setup ## serve a real model with self-speculation and show what it did
+	$(BIN)/python -m layerskip_vllm.demo
+
+test: setup ## the test suite, under 15 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+quality: setup ## lint, format check, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: setup ## format and fix what can be fixed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+build: setup ## sdist and wheel into dist/
+	$(BIN)/python -m build --no-isolation
+
+clean: ## remove what was built and the virtual environment
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
