@@ -1,0 +1,159 @@
+"""Requests that end in the middle of an accepted run, at the model's limit, or by an abort."""
+
+import pytest
+
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+)
+
+K = 4
+PROMPT_LENGTHS = [5, 17, 40, 9]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return as_prompts(random_prompts(PROMPT_LENGTHS, seed=7))
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    """Layers [3, L) add nothing: every draft is accepted, so runs are K long and ends fall inside."""
+    return random_llama(late_from=3, late_scale=0.0)
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    llm = make_llm(model)
+    yield llm
+    close(llm)
+
+
+@pytest.fixture(scope="module")
+def llm(model, plain):
+    # After `plain`: an engine that starts takes vLLM's counters over from the one before it.
+    llm = make_self_llm(model, 3, K)
+    yield llm
+    close(llm)
+
+
+@pytest.fixture(scope="module")
+def outputs(plain, prompts):
+    """What plain decoding yields where nothing stops it: the material to choose stops from."""
+    return generate(plain, prompts, greedy(40, ignore_eos=True))
+
+
+def test_every_draft_is_accepted_where_the_remaining_layers_add_nothing(llm, prompts, outputs):
+    max_tokens = 1 + 5 * (K + 1)
+    before = counts(llm)
+    assert generate(llm, prompts, greedy(max_tokens, ignore_eos=True)) == [
+        ids[:max_tokens] for ids in outputs
+    ]
+    counted = counts(llm).since(before)
+    assert counted.num_accepted == counted.num_drafted
+    # One token comes with the prompt, then each of 5 cycles brings K drafts and a bonus token.
+    assert counted.num_drafts == 5 * len(prompts)
+    assert 1 + counted.num_accepted / counted.num_drafts == K + 1
+    assert counted.num_resumed == counted.num_drafted
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 2 * (K + 1) + 2))
+def test_max_tokens_cuts_an_accepted_run(llm, plain, prompts, max_tokens):
+    params = greedy(max_tokens, ignore_eos=True)
+    assert generate(llm, prompts, params) == generate(plain, prompts, params)
+
+
+def finish(llm, prompts, params):
+    return [
+        (list(o.token_ids), o.text, o.finish_reason, o.stop_reason)
+        for output in llm.generate(prompts, params, use_tqdm=False)
+        for o in output.outputs
+    ]
+
+
+@pytest.mark.parametrize("position", range(K + 2, 2 * (K + 1) + 3))
+def test_a_stop_token_cuts_an_accepted_run(llm, plain, prompts, outputs, position):
+    params = greedy(40, stop_token_ids=[ids[position] for ids in outputs])
+    expected = finish(plain, prompts, params)
+    assert finish(llm, prompts, params) == expected
+    assert all(reason == "stop" and len(ids) <= position + 1 for ids, _, reason, _ in expected)
+
+
+@pytest.mark.parametrize("position", range(K + 2, 2 * (K + 1) + 3))
+def test_a_stop_string_cuts_an_accepted_run(llm, plain, prompts, outputs, position):
+    # The model's bytes are random: a stop is the first text of one ASCII character from there on.
+    decode = llm.get_tokenizer().decode
+    stops = [
+        next(text for text in (decode([i]) for i in ids[position:]) if text and text.isascii())
+        for ids in outputs
+    ]
+    params = greedy(40, stop=stops)
+    expected = finish(plain, prompts, params)
+    assert finish(llm, prompts, params) == expected
+    assert any(reason == "stop" for _, _, reason, _ in expected)
+
+
+def test_the_end_of_text_token_cuts_an_accepted_run(random_llama, prompts, outputs):
+    ended = []
+    for position in range(K + 2, K + 6):
+        model = random_llama(late_from=3, late_scale=0.0, eos_token_id=outputs[0][position])
+        plain, llm = make_llm(model), make_self_llm(model, 3, K)
+        expected = finish(plain, prompts, greedy(40))
+        assert finish(llm, prompts, greedy(40)) == expected
+        ended.append(expected[0][2] == "stop" and len(expected[0][0]) <= position + 1)
+        close(plain)
+        close(llm)
+    assert all(ended)
+
+
+@pytest.mark.parametrize("max_model_len", range(64, 64 + K + 1))
+def test_a_request_reaches_max_model_len_while_another_drafts_on(model, max_model_len):
+    prompts = as_prompts(random_prompts([max_model_len - 9, 5, max_model_len - 1], seed=8))
+    params = greedy(max_model_len, ignore_eos=True)
+    plain = make_llm(model, max_model_len=max_model_len)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_self_llm(model, 3, K, max_model_len=max_model_len)
+    before = counts(llm)
+    assert generate(llm, prompts, params) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert len(expected[0]) == 9
+    assert len(expected[1]) == max_model_len - 5
+    assert counted.num_accepted == counted.num_drafted > 0
+
+
+def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
+    model = random_llama(late_scale=0.3)
+    prompts = random_prompts([20, 7, 33, 12, 5, 28], seed=9)
+    plain = make_llm(model)
+    expected = generate(plain, as_prompts(prompts), greedy(60, ignore_eos=True))
+    close(plain)
+
+    llm = make_self_llm(model, 4, K)
+    before, engine = counts(llm), llm.llm_engine
+    for i, ids in enumerate(prompts):
+        engine.add_request(f"r{i}", {"prompt_token_ids": ids}, greedy(60, ignore_eos=True))
+    finished, steps = {}, 0
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                finished[output.request_id] = list(output.outputs[0].token_ids)
+        steps += 1
+        if steps in (4, 9):  # two prompts leave while their drafts are waiting to be verified
+            engine.abort_request([f"r{steps % 4}", f"r{steps % 4 + 2}"])
+            # An id that comes back at once must not meet the states of its namesake.
+            engine.add_request(
+                f"again{steps}", {"prompt_token_ids": prompts[0]}, greedy(20, ignore_eos=True)
+            )
+    assert finished.pop("again4") == finished.pop("again9") == expected[0][:20]
+    assert sorted(finished) == ["r4", "r5"]
+    assert [finished["r4"], finished["r5"]] == expected[4:]
+    assert counts(llm).since(before).num_resumed > 0
+    close(llm)

@@ -1,0 +1,99 @@
+"""The split model holds the stock model's weights, once."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+    runner,
+)
+
+
+def parameters(llm) -> dict[str, torch.Tensor]:
+    return dict(runner(llm).get_model().named_parameters(remove_duplicate=False))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied-head", "tied-head"])
+def test_no_parameter_exists_twice(random_llama, tied):
+    model = random_llama(tied=tied)
+    plain, llm = make_llm(model), make_self_llm(model, 2, 3)
+    stock, split = parameters(plain), parameters(llm)
+    assert split.keys() == stock.keys()
+    assert len({p.data_ptr() for p in split.values()}) == len({p.data_ptr() for p in stock.values()})
+    assert sum(p.nbytes for p in split.values()) == sum(p.nbytes for p in stock.values())
+    for name, parameter in stock.items():
+        assert torch.equal(parameter, split[name]), name
+    draft = runner(llm).drafter.model
+    assert draft is runner(llm).get_model()
+    close(plain)
+    close(llm)
+
+
+def test_layers_of_both_segments_are_the_targets_own(random_llama):
+    llm = make_self_llm(random_llama(), 2, 3)
+    model = runner(llm).get_model()
+    layers = list(model.early_layers._layers) + list(model.remaining_layers._layers)
+    close(llm)
+    assert len(model.early_layers._layers) == 2
+    assert all(a is b for a, b in zip(layers, model.model.layers, strict=True))
+
+
+def test_the_kv_cache_holds_as_many_tokens_as_without(random_llama):
+    plain, llm = make_llm(random_llama()), make_self_llm(random_llama(), 2, 3)
+    blocks = [runner(x).kv_cache_config.num_blocks for x in (plain, llm)]
+    close(plain)
+    close(llm)
+    assert blocks[0] == blocks[1] > 0
+
+
+def test_a_sharded_checkpoint_loads(random_llama, tmp_path):
+    whole = random_llama(late_scale=0.3)
+    prompts = as_prompts(random_prompts([9, 30]))
+    plain = make_llm(whole)
+    expected = generate(plain, prompts, greedy(20))
+    close(plain)
+
+    import shutil
+
+    sharded = tmp_path / "sharded"
+    shutil.copytree(whole, sharded)
+    weights = load_file(sharded / "model.safetensors")
+    (sharded / "model.safetensors").unlink()
+    shards = {f"model-0000{i + 1}-of-00003.safetensors": list(weights)[i::3] for i in range(3)}
+    for file_name, names in shards.items():
+        save_file({name: weights[name] for name in names}, sharded / file_name, {"format": "pt"})
+    index = {"metadata": {}, "weight_map": {n: f for f, names in shards.items() for n in names}}
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    llm = make_self_llm(str(sharded), 2, 3)
+    assert generate(llm, prompts, greedy(20)) == expected
+    close(llm)
+
+
+def test_the_exit_layer_is_part_of_the_compile_cache_key(random_llama):
+    from vllm.engine.arg_utils import EngineArgs
+
+    def key(**flags) -> str:
+        return EngineArgs(random_llama(), max_model_len=64, **flags).create_engine_config().compute_hash()
+
+    assert key(spec_model="self:2") == key(spec_model="self:2")
+    assert len({key(), key(spec_model="self:2"), key(spec_model="self:3")}) == 3
+
+
+def test_without_self_speculation_the_engine_is_stock_vllm(random_llama):
+    from vllm.model_executor.models.llama import LlamaForCausalLM
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    plain = make_llm(random_llama())
+    assert type(runner(plain)) is CPUModelRunner
+    assert type(runner(plain).get_model()) is LlamaForCausalLM
+    close(plain)
