@@ -48,7 +48,7 @@ class LayerSkipConfig:
         exit_layer: E, the number of leading decoder layers that draft; 1 <= E < num_layers.
         num_layers: L, the number of decoder layers of the target.
         exit_query_cache: Resume verification from the states that the draft left at layer E.
-            False verifies with the full forward: same output, more work; for ablation and debugging.
+            False verifies with the full forward: same output, more work; for ablation, debugging.
     """
 
     exit_layer: int

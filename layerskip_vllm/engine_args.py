@@ -92,7 +92,8 @@ def _num_speculative_tokens(value: str) -> int:
 
 def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     """Add `--speculative-model` and `--num-speculative-tokens`, which set what vLLM's
-    `--spec-model` and `--spec-tokens` set (`EngineArgs.spec_model`, `EngineArgs.spec_tokens`)."""
+    `--spec-model` and `--spec-tokens` set (`EngineArgs.spec_model`, `EngineArgs.spec_tokens`).
+    """
     group = parser.add_argument_group(
         title="LayerSkip", description="Self-speculative decoding (arXiv 2404.16710)."
     )
@@ -184,7 +185,9 @@ def create_speculative_config(
         )
     except ValidationError as error:
         # Pydantic ends its message with a link; the user's screen should end with the fault.
-        faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        faults = (
+            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()
+        )
         raise ValueError(f"speculative_config: {'; '.join(faults)}") from None
     logger.info(
         "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
@@ -202,7 +205,8 @@ def create_speculative_config(
 def _merged_settings(engine_args: EngineArgs) -> dict:
     """Join `speculative_config` with the three short flags; each setting may be said once."""
     settings = {
-        key.replace("-", "_"): value for key, value in (engine_args.speculative_config or {}).items()
+        key.replace("-", "_"): value
+        for key, value in (engine_args.speculative_config or {}).items()
     }
     for flag, key, value in (
         ("--speculative-model (--spec-model)", "model", engine_args.spec_model),

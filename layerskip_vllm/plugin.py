@@ -48,5 +48,5 @@ def refuse_self_speculation(vllm_version: str) -> None:
         return original(engine_args, *args, **kwargs)
 
     host = getattr(vllm.engine.arg_utils, "EngineArgs", None)
-    if hasattr(host, "create_speculative_config"):
+    if host is not None and hasattr(host, "create_speculative_config"):
         wrap(host, "create_speculative_config", create_speculative_config)

@@ -21,6 +21,7 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
     """
 
     layerskip: SkipValidation[LayerSkipConfig] = None  # type: ignore[assignment]
+    num_speculative_tokens_per_batch_size: list[tuple[int, int, int]] | None = None
 
     def __post_init__(self) -> None:
         """Make the target its own draft; vLLM's would load a second `ModelConfig` from `self:E`."""
@@ -46,7 +47,7 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
         return 0
 
     def compute_hash(self) -> str:
-        """vLLM's hash of what shapes the compiled graphs, with the cut at layer E."""
+        """VLLM's hash of what shapes the compiled graphs, with the cut at layer E."""
         factors = (super().compute_hash(), "layerskip", self.layerskip.exit_layer)
         return safe_hash(str(factors).encode(), usedforsecurity=False).hexdigest()
 

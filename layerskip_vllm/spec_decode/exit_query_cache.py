@@ -36,7 +36,7 @@ class ExitQueryEntries:
             that equal the cached ones at the same positions; 0 where request id or start position
             differ.
         """
-        row_of = {req_id: row for row, req_id in enumerate(self.req_ids)}
+        row_of: dict[str | None, int] = {req_id: row for row, req_id in enumerate(self.req_ids)}
         cache_rows = np.array([row_of.get(req_id, -1) for req_id in continuing_req_ids], np.int64)
         if not row_of:
             return cache_rows, np.zeros_like(cache_rows)

@@ -23,7 +23,7 @@ class AcceptanceMonitor:
 
     @property
     def acceptance_rate(self) -> float:
-        """accepted / drafted so far; 0 before the first draft."""
+        """Accepted / drafted so far; 0 before the first draft."""
         return self.num_accepted / max(self.num_drafted, 1)
 
     def observe(self, num_drafted: int, num_accepted: int) -> None:

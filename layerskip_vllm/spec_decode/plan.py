@@ -50,14 +50,17 @@ class ResumePlan:
 
     @property
     def num_resumed_tokens(self) -> int:
+        """Tokens that skip the early layers."""
         return len(self.resumed_token_indices)
 
     @property
     def num_fresh_tokens(self) -> int:
+        """Tokens that run them."""
         return len(self.fresh_token_indices)
 
     @property
     def max_fresh_query_len(self) -> int:
+        """Most fresh tokens of one request; there must be some."""
         return int(self.fresh_query_start_loc.diff().max())
 
     def to(self, device: torch.device) -> ResumePlan:
@@ -73,20 +76,23 @@ class DraftSchedule:
     """
 
     rows: np.ndarray  # [num_drafting], int64, into the runner's batch
-    start_positions: np.ndarray  # [num_drafting], int64, n: computed tokens, position of next_token_ids
+    start_positions: (
+        np.ndarray
+    )  # [num_drafting], int64, n: computed tokens, position of next_token_ids
     next_token_ids: np.ndarray  # [num_drafting], int64, t: sampled this step, not yet computed
     num_drafts: np.ndarray  # [num_drafting], int64, in [1, num_speculative_tokens]
 
     @classmethod
     def from_step(
         cls,
+        *,
         num_speculative_tokens: int,
         max_model_len: int,
         sampled_token_ids: np.ndarray,  # [num_reqs, <= K + 1], accepted + 1 tokens, then -1
         num_computed: np.ndarray,  # [num_reqs], tokens computed before the step
         num_scheduled: np.ndarray,  # [num_reqs], tokens that the step computed, drafts included
         num_verified: np.ndarray,  # [num_reqs], drafts among them
-        is_partial_prefill: np.ndarray,  # [num_reqs], bool, prompt not finished: nothing was sampled
+        is_partial_prefill: np.ndarray,  # [num_reqs], bool, prompt goes on: nothing sampled
     ) -> DraftSchedule:
         """Read from a step's outcome where each request stands.
 

@@ -41,7 +41,9 @@ class Drafts:
     """What one propose step yields."""
 
     token_ids: np.ndarray  # [num_drafting, K], int64; row r counts up to schedule.num_drafts[r]
-    probs: torch.Tensor | None  # [num_drafting, K, vocab_size], float32; None where drafts are greedy
+    probs: (
+        torch.Tensor | None
+    )  # [num_drafting, K, vocab_size], float32; None where drafts are greedy
 
 
 class LayerSkipProposer(DraftModelProposer):
@@ -183,9 +185,7 @@ class LayerSkipProposer(DraftModelProposer):
             yield
 
     @contextmanager
-    def _fresh_tokens_only(
-        self, plan: ResumePlan, cm: CommonAttentionMetadata
-    ) -> Generator[None]:
+    def _fresh_tokens_only(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> Generator[None]:
         """Let the early layers see a batch of the fresh tokens alone.
 
         The forward context keeps metadata and slots by layer name, so the remaining layers' stay.

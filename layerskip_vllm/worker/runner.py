@@ -19,9 +19,12 @@ from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as HostRunner
+else:
+    HostRunner = object
 
 
-class LayerSkipRunnerMixin:
+class LayerSkipRunnerMixin(HostRunner):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
 
     Four methods are overridden; each but `propose_draft_token_ids`, whose original is a switch over
@@ -31,7 +34,7 @@ class LayerSkipRunnerMixin:
     drafter: LayerSkipProposer
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
-        super().__init__(vllm_config, device)  # type: ignore[call-arg]
+        super().__init__(vllm_config, device)
         self.drafter = LayerSkipProposer(vllm_config, device)
         self.acceptance = AcceptanceMonitor(vllm_config.speculative_config.layerskip)
         self.num_resumed_tokens = 0
@@ -40,7 +43,7 @@ class LayerSkipRunnerMixin:
         self._common_attn_metadata: CommonAttentionMetadata | None = None
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """Let the last step's exit states live for this step only, whether or not it runs a forward.
+        """Let the last step's exit states live for this step only, even if it runs no forward.
 
         A request that is new, or resumed from preemption, has blocks into which its drafts' early
         KV was never written; it must not resume, whatever its tokens.
@@ -48,25 +51,19 @@ class LayerSkipRunnerMixin:
         self._exit_entries = self.drafter.exit_query_cache.take()
         cached = scheduler_output.scheduled_cached_reqs
         self._continuing_req_ids = set(cached.req_ids) - set(cached.resumed_req_ids)
-        return super().execute_model(scheduler_output, *args, **kwargs)  # type: ignore[misc]
+        return super().execute_model(scheduler_output, *args, **kwargs)
 
     def _build_attention_metadata(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Keep the batch's common metadata, from which the early layers' is cut."""
-        attn_metadata, common_attn_metadata = super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
+        attn_metadata, common_attn_metadata = super()._build_attention_metadata(*args, **kwargs)
         self._common_attn_metadata = common_attn_metadata
         return attn_metadata, common_attn_metadata
 
-    def _model_forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        positions: torch.Tensor | None = None,
-        *args,
-        **kwargs,
-    ):  # type: ignore[no-untyped-def]
+    def _model_forward(self, input_ids=None, positions=None, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Verify from the exit states where there are any, by the full forward where not."""
         plan = self._plan_resume()
         if plan is None:
-            return super()._model_forward(input_ids, positions, *args, **kwargs)  # type: ignore[misc]
+            return super()._model_forward(input_ids, positions, *args, **kwargs)
         self.num_resumed_tokens += plan.num_resumed_tokens
         return self.drafter.verify(
             plan.to(self.device), input_ids, positions, self._common_attn_metadata
@@ -91,10 +88,11 @@ class LayerSkipRunnerMixin:
 
     def _input_fits_in_drafter(self, common_attn_metadata: CommonAttentionMetadata | None) -> bool:
         """Whether to draft at all. How far each request may is decided request by request, so one
-        near `max_model_len` does not stop the others as vLLM's own test would."""
+        near `max_model_len` does not stop the others as vLLM's own test would.
+        """
         return common_attn_metadata is not None
 
-    def propose_draft_token_ids(
+    def propose_draft_token_ids(  # noqa: PLR0917 (the host's signature)
         self,
         scheduler_output: SchedulerOutput,
         sampled_token_ids: torch.Tensor,  # [num_reqs, max_num_sampled], int32, -1 where rejected
@@ -106,7 +104,7 @@ class LayerSkipRunnerMixin:
         common_attn_metadata: CommonAttentionMetadata,
         slot_mappings: object,
     ) -> list[list[int]]:
-        """Draft for every request that has a new token; the lists' lengths differ near the limits."""
+        """Draft for every request with a new token; the lists' lengths differ near the limits."""
         batch = self.input_batch
         num_reqs = batch.num_reqs
         sampled = sampled_token_ids.cpu().numpy()
@@ -119,9 +117,9 @@ class LayerSkipRunnerMixin:
         drafts: list[list[int]] = [[] for _ in range(num_reqs)]
         num_speculative_tokens = scheduler_output.num_spec_tokens_to_schedule
         schedule = DraftSchedule.from_step(
-            num_speculative_tokens,
-            self.max_model_len,
-            sampled,
+            num_speculative_tokens=num_speculative_tokens,
+            max_model_len=self.max_model_len,
+            sampled_token_ids=sampled,
             num_computed=batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
@@ -140,7 +138,9 @@ class LayerSkipRunnerMixin:
             common_attn_metadata.block_table_tensor[rows],
             _of_rows(sampling_metadata, rows),
         )
-        for row, token_ids, num in zip(schedule.rows, proposed.token_ids, schedule.num_drafts, strict=True):
+        for row, token_ids, num in zip(
+            schedule.rows, proposed.token_ids, schedule.num_drafts, strict=True
+        ):
             drafts[row] = token_ids[:num].tolist()
         if proposed.probs is not None:
             self._draft_probs, self._draft_prob_req_ids = proposed.probs, req_ids

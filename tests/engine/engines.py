@@ -70,13 +70,20 @@ class Counts:
     num_resumed: int = 0
 
     def since(self, before: "Counts") -> "Counts":
-        return Counts(*(now - then for now, then in zip(vars(self).values(), vars(before).values(), strict=True)))
+        return Counts(
+            *(
+                now - then
+                for now, then in zip(vars(self).values(), vars(before).values(), strict=True)
+            )
+        )
 
 
 def counts(llm: LLM) -> Counts:
     """vLLM keeps its counters in a registry of the process: compare with an earlier reading."""
     metrics = {metric.name: metric for metric in llm.get_metrics()}
-    result = Counts(**{name: metrics[key].value for key, name in COUNTERS.items() if key in metrics})
+    result = Counts(
+        **{name: metrics[key].value for key, name in COUNTERS.items() if key in metrics}
+    )
     result.num_resumed = runner(llm).num_resumed_tokens
     return result
 

@@ -24,7 +24,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def model(random_llama):
-    """Layers [3, L) add nothing: every draft is accepted, so runs are K long and ends fall inside."""
+    """Layers [3, L) add nothing: every draft is accepted, and ends fall inside of a run."""
     return random_llama(late_from=3, late_scale=0.0)
 
 

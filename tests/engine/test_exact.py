@@ -129,7 +129,9 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(mixed_model):
     assert [list(output.outputs[0].token_ids) for output in second] == expected
     assert all(output.num_cached_tokens >= 96 for output in second)
     # Whole prompt and output cached but for the last block: decoding starts at once.
-    longer = as_prompts([p["prompt_token_ids"] + e[:20] for p, e in zip(prompts, expected, strict=True)])
+    longer = as_prompts(
+        [p["prompt_token_ids"] + e[:20] for p, e in zip(prompts, expected, strict=True)]
+    )
     assert generate(llm, longer, greedy(30)) == [e[20:] for e in expected]
     assert_speculated(counts(llm).since(before))
     close(llm)

@@ -28,7 +28,9 @@ def test_no_parameter_exists_twice(random_llama, tied):
     plain, llm = make_llm(model), make_self_llm(model, 2, 3)
     stock, split = parameters(plain), parameters(llm)
     assert split.keys() == stock.keys()
-    assert len({p.data_ptr() for p in split.values()}) == len({p.data_ptr() for p in stock.values()})
+    assert len({p.data_ptr() for p in split.values()}) == len(
+        {p.data_ptr() for p in stock.values()}
+    )
     assert sum(p.nbytes for p in split.values()) == sum(p.nbytes for p in stock.values())
     for name, parameter in stock.items():
         assert torch.equal(parameter, split[name]), name
@@ -83,7 +85,11 @@ def test_the_exit_layer_is_part_of_the_compile_cache_key(random_llama):
     from vllm.engine.arg_utils import EngineArgs
 
     def key(**flags) -> str:
-        return EngineArgs(random_llama(), max_model_len=64, **flags).create_engine_config().compute_hash()
+        return (
+            EngineArgs(random_llama(), max_model_len=64, **flags)
+            .create_engine_config()
+            .compute_hash()
+        )
 
     assert key(spec_model="self:2") == key(spec_model="self:2")
     assert len({key(), key(spec_model="self:2"), key(spec_model="self:3")}) == 3

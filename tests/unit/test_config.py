@@ -1,0 +1,45 @@
+"""`self:E`, its range and the options' names."""
+
+import subprocess
+import sys
+
+import pytest
+
+from layerskip_vllm.config import LayerSkipConfig, is_self_model, parse_exit_layer
+
+
+@pytest.mark.parametrize(
+    "model", ["self:", "self:x", "self:0", "self:-1", "self:1.5", "self: 8", "self:+2", "self:²"]
+)
+def test_a_malformed_exit_layer_is_named(model):
+    with pytest.raises(ValueError, match="whole number of at least 1, for example self:8") as error:
+        parse_exit_layer(model)
+    assert repr(model) in str(error.value)
+
+
+def test_a_well_formed_exit_layer_is_read():
+    assert parse_exit_layer("self:12") == 12
+    assert is_self_model("self:12")
+    assert not is_self_model("meta-llama/self:12")
+    assert not is_self_model(None)
+
+
+@pytest.mark.parametrize("exit_layer", [0, 16, 17])
+def test_an_exit_layer_out_of_range_is_named_with_the_range(exit_layer):
+    with pytest.raises(
+        ValueError, match=rf"exit_layer={exit_layer} must be in \[1, 15\] for a 16-layer target"
+    ):
+        LayerSkipConfig(exit_layer, 16)
+
+
+def test_break_even_is_where_the_cost_model_says_it_is():
+    config = LayerSkipConfig(exit_layer=6, num_layers=24)
+    for num_drafts in (1, 4, 9):
+        cost = (num_drafts * config.exit_layer + config.num_layers) / config.num_layers
+        assert 1 + num_drafts * config.break_even_acceptance_rate == pytest.approx(cost)
+
+
+def test_config_and_plan_import_no_vllm():
+    modules = "layerskip_vllm.config, layerskip_vllm.models, layerskip_vllm.spec_decode.plan"
+    code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,97 @@
+"""The plan's arithmetic against brute-force loops."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+
+WIDTH = 4
+
+
+@st.composite
+def schedules(draw):
+    """Per request: scheduled tokens, how many resume, and its row in the exit query cache."""
+    num_reqs = draw(st.integers(1, 8))
+    query_lens = draw(st.lists(st.integers(1, 9), min_size=num_reqs, max_size=num_reqs))
+    num_resumed = [draw(st.integers(0, min(q, WIDTH))) for q in query_lens]
+    cache_rows = draw(st.permutations(range(num_reqs)))
+    return np.array(query_lens), np.array(num_resumed), np.array(cache_rows)
+
+
+@given(schedules())
+def test_resume_plan_equals_a_loop_over_the_tokens(schedule):
+    query_lens, num_resumed, cache_rows = schedule
+    resumed, exit_states, fresh, rows, start_loc = [], [], [], [], [0]
+    token = 0
+    for req, query_len in enumerate(query_lens):
+        for i in range(query_len):
+            if i < num_resumed[req]:
+                resumed.append(token)
+                exit_states.append(cache_rows[req] * WIDTH + i)
+            else:
+                fresh.append(token)
+            token += 1
+        if query_len > num_resumed[req]:
+            rows.append(req)
+            start_loc.append(len(fresh))
+
+    plan = ResumePlan.from_schedule(query_lens, num_resumed, cache_rows, WIDTH)
+    assert plan.resumed_token_indices.tolist() == resumed
+    assert plan.exit_state_indices.tolist() == exit_states
+    assert plan.fresh_token_indices.tolist() == fresh
+    assert plan.fresh_rows.tolist() == rows
+    assert plan.fresh_query_start_loc.tolist() == start_loc
+    assert plan.fresh_query_start_loc.dtype == torch.int32
+    assert plan.num_resumed_tokens + plan.num_fresh_tokens == query_lens.sum()
+
+
+@st.composite
+def outcomes(draw):
+    """Per request: computed tokens, verified drafts, accepted drafts, or a prompt chunk."""
+    reqs = []
+    for _ in range(draw(st.integers(1, 6))):
+        computed = draw(st.integers(0, 60))
+        if draw(st.booleans()):  # a prompt, or a part of one
+            reqs.append((computed, draw(st.integers(1, 20)), 0, 0, draw(st.booleans())))
+        else:
+            verified = draw(st.integers(0, WIDTH))
+            reqs.append((computed, verified + 1, verified, draw(st.integers(0, verified)), False))
+    return reqs
+
+
+@given(outcomes(), st.integers(1, WIDTH), st.integers(30, 90))
+def test_draft_schedule_equals_a_loop_over_the_requests(
+    reqs, num_speculative_tokens, max_model_len
+):
+    sampled = np.full((len(reqs), WIDTH + 1), -1)
+    for row, (_, _, _, accepted, _) in enumerate(reqs):
+        sampled[row, : accepted + 1] = 100 * row + np.arange(accepted + 1)
+    computed, scheduled, verified, _, partial = map(np.array, zip(*reqs, strict=True))
+
+    expected = []
+    for row, (c, s, v, a, is_partial) in enumerate(reqs):
+        position = c + s - (v - a)  # rejected drafts are not computed tokens
+        last = max_model_len - 2  # the last position that a scheduled token may have
+        num_drafts = min(num_speculative_tokens, last - position)
+        if not is_partial and num_drafts > 0:
+            expected.append((row, position, 100 * row + a, num_drafts))
+
+    schedule = DraftSchedule.from_step(
+        num_speculative_tokens=num_speculative_tokens,
+        max_model_len=max_model_len,
+        sampled_token_ids=sampled,
+        num_computed=computed,
+        num_scheduled=scheduled,
+        num_verified=verified,
+        is_partial_prefill=partial,
+    )
+    actual = zip(
+        schedule.rows,
+        schedule.start_positions,
+        schedule.next_token_ids,
+        schedule.num_drafts,
+        strict=True,
+    )
+    assert [tuple(map(int, entry)) for entry in actual] == expected
