@@ -41,7 +41,6 @@ SPECULATIVE_KEYS = (
     "num_speculative_tokens",
     "num_speculative_tokens_per_batch_size",
     "draft_sample_method",
-    "rejection_sample_method",
     "use_local_argmax_reduction",
 )
 """What `--speculative-config` may say beside `self:E`; the rest describes a second model."""

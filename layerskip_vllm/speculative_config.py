@@ -47,7 +47,7 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
         return 0
 
     def compute_hash(self) -> str:
-        """VLLM's hash of what shapes the compiled graphs, with the cut at layer E."""
+        """Hash what shapes the compiled graphs, as vLLM does, with the cut at layer E."""
         factors = (super().compute_hash(), "layerskip", self.layerskip.exit_layer)
         return safe_hash(str(factors).encode(), usedforsecurity=False).hexdigest()
 

@@ -1,19 +1,20 @@
-"""Wrap a method of a host class once, however often it is asked for."""
+"""Wrap a method of a host class, or a function of a host module, once."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 
 OWNER_ATTRIBUTE = "__layerskip_hook__"
 
 
-def wrap(host: type, name: str, wrapper: Callable) -> None:
+def wrap(host: type | ModuleType, name: str, wrapper: Callable) -> None:
     """Replace `host.name` by `wrapper(original, ...)`; nothing happens where it is ours already.
 
     Args:
-        host: Class that defines `name`, as a method or a static method.
+        host: Class or module that defines `name`, as a method, static method or function.
         name: Attribute to wrap.
         wrapper: Called with the original as first argument, then the call's own.
     """

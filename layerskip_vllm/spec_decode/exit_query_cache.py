@@ -16,12 +16,13 @@ class ExitQueryEntries:
     """Which token of which request each cached state belongs to.
 
     States of request `req_ids[row]` stand for `token_ids[row, k]` at position
-    `start_positions[row] + k`.
+    `start_positions[row] + k`, k < `num_states[row]`.
     """
 
     req_ids: Sequence[str] = ()
     start_positions: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [rows]
     token_ids: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))  # [rows, K]
+    num_states: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # [rows]
 
     def match(
         self,
@@ -44,7 +45,7 @@ class ExitQueryEntries:
         equal = self.token_ids[cache_rows] == scheduled_token_ids[:, :width]
         num_equal = np.cumprod(equal, axis=1).sum(axis=1)
         stands = (cache_rows >= 0) & (self.start_positions[cache_rows] == num_computed)
-        return cache_rows, np.where(stands, num_equal, 0)
+        return cache_rows, np.where(stands, np.minimum(num_equal, self.num_states[cache_rows]), 0)
 
 
 class ExitQueryCache:

@@ -76,9 +76,7 @@ class DraftSchedule:
     """
 
     rows: np.ndarray  # [num_drafting], int64, into the runner's batch
-    start_positions: (
-        np.ndarray
-    )  # [num_drafting], int64, n: computed tokens, position of next_token_ids
+    start_positions: np.ndarray  # [num_drafting], int64, n: the position of next_token_ids
     next_token_ids: np.ndarray  # [num_drafting], int64, t: sampled this step, not yet computed
     num_drafts: np.ndarray  # [num_drafting], int64, in [1, num_speculative_tokens]
 

@@ -26,7 +26,7 @@ from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
-from vllm.v1.spec_decode.utils import eagle_step_update_slot_mapping_and_metadata
+from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
 from layerskip_vllm.models.split import ExitState
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
@@ -41,9 +41,7 @@ class Drafts:
     """What one propose step yields."""
 
     token_ids: np.ndarray  # [num_drafting, K], int64; row r counts up to schedule.num_drafts[r]
-    probs: (
-        torch.Tensor | None
-    )  # [num_drafting, K, vocab_size], float32; None where drafts are greedy
+    probs: torch.Tensor | None  # [num_drafting, K, vocab_size], float32; None if greedy
 
 
 class LayerSkipProposer(DraftModelProposer):
@@ -87,11 +85,9 @@ class LayerSkipProposer(DraftModelProposer):
             (len(req_ids), num_speculative_tokens + 1), dtype=torch.int64, device=self.device
         )
         token_ids[:, 0] = torch.from_numpy(schedule.next_token_ids)
-        positions = torch.from_numpy(schedule.start_positions).to(self.device) - 1
-        seq_lens = (positions + 1).to(torch.int32)
         probs = []
         for k in range(num_speculative_tokens):
-            with self._next_position(positions, seq_lens, block_table):
+            with self._draft_step(k, schedule, block_table) as positions:
                 exit_state = self.model.run_early_layers(token_ids[:, k].to(torch.int32), positions)
             if self.use_exit_query_cache:
                 self.exit_query_cache.store(k, exit_state)
@@ -104,7 +100,9 @@ class LayerSkipProposer(DraftModelProposer):
         token_ids_np = token_ids.cpu().numpy()
         if self.use_exit_query_cache:
             self.exit_query_cache.publish(
-                ExitQueryEntries(req_ids, schedule.start_positions, token_ids_np[:, :-1])
+                ExitQueryEntries(
+                    req_ids, schedule.start_positions, token_ids_np[:, :-1], schedule.num_drafts
+                )
             )
         return Drafts(token_ids_np[:, 1:], torch.stack(probs, dim=1) if probs else None)
 
@@ -141,38 +139,35 @@ class LayerSkipProposer(DraftModelProposer):
         return self.model.run_remaining_layers(positions, exit_state)
 
     @contextmanager
-    def _next_position(
+    def _draft_step(
         self,
-        positions: torch.Tensor,  # [num_drafting], int64; advanced in place
-        seq_lens: torch.Tensor,  # [num_drafting], int32; advanced in place
+        step: int,
+        schedule: DraftSchedule,
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
-    ) -> Generator[None]:
-        """Move every request on by one position and set the forward context of that draft step.
+    ) -> Generator[torch.Tensor]:
+        """Set the forward context of one draft step; yields its positions, [num_drafting] int64.
 
-        vLLM's kernel gives a position beyond `max_model_len` no slot, so nothing is written there.
+        A request that has all its drafts repeats its last position, with no slot to write to.
         """
-        batch_size = len(positions)
-        slot_mapping = torch.empty_like(positions)
-        eagle_step_update_slot_mapping_and_metadata(
-            positions_1d=positions,
-            block_table_tensor=block_table,
-            seq_lens=seq_lens,
-            block_size=self.block_size,
-            max_model_len=self.max_model_len,
-            out_clamped_positions=positions,
-            out_slot_mapping=slot_mapping,
-        )
+        batch_size = len(schedule.rows)
+        positions_np = schedule.start_positions + np.minimum(step, schedule.num_drafts - 1)
+        seq_lens_cpu = torch.from_numpy(positions_np + 1).to(torch.int32)
+        positions = torch.from_numpy(positions_np).to(self.device)
+        is_done = torch.from_numpy(schedule.num_drafts <= step).to(self.device)
+        blocks = block_table.gather(1, (positions // self.block_size).unsqueeze(1)).squeeze(1)
+        slot_mapping = blocks.to(torch.int64) * self.block_size + positions % self.block_size
+        slot_mapping.masked_fill_(is_done, PADDING_SLOT_ID)
         query_start_loc = torch.arange(batch_size + 1, dtype=torch.int32)
         attn_metadata = self._early_attn_metadata(
             CommonAttentionMetadata(
                 query_start_loc=query_start_loc.to(self.device),
                 query_start_loc_cpu=query_start_loc,
-                seq_lens=seq_lens,
-                seq_lens_cpu_upper_bound=seq_lens.cpu(),
+                seq_lens=seq_lens_cpu.to(self.device),
+                seq_lens_cpu_upper_bound=seq_lens_cpu,
                 num_reqs=batch_size,
                 num_actual_tokens=batch_size,
                 max_query_len=1,
-                max_seq_len=int(seq_lens.max()),
+                max_seq_len=int(seq_lens_cpu.max()),
                 block_table_tensor=block_table,
                 slot_mapping=slot_mapping,
                 positions=positions,
@@ -182,7 +177,7 @@ class LayerSkipProposer(DraftModelProposer):
         with set_forward_context(
             attn_metadata, self.vllm_config, num_tokens=batch_size, slot_mapping=slot_mappings
         ):
-            yield
+            yield positions
 
     @contextmanager
     def _fresh_tokens_only(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> Generator[None]:

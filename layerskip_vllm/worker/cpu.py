@@ -1,13 +1,29 @@
 """Self-speculation on vLLM's CPU worker (`vllm/v1/worker/cpu_worker.py`)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
 from layerskip_vllm.worker.runner import LayerSkipRunnerMixin
+from layerskip_vllm.wrapping import wrap
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vllm.config import VllmConfig
 
 
 class LayerSkipCPUModelRunner(LayerSkipRunnerMixin, CPUModelRunner):
     """vLLM's CPU model runner with the LayerSkip cycle."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        super().__init__(vllm_config, device)
+        wrap(rejection_sampler, "expand_batch_to_tokens", _expand_batch_to_tokens)
 
 
 class LayerSkipCPUWorker(CPUWorker):
@@ -17,3 +33,22 @@ class LayerSkipCPUWorker(CPUWorker):
         """Initialise as the host does, then replace its runner, which holds nothing yet."""
         super().init_device()
         self.model_runner = LayerSkipCPUModelRunner(self.vllm_config, self.device)
+
+
+def _expand_batch_to_tokens(
+    original: Callable[..., torch.Tensor],
+    x: torch.Tensor,  # [batch_size]
+    cu_num_tokens: torch.Tensor,  # [batch_size]
+    num_tokens: int,
+    replace_from: int = 0,
+    replace_to: int = 0,
+) -> torch.Tensor:
+    """Repeat each request's sampling parameter for each of its draft tokens: [num_tokens].
+
+    vLLM 0.32's CPU kernel (`vllm/utils/cpu_triton_utils.py`, `_expand_kernel_impl`) writes into an
+    int64 copy of its output, so temperature, top-k and top-p of draft tokens would be whatever the
+    memory held: sampling at temperature > 0 with any speculative method would be wrong.
+    """
+    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+    replaced = torch.where(x == replace_from, torch.full_like(x, replace_to), x)
+    return replaced.repeat_interleave(counts, output_size=num_tokens)

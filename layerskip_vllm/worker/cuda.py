@@ -13,7 +13,5 @@ class LayerSkipCUDAModelRunner(LayerSkipRunnerMixin, GPUModelRunner):
 class LayerSkipCUDAWorker(Worker):
     """vLLM's GPU worker with that runner."""
 
-    def init_device(self) -> None:
-        """Initialise as the host does, then replace its runner, which holds nothing yet."""
-        super().init_device()
-        self.model_runner = LayerSkipCUDAModelRunner(self.vllm_config, self.device)
+    def _make_model_runner(self) -> LayerSkipCUDAModelRunner:
+        return LayerSkipCUDAModelRunner(self.vllm_config, self.device)

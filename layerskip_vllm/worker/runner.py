@@ -27,8 +27,8 @@ else:
 class LayerSkipRunnerMixin(HostRunner):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
 
-    Four methods are overridden; each but `propose_draft_token_ids`, whose original is a switch over
-    vLLM's own proposers, calls the original.
+    Three of the overridden methods call the original. The other two replace a decision:
+    `propose_draft_token_ids`, a switch over vLLM's own proposers, and `_input_fits_in_drafter`.
     """
 
     drafter: LayerSkipProposer

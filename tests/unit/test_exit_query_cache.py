@@ -11,6 +11,7 @@ ENTRIES = ExitQueryEntries(
     req_ids=["a", "b"],
     start_positions=np.array([10, 20]),
     token_ids=np.array([[1, 2, 3], [4, 5, 6]]),
+    num_states=np.array([2, 3]),
 )
 
 
@@ -32,6 +33,11 @@ def test_only_the_same_tokens_of_the_same_request_resume(req_id, position, sched
     assert resumed.tolist() == [num_resumed]
     if num_resumed:
         assert rows.tolist() == [1]
+
+
+def test_a_request_resumes_no_further_than_it_drafted():
+    _, resumed = ENTRIES.match(["a"], np.array([10]), np.array([[1, 2, 3]]))
+    assert resumed.tolist() == [2]
 
 
 def test_requests_may_come_back_in_another_order():

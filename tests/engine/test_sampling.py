@@ -1,0 +1,84 @@
+"""At temperature 1 the distribution of the next tokens is plain sampling's."""
+
+from collections import Counter
+
+import pytest
+import torch
+from scipy.stats import chi2_contingency
+from vllm import SamplingParams
+
+from tests.engine.engines import close, counts, make_llm, make_self_llm, runner
+
+NUM_SAMPLES = 1500
+NUM_TOKENS = 3
+"""The first token comes with the prompt; the next two are drafts, recovered or bonus tokens."""
+PROMPT = {"prompt_token_ids": [3, 1, 4, 1, 5]}
+SAME, DIFFERENT = 1e-3, 1e-9
+"""p-values: above SAME the samples may come from one distribution, below DIFFERENT they do not."""
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    """Eight tokens: few enough to count every continuation."""
+    return random_llama(vocab_size=8, late_scale=0.3, eos_token_id=7)
+
+
+def continuations(llm, first_seed: int) -> Counter:
+    """How often each run of tokens after the first was drawn, over NUM_SAMPLES fixed seeds."""
+    params = [
+        SamplingParams(temperature=1, max_tokens=NUM_TOKENS, ignore_eos=True, seed=first_seed + i)
+        for i in range(NUM_SAMPLES)
+    ]
+    outputs = llm.generate([PROMPT] * NUM_SAMPLES, params, use_tqdm=False)
+    return Counter(tuple(output.outputs[0].token_ids) for output in outputs)
+
+
+def p_value(one: Counter, other: Counter) -> float:
+    """Chi-square test of homogeneity; continuations seen less than 20 times share a cell."""
+    cells: dict[tuple, list[int]] = {}
+    for tokens in one.keys() | other.keys():
+        key = tokens if one[tokens] + other[tokens] >= 20 else ("rare",)
+        row = cells.setdefault(key, [0, 0])
+        row[0] += one[tokens]
+        row[1] += other[tokens]
+    assert len(cells) > 10
+    return chi2_contingency(list(cells.values())).pvalue
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    llm = make_llm(model, max_num_seqs=256)
+    samples = continuations(llm, first_seed=0)
+    # Two runs of one and the same sampler: the test must not see a difference there.
+    assert p_value(samples, continuations(llm, first_seed=NUM_SAMPLES)) > SAME
+    close(llm)
+    return samples
+
+
+@pytest.mark.parametrize("draft_sample_method", ["greedy", "probabilistic"])
+def test_samples_follow_the_targets_distribution(model, plain, draft_sample_method):
+    llm = make_self_llm(
+        model,
+        4,
+        2,
+        max_num_seqs=256,
+        speculative_config={"draft_sample_method": draft_sample_method},
+    )
+    before = counts(llm)
+    samples = continuations(llm, first_seed=2 * NUM_SAMPLES)
+    counted = counts(llm).since(before)
+    assert 0.05 < counted.num_accepted / counted.num_drafted < 0.95
+    assert counted.num_resumed > 0
+    assert p_value(plain, samples) > SAME
+
+    # A sampler that takes the drafts for less likely than they are accepts too many of them.
+    sampler = runner(llm).rejection_sampler
+    right = sampler.forward
+
+    def wrong(metadata, draft_probs, logits, sampling_metadata):
+        too_low = torch.full((len(metadata.draft_token_ids), logits.shape[-1]), 0.02)
+        return right(metadata, too_low, logits, sampling_metadata)
+
+    sampler.forward = wrong
+    assert p_value(plain, continuations(llm, first_seed=3 * NUM_SAMPLES)) < DIFFERENT
+    close(llm)

@@ -1,0 +1,519 @@
+"""vLLM still has the internals that the plugin stands on: `patches/README.md`, second table.
+
+Each line below says what we use of one class or function, by the names we use. Source is read where
+a name exists only inside a method: an instance attribute, or a call that vLLM makes to us.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import pkgutil
+import re
+import textwrap
+import typing
+from pathlib import Path
+
+import pytest
+
+from layerskip_vllm.engine_args import SPECULATIVE_KEYS
+
+LEDGER = Path(__file__).parents[2] / "patches" / "README.md"
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """One class or function of vLLM's, as `module:Class.method`, and what it must still offer."""
+
+    path: str
+
+    def __str__(self):
+        return f"{type(self).__name__}-{self.path.partition(':')[2]}"
+
+    @property
+    def target(self):
+        return pkgutil.resolve_name(self.path)
+
+    def names(self) -> set[str]:
+        """What the ledger must name."""
+        return {self.path.partition(":")[2]}
+
+    def faults(self) -> list[str]:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Takes(Expectation):
+    """A callable's first parameters, `self` left out, and those that we pass by name."""
+
+    positional: tuple[str, ...] = ()
+    keyword: tuple[str, ...] = ()
+
+    def faults(self):
+        parameters = [p for p in inspect.signature(self.target).parameters if p != "self"]
+        in_order = tuple(parameters[: len(self.positional)]) == self.positional
+        return [name for name in self.keyword if name not in parameters] + (
+            [] if in_order else [f"begins with {parameters[: len(self.positional)]}"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Has(Expectation):
+    """Attributes of a class, a module or an object; fields and annotations count."""
+
+    attributes: tuple[str, ...]
+    properties: tuple[str, ...] = ()
+
+    def names(self):
+        return super().names() | {*self.attributes, *self.properties}
+
+    def faults(self):
+        target = self.target
+        known = set(getattr(target, "__annotations__", ())) | {
+            field.name
+            for field in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
+        }
+        return [
+            name for name in self.attributes if name not in known and not hasattr(target, name)
+        ] + [
+            f"property {name}"
+            for name in self.properties
+            if not isinstance(inspect.getattr_static(target, name, None), property)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets(Expectation):
+    """Attributes that a method assigns on `self`."""
+
+    attributes: tuple[str, ...]
+
+    def names(self):
+        return super().names() | {name.rpartition(".")[2] for name in self.attributes}
+
+    def faults(self):
+        stored = {
+            ast.unparse(node)
+            for node in ast.walk(method_source(self.path))
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+        return [name for name in self.attributes if f"self.{name}" not in stored]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads(Expectation):
+    """Expressions that a method evaluates, as `ast.unparse` writes them."""
+
+    expressions: tuple[str, ...]
+
+    def faults(self):
+        nodes = ast.walk(method_source(self.path))
+        read = {ast.unparse(node) for node in nodes if isinstance(node, ast.expr)}
+        return [expression for expression in self.expressions if expression not in read]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls(Expectation):
+    """A call that a method makes, to us or for us, and how it passes the arguments."""
+
+    function: str
+    num_positional: int = 0
+    keyword: tuple[str, ...] = ()
+
+    def __str__(self):
+        return f"{super().__str__()}-{self.function}"
+
+    def names(self):
+        return super().names() | {self.function.rpartition(".")[2]}
+
+    def faults(self):
+        calls = [
+            node
+            for node in ast.walk(method_source(self.path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == self.function
+        ]
+        return [] if any(map(self._fits, calls)) else [ast.unparse(call) for call in calls] or ["-"]
+
+    def _fits(self, call):
+        keywords = {keyword.arg for keyword in call.keywords}
+        return len(call.args) == self.num_positional and keywords >= set(self.keyword)
+
+
+@dataclasses.dataclass(frozen=True)
+class InOrder(Expectation):
+    """Expressions that a method evaluates one after the other, each for the first time."""
+
+    expressions: tuple[str, ...]
+
+    def faults(self):
+        lines = {}
+        for node in ast.walk(method_source(self.path)):
+            if isinstance(node, ast.expr) and (text := ast.unparse(node)) in self.expressions:
+                lines[text] = min(node.lineno, lines.get(text, node.lineno))
+        return [] if sorted(lines, key=lines.get) == list(self.expressions) else [str(lines)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Admits(Expectation):
+    """Values of a `Literal`."""
+
+    values: tuple[str, ...]
+
+    def names(self):
+        return super().names() | set(self.values)
+
+    def faults(self):
+        return [value for value in self.values if value not in typing.get_args(self.target)]
+
+
+@functools.cache
+def class_source(path: str) -> ast.ClassDef:
+    source = textwrap.dedent(inspect.getsource(pkgutil.resolve_name(path)))
+    return ast.parse(source).body[0]
+
+
+def method_source(path: str) -> ast.FunctionDef:
+    """A method's own syntax tree, whatever decorators have put in its place."""
+    owner, _, name = path.rpartition(".")
+    body = class_source(owner).body
+    methods = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert methods, f"{owner} defines no method {name}"
+    return methods[0]
+
+
+SPECULATIVE = "vllm.config:SpeculativeConfig"
+ENGINE_ARGS = "vllm.engine.arg_utils:EngineArgs"
+VLLM_CONFIG = "vllm.config:VllmConfig"
+BASE_PROPOSER = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer"
+PROPOSER = "vllm.v1.spec_decode.draft_model:DraftModelProposer"
+RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+CPU_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
+INPUT_BATCH = "vllm.v1.worker.gpu_input_batch:InputBatch"
+LLAMA = "vllm.model_executor.models.llama"
+
+ENTRY_POINT = (
+    Has("vllm.version:__version__", ()),
+    Takes(f"{ENGINE_ARGS}.add_cli_args", positional=("parser",)),
+    Takes(
+        f"{ENGINE_ARGS}.create_speculative_config",
+        positional=("target_model_config", "target_parallel_config"),
+    ),
+    Takes(f"{VLLM_CONFIG}._get_v2_model_runner_unsupported_features"),
+    Has("vllm.model_executor.models:ModelRegistry", ("get_supported_archs",)),
+    Takes(
+        "vllm.model_executor.models:ModelRegistry.register_model",
+        positional=("model_arch", "model_cls"),
+    ),
+)
+
+CONFIGURATION = (
+    Has(
+        ENGINE_ARGS,
+        (
+            "spec_model",
+            "spec_tokens",
+            "spec_method",
+            "speculative_config",
+            "additional_config",
+            "compilation_config",
+            "async_scheduling",
+            "pipeline_parallel_size",
+            "data_parallel_size",
+            "decode_context_parallel_size",
+            "prefill_context_parallel_size",
+            "enable_dbo",
+            "enable_lora",
+            "enable_prompt_embeds",
+            "kv_transfer_config",
+            "kv_offloading_size",
+            "kv_cache_dtype",
+            "worker_cls",
+        ),
+    ),
+    # What we set on the engine arguments counts only if vLLM reads it afterwards.
+    InOrder(
+        f"{ENGINE_ARGS}.create_engine_config",
+        ("self.create_speculative_config", "self.async_scheduling", "self.compilation_config"),
+    ),
+    Has(
+        "vllm.config:ModelConfig",
+        ("hf_config", "quantization", "get_total_num_hidden_layers"),
+        properties=("architecture",),
+    ),
+    Sets("vllm.config:ModelConfig.__post_init__", ("runner_type",)),
+    Has("vllm.config:ParallelConfig", ("worker_cls", "tensor_parallel_size")),
+    Reads(
+        "vllm.platforms.cpu:CpuPlatform.check_and_update_config", ("parallel_config.worker_cls",)
+    ),
+    Has("vllm.config:CompilationConfig", ("cudagraph_mode",)),
+    Has("vllm.config.compilation:CUDAGraphMode", ("NONE",)),
+    Has("vllm.platforms:current_platform", ()),
+    # The class, since a platform object answers None to any name it does not know.
+    Has("vllm.platforms.interface:Platform", ("is_cuda", "device_type")),
+    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", ()),
+    Takes(
+        "vllm.v1.spec_decode.dynamic.utils:validate_and_normalize_dynamic_sd_schedule",
+        positional=("num_speculative_tokens_per_batch_size",),
+    ),
+    Takes(
+        SPECULATIVE, keyword=(*SPECULATIVE_KEYS, "target_model_config", "target_parallel_config")
+    ),
+    Has(
+        SPECULATIVE,
+        (
+            "__post_init__",
+            "prompt_lookup_max",
+            "prompt_lookup_min",
+            "draft_model_config",
+            "draft_parallel_config",
+            "draft_tensor_parallel_size",
+            "num_speculative_tokens_per_batch_size",
+        ),
+        properties=("max_num_new_slots_for_drafting",),
+    ),
+    Takes(f"{SPECULATIVE}.compute_hash"),
+    Sets(
+        f"{SPECULATIVE}.update_arch_",
+        (
+            "draft_model_config.hf_text_config",
+            "draft_model_config.model_arch_config",
+            "draft_model_config._model_info",
+            "draft_model_config._architecture",
+        ),
+    ),
+    Admits("vllm.config.speculative:SpeculativeMethod", ("draft_model",)),
+    Takes("vllm.config.utils:config", positional=("cls",)),
+    Takes("vllm.utils.hashing:safe_hash", positional=("data",), keyword=("usedforsecurity",)),
+    Calls(f"{VLLM_CONFIG}.num_lookahead_tokens", "speculative_config.uses_draft_model"),
+    Reads(
+        f"{VLLM_CONFIG}._set_max_num_scheduled_tokens",
+        ("self.speculative_config.max_num_new_slots_for_drafting",),
+    ),
+    Reads(
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        ("spec.max_num_new_slots_for_drafting", "self.dynamic_sd_lookup"),
+    ),
+)
+
+PROPOSE_AND_VERIFY = (
+    Takes(PROPOSER, positional=("vllm_config", "device")),
+    Sets(
+        f"{BASE_PROPOSER}.__init__",
+        (
+            "vllm_config",
+            "speculative_config",
+            "device",
+            "dtype",
+            "max_model_len",
+            "num_speculative_tokens",
+            "hidden_size",
+            "max_batch_size",
+            "block_size",
+            "draft_attn_groups",
+            "hidden_states",
+            "inputs_embeds",
+        ),
+    ),
+    Takes(f"{PROPOSER}.load_model", positional=("target_model",)),
+    Sets(f"{BASE_PROPOSER}.load_model", ("model", "_draft_attn_layer_names")),
+    Sets(f"{BASE_PROPOSER}.initialize_attn_backend", ("draft_attn_groups", "block_size")),
+    Reads(f"{BASE_PROPOSER}.initialize_attn_backend", ("self._draft_attn_layer_names",)),
+    Takes(f"{PROPOSER}.initialize_cudagraph_keys", positional=("cudagraph_mode",)),
+    Takes(f"{PROPOSER}.dummy_run", positional=("num_tokens",)),
+    Takes(f"{PROPOSER}._sample_draft_tokens", positional=("hidden_states", "sampling_metadata")),
+    Reads(
+        f"{BASE_PROPOSER}._greedy_sample",
+        ("self.model.compute_logits(hidden_states)", "self.model.get_top_tokens(hidden_states)"),
+    ),
+    Takes(
+        "vllm.v1.spec_decode.utils:eagle_step_update_slot_mapping_and_metadata",
+        keyword=(
+            "positions_1d",
+            "block_table_tensor",
+            "seq_lens",
+            "block_size",
+            "max_model_len",
+            "out_clamped_positions",
+            "out_slot_mapping",
+        ),
+    ),
+    Takes(
+        "vllm.forward_context:set_forward_context",
+        positional=("attn_metadata", "vllm_config"),
+        keyword=("num_tokens", "slot_mapping"),
+    ),
+    Takes("vllm.forward_context:get_forward_context"),
+    Has("vllm.forward_context:ForwardContext", ("attn_metadata", "slot_mapping")),
+    Takes(
+        "vllm.v1.attention.backend:CommonAttentionMetadata",
+        keyword=(
+            "query_start_loc",
+            "query_start_loc_cpu",
+            "seq_lens",
+            "seq_lens_cpu_upper_bound",
+            "num_reqs",
+            "num_actual_tokens",
+            "max_query_len",
+            "max_seq_len",
+            "block_table_tensor",
+            "slot_mapping",
+            "positions",
+            "is_prefilling",
+        ),
+    ),
+    Takes(
+        "vllm.v1.worker.utils:AttentionGroup.build_metadata", positional=("common_attn_metadata",)
+    ),
+    Has("vllm.v1.worker.utils:AttentionGroup", ("layer_names",)),
+    Has("vllm.v1.sample.metadata:SamplingMetadata", ("temperature",)),
+    Has("vllm.v1.spec_decode.metadata:SpecDecodeMetadata", ("num_draft_tokens",)),
+)
+
+RUNNERS_AND_WORKERS = (
+    Takes(RUNNER, positional=("vllm_config", "device")),
+    Takes(CPU_RUNNER, positional=("vllm_config", "device")),
+    Takes(f"{RUNNER}.execute_model", positional=("scheduler_output",)),
+    Takes(f"{RUNNER}._model_forward", positional=("input_ids", "positions")),
+    Takes(f"{RUNNER}._build_attention_metadata"),
+    Takes(f"{RUNNER}._input_fits_in_drafter", positional=("common_attn_metadata",)),
+    Takes(
+        f"{RUNNER}.propose_draft_token_ids",
+        positional=(
+            "scheduler_output",
+            "sampled_token_ids",
+            "sampling_metadata",
+            "hidden_states",
+            "sample_hidden_states",
+            "aux_hidden_states",
+            "spec_decode_metadata",
+            "common_attn_metadata",
+            "slot_mappings",
+        ),
+    ),
+    Calls(f"{RUNNER}.execute_model", "self._build_attention_metadata", keyword=("num_tokens",)),
+    Calls(f"{RUNNER}.execute_model", "self._model_forward", keyword=("input_ids", "positions")),
+    # The fields that we cut rows from must be there: all but these have no default.
+    Calls(
+        f"{RUNNER}._build_attention_metadata",
+        "CommonAttentionMetadata",
+        keyword=("positions", "is_prefilling", "seq_lens_cpu_upper_bound"),
+    ),
+    Calls(f"{RUNNER}.sample_tokens", "self._input_fits_in_drafter", num_positional=1),
+    Calls(f"{RUNNER}.sample_tokens", "self.propose_draft_token_ids", num_positional=9),
+    Calls(f"{RUNNER}.load_model", "self.drafter.load_model", num_positional=1),
+    Calls(f"{CPU_RUNNER}.load_model", "self.drafter.load_model", num_positional=1),
+    Calls(
+        f"{RUNNER}.initialize_metadata_builders",
+        "self.drafter.initialize_attn_backend",
+        num_positional=2,
+    ),
+    Calls(f"{RUNNER}._dummy_run", "self.drafter.dummy_run", num_positional=1),
+    # Drafts are returned as lists of unequal length, where vLLM's own proposers return a tensor.
+    Reads(f"{RUNNER}._get_draft_token_ids_cpu", ("isinstance(self._draft_token_ids, list)",)),
+    Reads(
+        f"{RUNNER}._get_spec_decode_draft_probs",
+        ("self._draft_probs[row_idx, :num_draft]", "self._draft_prob_req_ids"),
+    ),
+    Sets(
+        f"{RUNNER}.__init__",
+        (
+            "drafter",
+            "input_batch",
+            "query_start_loc",
+            "discard_request_mask",
+            "max_model_len",
+            "device",
+            "_draft_probs",
+            "_draft_prob_req_ids",
+        ),
+    ),
+    Sets("vllm.v1.utils:CpuGpuBuffer.__init__", ("np",)),
+    Sets(f"{INPUT_BATCH}.__init__", ("num_computed_tokens_cpu", "token_ids_cpu", "vocab_size")),
+    Has(INPUT_BATCH, (), properties=("num_reqs", "req_ids")),
+    Has(
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        ("scheduled_cached_reqs", "num_spec_tokens_to_schedule"),
+    ),
+    Has("vllm.v1.core.sched.output:CachedRequestData", ("req_ids", "resumed_req_ids")),
+    Sets("vllm.v1.worker.cpu_worker:CPUWorker.init_device", ("device", "model_runner")),
+    Sets("vllm.v1.worker.gpu_worker:Worker.init_device", ("device",)),
+    Calls("vllm.v1.worker.gpu_worker:Worker.init_device", "self._init_workspace_and_model_runner"),
+    Sets("vllm.v1.worker.gpu_worker:Worker._init_workspace_and_model_runner", ("model_runner",)),
+    Sets("vllm.v1.worker.worker_base:WorkerBase.__init__", ("vllm_config",)),
+)
+
+MODELS = (
+    Takes(
+        "vllm.compilation.decorators:support_torch_compile",
+        positional=("cls",),
+        keyword=("dynamic_arg_dims",),
+    ),
+    Takes("vllm.compilation.backends:set_model_tag", positional=("tag",)),
+    Takes(f"{LLAMA}:LlamaForCausalLM", keyword=("vllm_config", "prefix")),
+    Takes(
+        f"{LLAMA}:LlamaForCausalLM.forward",
+        positional=("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
+    ),
+    Takes(f"{LLAMA}:LlamaForCausalLM.compute_logits", positional=("hidden_states",)),
+    Takes(f"{LLAMA}:LlamaForCausalLM.get_top_tokens", positional=("hidden_states",)),
+    Sets(f"{LLAMA}:LlamaForCausalLM.__init__", ("model",)),
+    Sets(f"{LLAMA}:LlamaModel.__init__", ("embed_tokens", "layers", "norm")),
+    Takes(
+        f"{LLAMA}:LlamaDecoderLayer.forward",
+        positional=("positions", "hidden_states", "residual"),
+    ),
+    Sets(f"{LLAMA}:LlamaDecoderLayer.__init__", ("self_attn",)),
+    Sets(f"{LLAMA}:LlamaAttention.__init__", ("attn",)),
+    Sets("vllm.model_executor.layers.attention:Attention.__init__", ("layer_name",)),
+    Takes(
+        "vllm.model_executor.layers.layernorm:RMSNorm.forward_native",
+        positional=("x", "residual"),
+    ),
+    Takes(
+        "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.forward",
+        positional=("input_",),
+    ),
+)
+
+CONTRACT = (
+    *ENTRY_POINT,
+    *CONFIGURATION,
+    *PROPOSE_AND_VERIFY,
+    *RUNNERS_AND_WORKERS,
+    *MODELS,
+)
+
+
+@pytest.mark.parametrize("expectation", CONTRACT, ids=str)
+def test_vllm_still_offers_what_the_plugin_uses(expectation):
+    assert expectation.faults() == []
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        Takes(f"{RUNNER}._model_forward", positional=("input_ids", "renamed")),
+        Takes("vllm.forward_context:set_forward_context", keyword=("renamed",)),
+        Has(ENGINE_ARGS, ("renamed",)),
+        Has(SPECULATIVE, (), properties=("compute_hash",)),
+        Sets(f"{RUNNER}.__init__", ("renamed",)),
+        Reads(f"{RUNNER}.sample_tokens", ("self.renamed",)),
+        Calls(f"{RUNNER}.sample_tokens", "self.renamed"),
+        Calls(f"{RUNNER}.sample_tokens", "self.propose_draft_token_ids", num_positional=8),
+        InOrder(
+            f"{ENGINE_ARGS}.create_engine_config",
+            ("self.async_scheduling", "self.create_speculative_config"),
+        ),
+        Admits("vllm.config.speculative:SpeculativeMethod", ("renamed",)),
+    ],
+    ids=str,
+)
+def test_a_renamed_internal_is_noticed(renamed):
+    assert renamed.faults() != []
+
+
+def test_the_ledger_names_every_internal():
+    code = " ".join(re.findall(r"`([^`\n]+)`", LEDGER.read_text()))
+    names = {name for expectation in CONTRACT for name in expectation.names()}
+    missing = {name for name in names if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", code)}
+    assert missing == set()
