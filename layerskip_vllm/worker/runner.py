@@ -92,7 +92,7 @@ class LayerSkipRunnerMixin(HostRunner):
         """
         return common_attn_metadata is not None
 
-    def propose_draft_token_ids(  # noqa: PLR0917 (the host's signature)
+    def propose_draft_token_ids(
         self,
         scheduler_output: SchedulerOutput,
         sampled_token_ids: torch.Tensor,  # [num_reqs, max_num_sampled], int32, -1 where rejected

@@ -13,6 +13,10 @@ COUNTERS = {
 }
 
 
+OPEN: list[LLM] = []
+"""Engines that are not closed yet; tests/engine/conftest.py closes what a failing test leaves."""
+
+
 def make_llm(model: str, **overrides) -> LLM:
     """An eager float32 engine in this process, with a small KV cache."""
     settings = {
@@ -25,7 +29,9 @@ def make_llm(model: str, **overrides) -> LLM:
         "disable_log_stats": False,
         "seed": 0,
     }
-    return LLM(model, **(settings | overrides))
+    llm = LLM(model, **(settings | overrides))
+    OPEN.append(llm)
+    return llm
 
 
 def make_self_llm(model: str, exit_layer: int, num_speculative_tokens: int, **overrides) -> LLM:
@@ -36,6 +42,7 @@ def make_self_llm(model: str, exit_layer: int, num_speculative_tokens: int, **ov
 
 def close(llm: LLM) -> None:
     """Free an engine's memory before the next one starts."""
+    OPEN.remove(llm)
     llm.llm_engine.engine_core.shutdown()
     del llm
     gc.collect()
