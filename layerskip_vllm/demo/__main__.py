@@ -56,7 +56,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0 where every text equals plain decoding's."""
     args = parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("layerskip_vllm").setLevel(logging.INFO)
     console = Console()
     problems = list(read_problems().values())[: args.num_prompts]
     self_flags = (
@@ -154,11 +155,11 @@ def _report(
     table.add_column("prompt")
     for name in (
         "tokens",
-        "plain s",
-        "self s",
+        "plain",
+        "self",
         "drafted",
-        "acceptance rate",
-        "mean acceptance length",
+        "accepted",
+        "mean length",
         "same text",
     ):
         table.add_column(name, justify="right")
@@ -166,14 +167,15 @@ def _report(
         table.add_row(
             problem["task_id"],
             str(other.num_tokens),
-            f"{one.seconds:.1f}",
-            f"{other.seconds:.1f}",
+            f"{one.seconds:.1f} s",
+            f"{other.seconds:.1f} s",
             f"{other.num_drafted:.0f}",
             f"{100 * other.num_accepted / max(other.num_drafted, 1):.1f} %",
             f"{1 + other.num_accepted / max(other.num_drafts, 1):.2f}",
             "yes" if one.text == other.text else "[bold red]NO[/]",
         )
     console.print(table)
+    console.print("accepted: acceptance rate; mean length: mean acceptance length, bonus included.")
     all_equal = all(a.text == b.text for a, b in zip(plain, speculated, strict=True))
     console.print(
         "Every text equals plain decoding's."

@@ -71,13 +71,19 @@ def test_samples_follow_the_targets_distribution(model, plain, draft_sample_meth
     assert counted.num_resumed > 0
     assert p_value(plain, samples) > SAME
 
-    # A sampler that takes the drafts for less likely than they are accepts too many of them.
+    # Told that other tokens were likely, or that the draft was not, a sampler accepts wrongly.
     sampler = runner(llm).rejection_sampler
     right = sampler.forward
 
     def wrong(metadata, draft_probs, logits, sampling_metadata):
-        too_low = torch.full((len(metadata.draft_token_ids), logits.shape[-1]), 0.02)
-        return right(metadata, too_low, logits, sampling_metadata)
+        num_drafted = len(metadata.draft_token_ids)
+        if num_drafted:
+            assert (draft_probs is None) == (draft_sample_method == "greedy")
+        if draft_probs is None:
+            wrong_probs = torch.full((num_drafted, logits.shape[-1]), 0.02)
+        else:
+            wrong_probs = draft_probs.roll(1, dims=-1)
+        return right(metadata, wrong_probs, logits, sampling_metadata)
 
     sampler.forward = wrong
     assert p_value(plain, continuations(llm, first_seed=3 * NUM_SAMPLES)) < DIFFERENT
