@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -56,6 +57,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; returns the exit code: 0 where every text equals plain decoding's."""
     args = parse_args(argv)
+    # As Ctrl-C does: unwind, and so stop the server, instead of dying on the spot.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("layerskip_vllm").setLevel(logging.INFO)
     console = Console()

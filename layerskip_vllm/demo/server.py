@@ -78,10 +78,10 @@ def serve(model: str, *args: str, log: Path, env: dict[str, str]) -> Generator[S
         RuntimeError: The server ended before it answered; the log's end is in the message.
         TimeoutError: It did not answer within START_LIMIT_S.
     """
-    server = Server(model, _free_port(), log)
+    server = Server(model, free_port(), log)
     command = [VLLM, "serve", model, "--host", HOST, "--port", str(server.port), *args]
     with log.open("w") as file, process_group(command, stdout=file, env=env) as process:
-        _wait_until_ready(server, process)
+        wait_until_ready(server.port, process, log)
         yield server
 
 
@@ -118,24 +118,31 @@ def _signal_group(process: subprocess.Popen, number: signal.Signals) -> None:
         os.killpg(process.pid, number)
 
 
-def _wait_until_ready(server: Server, process: subprocess.Popen) -> None:
+def wait_until_ready(port: int, process: subprocess.Popen[str], log: Path) -> None:
+    """Return once a server answers at `port`.
+
+    Raises:
+        RuntimeError: The process ended before; the end of its log is in the message.
+        TimeoutError: It did not answer within START_LIMIT_S.
+    """
     deadline = time.monotonic() + START_LIMIT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode}:\n{_tail(server.log)}")
+            raise RuntimeError(f"the server ended with {process.returncode}:\n{_tail(log)}")
         try:
-            with urllib.request.urlopen(f"{server.url}/health", timeout=5):
+            with urllib.request.urlopen(f"http://{HOST}:{port}/health", timeout=5):
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(POLL_INTERVAL_S)
-    raise TimeoutError(f"no answer within {START_LIMIT_S} s:\n{_tail(server.log)}")
+    raise TimeoutError(f"no answer within {START_LIMIT_S} s:\n{_tail(log)}")
 
 
 def _tail(log: Path) -> str:
     return log.read_text(errors="replace")[-LOG_TAIL_CHARS:]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listens on right now."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])

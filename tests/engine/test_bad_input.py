@@ -1,0 +1,138 @@
+"""Bad input is named with its value, the range and the way out, before anything loads."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+from vllm.engine.arg_utils import EngineArgs
+
+from layerskip_vllm.engine_args import _num_layers
+from tests.models import byte_tokenizer
+
+SELF = {"spec_model": "self:3"}
+NUM_LAYERS = 6
+
+
+def create_engine_config(model: str, **flags):
+    """What the process that the user started does, before any engine starts or weight loads."""
+    return EngineArgs(model, max_model_len=64, **flags).create_engine_config()
+
+
+MALFORMED = "whole number of at least 1, for example self:8"
+TABLE = [
+    ({"spec_model": "self:"}, f"'self:': expected self:E.*{MALFORMED}"),
+    ({"spec_model": "self:x"}, f"'self:x': expected self:E.*{MALFORMED}"),
+    ({"spec_model": "self:0"}, f"'self:0': expected self:E.*{MALFORMED}"),
+    ({"spec_model": "self:-1"}, f"'self:-1': expected self:E.*{MALFORMED}"),
+    ({"spec_model": "self:6"}, r"exit_layer=6 must be in \[1, 5\] for a 6-layer target"),
+    ({"spec_model": "self:99"}, r"exit_layer=99 must be in \[1, 5\]"),
+    (SELF | {"spec_tokens": 0}, r"num_speculative_tokens=0 must be a whole number in \[1, 128\]"),
+    (SELF | {"spec_tokens": -2}, r"num_speculative_tokens=-2 must be"),
+    (SELF | {"spec_tokens": 129}, r"num_speculative_tokens=129 must be"),
+    (SELF | {"spec_tokens": 2.5}, r"num_speculative_tokens=2.5 must be"),
+    (SELF | {"speculative_config": {"model": "self:3"}}, "contradicts --speculative-config"),
+    (
+        {"spec_tokens": 3, "speculative_config": {"model": "self:3", "num_speculative_tokens": 2}},
+        "3 contradicts --speculative-config, which sets num_speculative_tokens=2 too",
+    ),
+    (SELF | {"spec_method": "ngram"}, "'self:3' does not take method='ngram'; it takes: model"),
+    (
+        SELF | {"speculative_config": {"draft_tensor_parallel_size": 1}},
+        "does not take draft_tensor_parallel_size=1",
+    ),
+    (
+        SELF | {"speculative_config": {"draft_sample_method": "loud"}},
+        "draft_sample_method='loud'.*'greedy' or 'probabilistic'",
+    ),
+    (
+        SELF | {"speculative_config": {"num_speculative_tokens_per_batch_size": [[2, 4, 1]]}},
+        "first batch-size range must start at 1",
+    ),
+    (
+        SELF | {"additional_config": {"layerskip": {"exit_cache": 1, "x": 2}}},
+        "unknown key.*exit_cache, x; known keys: exit_query_cache",
+    ),
+    (
+        SELF | {"additional_config": {"layerskip": {"exit_query_cache": "no"}}},
+        "exit_query_cache='no' must be true or false",
+    ),
+    (SELF | {"additional_config": {"layerskip": 7}}, "=7 must be an object"),
+    (
+        {"additional_config": {"layerskip": {"exit_query_cache": True}}},
+        "has no effect without self-speculation: add --speculative-model self:E",
+    ),
+    (SELF | {"pipeline_parallel_size": 2}, "does not support pipeline parallelism"),
+    (SELF | {"data_parallel_size": 2}, "does not support data parallelism"),
+    (
+        SELF | {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
+        "does not support decode context parallelism",
+    ),
+    (SELF | {"enable_lora": True}, "does not support LoRA; leave it out"),
+    (SELF | {"quantization": "fp8"}, r"does not support quantization \(fp8\)"),
+    (SELF | {"enable_prompt_embeds": True}, "does not support prompt embeddings"),
+    (SELF | {"kv_offloading_size": 1.0}, "does not support KV offloading"),
+    (SELF | {"kv_cache_dtype": "fp8"}, "does not support a quantized KV cache"),
+    (SELF | {"async_scheduling": True}, "does not support asynchronous scheduling"),
+    (SELF | {"worker_cls": "my.Worker"}, "does not support a worker class of your own"),
+    (SELF | {"runner": "pooling"}, "pooling"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), TABLE, ids=[json.dumps(row[0]) for row in TABLE])
+def test_bad_input_is_named(random_llama, flags, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        create_engine_config(random_llama(num_layers=NUM_LAYERS), **flags)
+
+
+def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path):
+    GPT2LMHeadModel(
+        GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=320, n_positions=512)
+    ).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="GPT2LMHeadModel; supported: LlamaForCausalLM"):
+        create_engine_config(str(tmp_path), spec_model="self:1")
+
+
+def test_a_multimodal_model_is_refused_by_its_architecture():
+    # A stand-in for vLLM's ModelConfig: the real one of a multimodal model needs torchvision,
+    # which has no build for this PyTorch.
+    config = SimpleNamespace(architecture="LlavaForConditionalGeneration")
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration; supported: Llama"):
+        _num_layers(config)
+
+
+@pytest.mark.parametrize("flags", [{"spec_model": "self:3"}, {}], ids=["self:3", "plain"])
+def test_another_vllm_version_is_refused_only_where_self_speculation_is_asked_for(
+    random_llama, flags
+):
+    code = f"""
+import vllm.version
+vllm.version.__version__ = "0.33.1"
+from vllm.engine.arg_utils import EngineArgs
+EngineArgs({random_llama()!r}, max_model_len=64, **{flags!r}).create_engine_config()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if flags:
+        assert run.returncode != 0
+        last_line = run.stderr.strip().splitlines()[-1]
+        assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line
+    else:
+        assert run.returncode == 0, run.stderr
+
+
+def test_model_runner_v2_is_refused_where_it_is_forced(random_llama, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(ValueError, match="does not support model runner V2"):
+        create_engine_config(random_llama(), spec_model="self:3")
+
+
+def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
+    def unsupported(**flags) -> list[str]:
+        config = create_engine_config(random_llama(), **flags)
+        return config._get_v2_model_runner_unsupported_features()
+
+    assert "LayerSkip self-speculation" in unsupported(spec_model="self:3")
+    assert "LayerSkip self-speculation" not in unsupported()

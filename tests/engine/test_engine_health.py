@@ -1,0 +1,63 @@
+"""The engine's own counts, and the warning about drafts that do not pay."""
+
+import logging
+
+import pytest
+
+from layerskip_vllm.spec_decode import health
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_self_llm,
+    random_prompts,
+    runner,
+)
+
+
+@pytest.fixture
+def warnings():
+    """Messages of our health logger; vLLM's loggers do not reach pytest's own capture."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    health.logger.addHandler(handler)
+    yield messages
+    health.logger.removeHandler(handler)
+
+
+@pytest.mark.parametrize(("late_scale", "warns"), [(1.0, True), (0.0, False)], ids=["bad", "good"])
+def test_a_bad_acceptance_rate_is_warned_of_once(random_llama, warnings, late_scale, warns):
+    llm = make_self_llm(random_llama(late_scale=late_scale, late_from=4), 4, 4)
+    before = counts(llm)
+    prompts = as_prompts(random_prompts([9] * 12))
+    for _ in range(3):
+        generate(llm, prompts, greedy(60, ignore_eos=True))
+    counted, seen = counts(llm).since(before), runner(llm).acceptance
+    close(llm)
+    # Ours and vLLM's counts are of the same thing.
+    assert (seen.num_drafted, seen.num_accepted) == (counted.num_drafted, counted.num_accepted)
+    assert seen.num_drafted > 1000
+    assert len(warnings) == (1 if warns else 0)
+
+
+def test_metrics_count_every_position(random_llama):
+    llm = make_self_llm(random_llama(late_scale=0.3), 5, 4)
+    metrics_before = {m.name: m for m in llm.get_metrics()}
+    before = counts(llm)
+    outputs = generate(llm, as_prompts(random_prompts([5, 9, 30])), greedy(60, ignore_eos=True))
+    counted = counts(llm).since(before)
+    per_position = "vllm:spec_decode_num_accepted_tokens_per_pos"
+    after = next(m for m in llm.get_metrics() if m.name == per_position).values
+    start = metrics_before[per_position].values
+    accepted = [b - a for a, b in zip(start, after, strict=True)]
+    close(llm)
+    assert accepted == sorted(accepted, reverse=True)
+    assert sum(accepted) == counted.num_accepted
+    # A token comes with each prompt; each cycle adds its accepted tokens and one more.
+    delivered = sum(map(len, outputs))
+    last_run_may_be_cut = 4 * len(outputs)
+    produced = len(outputs) + counted.num_drafts + counted.num_accepted
+    assert delivered <= produced <= delivered + last_run_may_be_cut

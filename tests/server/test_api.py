@@ -1,0 +1,350 @@
+"""Requests of every kind get the same answer from a plain and from a self-speculating server."""
+
+import json
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import jsonschema
+import openai
+import pytest
+
+from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm, serve
+
+NUM_SPECULATIVE_TOKENS = 3
+PROMPTS = ("Hello there", "a", "The quick brown fox jumps over the lazy dog. " * 3)
+METRICS_LIMIT_S = 10
+GENERATED = ("vllm:generation_tokens_total",)
+LOGPROB_TOLERANCE = 1e-4
+
+NO_WHITESPACE = (
+    "--structured-outputs-config",
+    '{"backend": "xgrammar", "disable_any_whitespace": true}',
+)
+"""JSON allows white space without end between its parts, of which a random model makes use."""
+
+ONE_TOKEN_NUCLEUS = {"temperature": 1, "top_p": 1e-6}
+"""Sampling that leaves no choice: it must yield the greedy output."""
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "green", "blue"]},
+        "count": {"type": "integer", "minimum": 0, "maximum": 99},
+        "name": {"type": "string", "pattern": "^[a-z]{3,8}$"},
+    },
+    "required": ["colour", "count", "name"],
+    "additionalProperties": False,
+}
+
+
+@dataclass(frozen=True)
+class Servers:
+    """One checkpoint, served twice."""
+
+    plain: Server
+    speculating: Server
+
+
+@pytest.fixture(scope="module")
+def servers(random_llama):
+    model = random_llama(num_layers=6, late_scale=0.3)
+    draft = ("--speculative-model", "self:4")
+    num_tokens = ("--num-speculative-tokens", str(NUM_SPECULATIVE_TOKENS))
+    starting = [serve(model, *NO_WHITESPACE), serve(model, *NO_WHITESPACE, *draft, *num_tokens)]
+    with ExitStack() as stack:
+        with ThreadPoolExecutor() as executor:
+            running = list(executor.map(stack.enter_context, starting))
+        yield Servers(*running)
+
+
+def request_options(options: dict) -> dict:
+    """Greedy requests whose answers name token ids: 63 of this model's tokens have no text."""
+    settings = {"max_tokens": 40, "temperature": 0} | options
+    tokens = {"return_token_ids": True, "return_tokens_as_token_ids": True}
+    return settings | {"extra_body": tokens | options.get("extra_body", {})}
+
+
+def complete(server: Server, prompt: str, **options):
+    return server.client.completions.create(
+        model=server.model, prompt=prompt, **request_options(options)
+    )
+
+
+def chat(server: Server, prompt: str, **options):
+    messages = [{"role": "user", "content": prompt}]
+    return server.client.chat.completions.create(
+        model=server.model, messages=messages, **request_options(options)
+    )
+
+
+def content(answer) -> dict:
+    """The whole answer but for what names this answer or this server."""
+    return answer.model_dump(exclude={"id", "created", "system_fingerprint"})
+
+
+def contents(ask, server: Server, **options) -> list[dict]:
+    return [content(ask(server, prompt, **options)) for prompt in PROMPTS]
+
+
+def nearly(tree):
+    """`tree` with every float in it replaced by one that equals what is close to it."""
+    if isinstance(tree, dict):
+        return {key: nearly(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [nearly(value) for value in tree]
+    return pytest.approx(tree, abs=LOGPROB_TOLERANCE) if isinstance(tree, float) else tree
+
+
+@pytest.fixture(scope="module")
+def plain_greedy(servers):
+    """What the plain server answers without further options."""
+    return {ask: contents(ask, servers.plain) for ask in (complete, chat)}
+
+
+@pytest.mark.parametrize("ask", [complete, chat])
+def test_greedy_answers(servers, plain_greedy, ask):
+    assert all(answer["choices"][0]["token_ids"] for answer in plain_greedy[ask])
+    assert contents(ask, servers.speculating) == plain_greedy[ask]
+
+
+@pytest.mark.parametrize(
+    ("ask", "options"),
+    [
+        pytest.param(complete, {"logprobs": 3}, id="completion-logprobs"),
+        pytest.param(chat, {"logprobs": True, "top_logprobs": 3}, id="chat-logprobs"),
+        pytest.param(complete, {"extra_body": {"prompt_logprobs": 2}}, id="prompt-logprobs"),
+        pytest.param(complete, {"echo": True, "logprobs": 1}, id="echo"),
+        pytest.param(complete, {"frequency_penalty": 1.5}, id="frequency-penalty"),
+        pytest.param(chat, {"presence_penalty": 1.5}, id="presence-penalty"),
+        pytest.param(
+            complete, {"extra_body": {"repetition_penalty": 1.5}}, id="repetition-penalty"
+        ),
+        pytest.param(
+            complete, {"extra_body": {"allowed_token_ids": [*range(60, 90)]}}, id="allowed"
+        ),
+        pytest.param(
+            chat, {"extra_body": {"bad_words": [*"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]}}, id="bad"
+        ),
+        pytest.param(complete, {"extra_body": {"min_tokens": 35}}, id="min-tokens"),
+        pytest.param(
+            complete, {"max_tokens": 90, "extra_body": {"ignore_eos": True}}, id="past-eos"
+        ),
+        pytest.param(complete, {"max_tokens": 2}, id="fewer-tokens-than-drafts"),
+        pytest.param(
+            complete,
+            {"extra_body": {"structured_outputs": {"choice": ["apple", "apricot", "banana"]}}},
+            id="choice",
+        ),
+        pytest.param(
+            chat,
+            {"extra_body": {"structured_outputs": {"regex": "[a-f]{8}-[0-9]{4}(-[x-z]{2}){3}"}}},
+            id="regex",
+        ),
+    ],
+)
+def test_options_act_as_without_speculation(servers, plain_greedy, ask, options):
+    expected = contents(ask, servers.plain, **options)
+    assert expected != plain_greedy[ask], "the option does nothing"
+    assert contents(ask, servers.speculating, **options) == nearly(expected)
+
+
+@pytest.mark.parametrize(
+    ("ask", "options"),
+    [
+        pytest.param(
+            complete, {"extra_body": {"structured_outputs": {"json": SCHEMA}}}, id="completion"
+        ),
+        pytest.param(
+            chat,
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": SCHEMA},
+                }
+            },
+            id="chat",
+        ),
+    ],
+)
+def test_json_follows_its_schema(servers, ask, options):
+    expected = contents(ask, servers.plain, max_tokens=100, **options)
+    answers = contents(ask, servers.speculating, max_tokens=100, **options)
+    for (choice,) in (answer["choices"] for answer in answers):
+        text = choice["text"] if ask is complete else choice["message"]["content"]
+        jsonschema.validate(json.loads(text), SCHEMA)
+        assert choice["finish_reason"] == "stop"
+    assert answers == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("logit_bias", {"logit_bias": {"64": 4}}),
+        ("min_p", {"temperature": 1, "extra_body": {"min_p": 0.5}}),
+    ],
+)
+def test_what_vllm_cannot_do_while_it_speculates_is_refused(servers, name, options):
+    """vLLM's rejection sampler would ignore these."""
+    complete(servers.plain, PROMPTS[0], **options)
+    with pytest.raises(openai.BadRequestError, match=f"{name}.*speculative decoding"):
+        complete(servers.speculating, PROMPTS[0], **options)
+
+
+def test_a_stop_string_ends_the_text_among_the_drafts(servers):
+    for prompt in PROMPTS:
+        text = complete(servers.plain, prompt).choices[0].text
+        stops = [char for char in dict.fromkeys(text) if char.isascii()][1:4]
+        assert stops
+        for stop in stops:
+            expected = content(complete(servers.plain, prompt, stop=[stop]))
+            assert expected["choices"][0]["stop_reason"] == stop
+            assert content(complete(servers.speculating, prompt, stop=[stop])) == expected
+
+
+def test_an_answer_may_fill_the_context(servers):
+    options = {"max_tokens": None, "extra_body": {"ignore_eos": True}}
+    expected = content(chat(servers.plain, "x" * 460, **options))
+    assert expected["usage"]["total_tokens"] == MAX_MODEL_LEN
+    assert content(chat(servers.speculating, "x" * 460, **options)) == expected
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """What the chunks of a stream add up to; how they are cut is the server's affair."""
+
+    text: str
+    token_ids: list[int]
+    finish_reason: str
+    usage: dict
+
+    @classmethod
+    def of(cls, ask, server: Server, prompt: str) -> "Streamed":
+        stream = ask(server, prompt, stream=True, stream_options={"include_usage": True})
+        *chunks, last = stream
+        choices = [choice for chunk in chunks for choice in chunk.choices]
+        texts = [c.text if ask is complete else c.delta.content for c in choices]
+        return cls(
+            text="".join(text or "" for text in texts),
+            token_ids=[i for choice in choices for i in getattr(choice, "token_ids", None) or ()],
+            finish_reason=choices[-1].finish_reason,
+            usage=last.usage.model_dump(),
+        )
+
+
+@pytest.mark.parametrize("ask", [complete, chat])
+def test_streams(servers, ask):
+    for prompt in PROMPTS:
+        expected = Streamed.of(ask, servers.plain, prompt)
+        assert len(expected.token_ids) == expected.usage["completion_tokens"] > 0
+        assert Streamed.of(ask, servers.speculating, prompt) == expected
+
+
+def test_twelve_clients_at_once(servers):
+    def answers(server: Server) -> list[dict]:
+        def ask(index: int) -> dict:
+            prompt = f"Client {index} asks: " + "why? " * (3 * index)
+            options = {"max_tokens": 10 + 9 * index, "extra_body": {"ignore_eos": index % 2 == 0}}
+            return content((complete, chat)[index % 2](server, prompt, **options))
+
+        with ThreadPoolExecutor(12) as clients:
+            return list(clients.map(ask, range(12)))
+
+    assert answers(servers.speculating) == answers(servers.plain)
+
+
+def counted_by(server: Server, num_tokens: int, before: dict) -> Counter:
+    """What the server's counters rose by, once they hold the tokens that it has delivered."""
+    deadline = time.monotonic() + METRICS_LIMIT_S
+    while (after := server.metrics())[GENERATED] < before[GENERATED] + num_tokens:
+        assert time.monotonic() < deadline, (
+            f"{num_tokens=}, {before[GENERATED]=}, {after[GENERATED]=}"
+        )
+        time.sleep(0.1)
+    return Counter({name: value - before.get(name, 0) for name, value in after.items()})
+
+
+def test_metrics_count_drafts_and_what_was_delivered(servers):
+    before = servers.speculating.metrics()
+    answers = [complete(servers.speculating, prompt) for prompt in PROMPTS]
+    num_tokens = sum(answer.usage.completion_tokens for answer in answers)
+    counted = counted_by(servers.speculating, num_tokens, before)
+
+    num_drafts, num_drafted, num_accepted = (
+        counted[f"vllm:spec_decode_num_{name}_total",]
+        for name in ("drafts", "draft_tokens", "accepted_tokens")
+    )
+    per_position = [
+        counted["vllm:spec_decode_num_accepted_tokens_per_pos_total", str(position)]
+        for position in range(NUM_SPECULATIVE_TOKENS)
+    ]
+    assert counted[GENERATED] == num_tokens
+    assert 0 < num_accepted < num_drafted == NUM_SPECULATIVE_TOKENS * num_drafts
+    assert sum(per_position) == num_accepted
+    assert per_position == sorted(per_position, reverse=True)
+    # A prompt's step delivers one token, a draft's what was accepted and one more. Of a request's
+    # last step no more than the accepted tokens can fall behind its end.
+    num_sampled = len(PROMPTS) + num_drafts + num_accepted
+    assert 0 <= num_sampled - num_tokens <= len(PROMPTS) * NUM_SPECULATIVE_TOKENS
+
+
+def test_without_speculation_no_drafts_are_counted(servers):
+    before = servers.plain.metrics()
+    num_tokens = complete(servers.plain, PROMPTS[0]).usage.completion_tokens
+    counted = counted_by(servers.plain, num_tokens, before)
+    assert counted[GENERATED] == num_tokens
+    assert not any(
+        value for (name, *_), value in servers.plain.metrics().items() if "spec_decode" in name
+    )
+
+
+def test_bench_serve_reports_acceptance(servers, tmp_path):
+    server = servers.speculating
+    code, screen = run_vllm(
+        *("bench", "serve", "--base-url", server.url, "--model", server.model),
+        *("--dataset-name", "random", "--num-prompts", "8", "--temperature", "0"),
+        *("--random-input-len", "16", "--random-output-len", "24", "--ignore-eos"),
+        *("--save-result", "--result-dir", str(tmp_path), "--result-filename", "results.json"),
+        timeout_s=120,
+    )
+    assert code == 0, screen[-6000:]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["completed"], results["failed"]) == (8, 0)
+    assert results["total_output_tokens"] == 8 * 24
+    assert 0 < results["spec_decode_accepted_tokens"] < results["spec_decode_draft_tokens"]
+
+
+@pytest.mark.parametrize("ask", [complete, chat])
+def test_three_choices_from_a_nucleus_of_one_token_are_the_greedy_output(servers, ask):
+    for prompt in PROMPTS:
+        (greedy,) = ask(servers.plain, prompt).choices
+        for server in (servers.plain, servers.speculating):
+            answer = ask(server, prompt, n=3, **ONE_TOKEN_NUCLEUS)
+            assert [choice.token_ids for choice in answer.choices] == [greedy.token_ids] * 3
+
+
+def test_greedy_requests_do_not_feel_sampled_neighbours(servers):
+    """Greedy and sampled requests share batches."""
+
+    def ask(index: int) -> list[int]:
+        temperature = 0.8 * (index % 2)
+        return (
+            complete(servers.speculating, f"Client {index}", temperature=temperature)
+            .choices[0]
+            .token_ids
+        )
+
+    with ThreadPoolExecutor(12) as clients:
+        together = list(clients.map(ask, range(12)))
+    for index in range(0, 12, 2):
+        assert together[index] == complete(servers.plain, f"Client {index}").choices[0].token_ids
+
+
+def test_sampling_from_the_top_token_is_the_greedy_output(servers):
+    options = {"temperature": 1, "extra_body": {"top_k": 1}}
+    for prompt in PROMPTS:
+        (greedy,) = complete(servers.plain, prompt).choices
+        (sampled,) = complete(servers.speculating, prompt, **options).choices
+        assert sampled.token_ids == greedy.token_ids

@@ -1,0 +1,87 @@
+"""The demo and every example, run as a user would run them."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+
+from layerskip_vllm.demo.server import free_port, process_group, wait_until_ready
+from tests.server.servers import user_environment
+
+ROOT = Path(__file__).parents[2]
+DEMO = [sys.executable, "-m", "layerskip_vllm.demo", "--num-prompts", "2", "--max-tokens", "24"]
+
+
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=user_environment() | env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+
+def servers_running() -> list[psutil.Process]:
+    return [p for p in psutil.process_iter() if "vllm serve" in " ".join(_command_line(p))]
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_offline_inference_prints_completions_and_acceptance(random_llama):
+    model = random_llama(num_layers=6, late_scale=0.3)
+    done = run([sys.executable, "examples/offline_inference.py", model, "4"])
+    assert done.returncode == 0, done.stdout
+    assert "'def fibonacci(n):' -> " in done.stdout
+    assert "acceptance rate" in done.stdout.splitlines()[-1]
+
+
+def test_the_client_streams_from_the_served_example(random_llama, tmp_path):
+    port, log = free_port(), tmp_path / "server.log"
+    env = user_environment() | {"PORT": str(port), "PYTHON": sys.executable}
+    model = random_llama(num_layers=6, late_scale=0.3)
+    command = ["examples/serve.sh", str(model), "4", "--enforce-eager"]
+    command += ["--kv-cache-memory-bytes", str(64 << 20)]
+    with log.open("w") as file, process_group(command, stdout=file, env=env) as process:
+        wait_until_ready(port, process, log)
+        done = run([sys.executable, "examples/client.py", "abc"], PORT=str(port))
+        assert done.returncode == 0, done.stdout
+        client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+        expected = client.completions.create(
+            model="layerskip", prompt="abc", max_tokens=64, temperature=0
+        )
+    assert done.stdout == f"abc{expected.choices[0].text}\n"
+
+
+def test_the_demo_compares_the_two_servers_and_stops_them():
+    done = run(DEMO, COLUMNS="120")
+    assert done.returncode == 0, done.stdout
+    assert "Every text equals plain decoding's." in done.stdout
+    assert "HumanEval/1" in done.stdout
+    assert not servers_running()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_demo_stops_its_server_when_it_is_interrupted(number):
+    with subprocess.Popen(
+        DEMO, cwd=ROOT, env=user_environment(), stdout=subprocess.PIPE, text=True
+    ) as demo:
+        for line in demo.stdout:
+            if line.startswith("vllm serve"):
+                break
+        os.kill(demo.pid, number)
+        assert "the server is stopped" in demo.communicate(timeout=60)[0]
+        assert demo.returncode == 130
+    assert not servers_running()
