@@ -1,0 +1,173 @@
+"""Kinds of expectation that `test_host_contract.py` states of vLLM's internals.
+
+Source is read where a name exists only inside a method: an instance attribute, or a call that vLLM
+makes to us.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import pkgutil
+import textwrap
+import typing
+
+
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """One class or function of vLLM's, as `module:Class.method`, and what it must still offer."""
+
+    path: str
+
+    def __str__(self):
+        return f"{type(self).__name__}-{self.path.partition(':')[2]}"
+
+    @property
+    def target(self):
+        return pkgutil.resolve_name(self.path)
+
+    def names(self) -> set[str]:
+        """What the ledger must name."""
+        return {self.path.partition(":")[2]}
+
+    def faults(self) -> list[str]:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Takes(Expectation):
+    """A callable's first parameters, `self` left out, and those that we pass by name."""
+
+    positional: tuple[str, ...] = ()
+    keyword: tuple[str, ...] = ()
+
+    def faults(self):
+        parameters = [p for p in inspect.signature(self.target).parameters if p != "self"]
+        in_order = tuple(parameters[: len(self.positional)]) == self.positional
+        return [name for name in self.keyword if name not in parameters] + (
+            [] if in_order else [f"begins with {parameters[: len(self.positional)]}"]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Has(Expectation):
+    """Attributes of a class, a module or an object; fields and annotations count."""
+
+    attributes: tuple[str, ...]
+    properties: tuple[str, ...] = ()
+
+    def names(self):
+        return super().names() | {*self.attributes, *self.properties}
+
+    def faults(self):
+        target = self.target
+        known = set(getattr(target, "__annotations__", ())) | {
+            field.name
+            for field in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
+        }
+        return [
+            name for name in self.attributes if name not in known and not hasattr(target, name)
+        ] + [
+            f"property {name}"
+            for name in self.properties
+            if not isinstance(inspect.getattr_static(target, name, None), property)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sets(Expectation):
+    """Attributes that a method assigns on `self`."""
+
+    attributes: tuple[str, ...]
+
+    def names(self):
+        return super().names() | {name.rpartition(".")[2] for name in self.attributes}
+
+    def faults(self):
+        stored = {
+            ast.unparse(node)
+            for node in ast.walk(method_source(self.path))
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+        }
+        return [name for name in self.attributes if f"self.{name}" not in stored]
+
+
+@dataclasses.dataclass(frozen=True)
+class Reads(Expectation):
+    """Expressions that a method evaluates, as `ast.unparse` writes them."""
+
+    expressions: tuple[str, ...]
+
+    def faults(self):
+        nodes = ast.walk(method_source(self.path))
+        read = {ast.unparse(node) for node in nodes if isinstance(node, ast.expr)}
+        return [expression for expression in self.expressions if expression not in read]
+
+
+@dataclasses.dataclass(frozen=True)
+class Calls(Expectation):
+    """A call that a method makes, to us or for us, and how it passes the arguments."""
+
+    function: str
+    num_positional: int = 0
+    keyword: tuple[str, ...] = ()
+
+    def __str__(self):
+        return f"{super().__str__()}-{self.function}"
+
+    def names(self):
+        return super().names() | {self.function.rpartition(".")[2]}
+
+    def faults(self):
+        calls = [
+            node
+            for node in ast.walk(method_source(self.path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == self.function
+        ]
+        return [] if any(map(self._fits, calls)) else [ast.unparse(call) for call in calls] or ["-"]
+
+    def _fits(self, call):
+        keywords = {keyword.arg for keyword in call.keywords}
+        return len(call.args) == self.num_positional and keywords >= set(self.keyword)
+
+
+@dataclasses.dataclass(frozen=True)
+class InOrder(Expectation):
+    """Expressions that a method evaluates one after the other, each for the first time."""
+
+    expressions: tuple[str, ...]
+
+    def faults(self):
+        lines = {}
+        for node in ast.walk(method_source(self.path)):
+            if isinstance(node, ast.expr) and (text := ast.unparse(node)) in self.expressions:
+                lines[text] = min(node.lineno, lines.get(text, node.lineno))
+        return [] if sorted(lines, key=lines.get) == list(self.expressions) else [str(lines)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Admits(Expectation):
+    """Values of a `Literal`."""
+
+    values: tuple[str, ...]
+
+    def names(self):
+        return super().names() | set(self.values)
+
+    def faults(self):
+        return [value for value in self.values if value not in typing.get_args(self.target)]
+
+
+@functools.cache
+def class_source(path: str) -> ast.ClassDef:
+    source = textwrap.dedent(inspect.getsource(pkgutil.resolve_name(path)))
+    return ast.parse(source).body[0]
+
+
+def method_source(path: str) -> ast.FunctionDef:
+    """A method's own syntax tree, whatever decorators have put in its place."""
+    owner, _, name = path.rpartition(".")
+    body = class_source(owner).body
+    methods = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    assert methods, f"{owner} defines no method {name}"
+    return methods[0]
