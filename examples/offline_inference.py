@@ -10,8 +10,9 @@ trained for early exit. With a LayerSkip checkpoint, for example:
 
 import sys
 
-from layerskip_vllm.demo import smollm2
 from vllm import LLM, SamplingParams
+
+from layerskip_vllm.demo import smollm2
 
 PROMPTS = ["def fibonacci(n):", "The capital of France is", "1, 2, 3, 4,"]
 
