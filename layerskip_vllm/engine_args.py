@@ -63,7 +63,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[EngineArgs], bool]], ...] = (
 """What has not been tested under self-speculation is refused: an error, never a wrong answer."""
 
 
-class _OneSpeculativeModel(argparse.Action):
+class _StoreOnce(argparse.Action):
     """Stores like argparse's `store`, and refuses a second, different value for one setting."""
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
@@ -93,6 +93,10 @@ def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     """Add `--speculative-model` and `--num-speculative-tokens`, which set what vLLM's
     `--spec-model` and `--spec-tokens` set (`EngineArgs.spec_model`, `EngineArgs.spec_tokens`).
     """
+    for action in parser._actions:
+        if action.dest in ("spec_model", "spec_tokens"):
+            # Whichever of two flags for one setting comes second, the first must not be lost.
+            action.__class__ = _StoreOnce
     group = parser.add_argument_group(
         title="LayerSkip", description="Self-speculative decoding (arXiv 2404.16710)."
     )
@@ -101,7 +105,7 @@ def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
         dest="spec_model",
         metavar="self:E",
         type=_speculative_model,
-        action=_OneSpeculativeModel,
+        action=_StoreOnce,
         default=argparse.SUPPRESS,
         help="self:E drafts with the model's own first E decoder layers and verifies with the "
         "rest: no second model, the same output. Any other value is a draft model, as in "
@@ -112,7 +116,7 @@ def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
         dest="spec_tokens",
         metavar="K",
         type=_num_speculative_tokens,
-        action=_OneSpeculativeModel,
+        action=_StoreOnce,
         default=argparse.SUPPRESS,
         help="Tokens drafted per step, as --spec-tokens. With self:E the default is "
         f"{DEFAULT_NUM_SPECULATIVE_TOKENS}.",

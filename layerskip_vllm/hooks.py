@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING
 
+from vllm import SamplingParams
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.models import ModelRegistry
@@ -58,6 +60,19 @@ def _v2_model_runner_unsupported_features(
     return original(vllm_config) + (["LayerSkip self-speculation"] if ours else [])
 
 
+def _validate_spec_decode(
+    original: Callable[[SamplingParams, SpeculativeConfig | None], None],
+    sampling_params: SamplingParams,
+    speculative_config: SpeculativeConfig | None,
+) -> None:
+    # The original refuses logit_bias, which our rejection sampler applies. What else it refuses
+    # stays refused.
+    if hasattr(speculative_config, "layerskip") and sampling_params.logit_bias:
+        sampling_params = copy(sampling_params)
+        sampling_params.logit_bias = None
+    original(sampling_params, speculative_config)
+
+
 HOOKS: tuple[tuple[type, str, Callable], ...] = (
     (EngineArgs, "add_cli_args", _add_cli_args),
     (EngineArgs, "create_speculative_config", _create_speculative_config),
@@ -66,4 +81,5 @@ HOOKS: tuple[tuple[type, str, Callable], ...] = (
         "_get_v2_model_runner_unsupported_features",
         _v2_model_runner_unsupported_features,
     ),
+    (SamplingParams, "_validate_spec_decode", _validate_spec_decode),
 )

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.outputs import SamplerOutput
+from vllm.v1.sample.logits_processor.builtin import LogitBiasLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
@@ -15,6 +18,7 @@ from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
 from layerskip_vllm.spec_decode.health import AcceptanceMonitor
 from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
 from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
+from layerskip_vllm.worker.sampling import LayerSkipRejectionSampler
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -27,7 +31,7 @@ else:
 class LayerSkipRunnerMixin(HostRunner):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
 
-    Three of the overridden methods call the original. The other two replace a decision:
+    Four of the overridden methods call the original. The other two replace a decision:
     `propose_draft_token_ids`, a switch over vLLM's own proposers, and `_input_fits_in_drafter`.
     """
 
@@ -36,6 +40,13 @@ class LayerSkipRunnerMixin(HostRunner):
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         self.drafter = LayerSkipProposer(vllm_config, device)
+        self.rejection_sampler = LayerSkipRejectionSampler(
+            self.sampler, vllm_config.speculative_config, device
+        )
+        # vLLM leaves this processor out under speculation, as its own sampler cannot serve it.
+        self.input_batch.logitsprocs.non_argmax_invariant.append(
+            LogitBiasLogitsProcessor(vllm_config, device, PIN_MEMORY)
+        )
         self.acceptance = AcceptanceMonitor(vllm_config.speculative_config.layerskip)
         self.num_resumed_tokens = 0
         self._exit_entries = ExitQueryEntries()
@@ -91,6 +102,16 @@ class LayerSkipRunnerMixin(HostRunner):
         near `max_model_len` does not stop the others as vLLM's own test would.
         """
         return common_attn_metadata is not None
+
+    def _sample(
+        self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
+    ) -> SamplerOutput:
+        """Sample plainly where nothing is verified: vLLM's rejection sampler fails on no rows at
+        all with top-k (`apply_top_k_only`, `max()` of an empty tensor), and does more work.
+        """
+        if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
+            spec_decode_metadata = None
+        return super()._sample(logits, spec_decode_metadata)
 
     def propose_draft_token_ids(
         self,

@@ -117,6 +117,12 @@ def test_greedy_answers(servers, plain_greedy, ask):
         pytest.param(chat, {"logprobs": True, "top_logprobs": 3}, id="chat-logprobs"),
         pytest.param(complete, {"extra_body": {"prompt_logprobs": 2}}, id="prompt-logprobs"),
         pytest.param(complete, {"echo": True, "logprobs": 1}, id="echo"),
+        pytest.param(complete, {"logit_bias": {"64": 3, "101": -5}}, id="logit-bias"),
+        pytest.param(
+            chat,
+            {"logit_bias": {"64": 3}, "extra_body": {"repetition_penalty": 1.5}},
+            id="logit-bias-and-penalty",
+        ),
         pytest.param(complete, {"frequency_penalty": 1.5}, id="frequency-penalty"),
         pytest.param(chat, {"presence_penalty": 1.5}, id="presence-penalty"),
         pytest.param(
@@ -179,24 +185,18 @@ def test_json_follows_its_schema(servers, ask, options):
     assert answers == expected
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("logit_bias", {"logit_bias": {"64": 4}}),
-        ("min_p", {"temperature": 1, "extra_body": {"min_p": 0.5}}),
-    ],
-)
-def test_what_vllm_cannot_do_while_it_speculates_is_refused(servers, name, options):
-    """vLLM's rejection sampler would ignore these."""
+def test_what_vllm_cannot_do_while_it_speculates_is_refused(servers):
+    """vLLM's rejection sampler would ignore it."""
+    options = {"temperature": 1, "extra_body": {"min_p": 0.5}}
     complete(servers.plain, PROMPTS[0], **options)
-    with pytest.raises(openai.BadRequestError, match=f"{name}.*speculative decoding"):
+    with pytest.raises(openai.BadRequestError, match=r"min_p.*speculative decoding"):
         complete(servers.speculating, PROMPTS[0], **options)
 
 
 def test_a_stop_string_ends_the_text_among_the_drafts(servers):
     for prompt in PROMPTS:
         text = complete(servers.plain, prompt).choices[0].text
-        stops = [char for char in dict.fromkeys(text) if char.isascii()][1:4]
+        stops = [char for char in dict.fromkeys(text) if char.isascii()][1:3]
         assert stops
         for stop in stops:
             expected = content(complete(servers.plain, prompt, stop=[stop]))

@@ -200,6 +200,22 @@ RUNNERS_AND_WORKERS = (
     Takes(f"{RUNNER}.execute_model", positional=("scheduler_output",)),
     Takes(f"{RUNNER}._model_forward", positional=("input_ids", "positions")),
     Takes(f"{RUNNER}._build_attention_metadata"),
+    Takes(f"{RUNNER}._sample", positional=("logits", "spec_decode_metadata")),
+    Calls(f"{RUNNER}.sample_tokens", "self._sample", num_positional=2),
+    Sets(f"{RUNNER}.__init__", ("rejection_sampler",)),
+    Takes(
+        "vllm.v1.sample.rejection_sampler:RejectionSampler.apply_logits_processors",
+        positional=("logits", "sampling_metadata", "metadata"),
+    ),
+    Sets(
+        "vllm.v1.sample.logits_processor.builtin:LogitBiasLogitsProcessor.__init__",
+        ("biases", "bias_tensor", "logits_slice"),
+    ),
+    Sets(f"{INPUT_BATCH}.__init__", ("logitsprocs",)),
+    Takes(
+        "vllm.sampling_params:SamplingParams._validate_spec_decode",
+        positional=("speculative_config",),
+    ),
     Takes(f"{RUNNER}._input_fits_in_drafter", positional=("common_attn_metadata",)),
     Takes(
         f"{RUNNER}.propose_draft_token_ids",

@@ -1,0 +1,66 @@
+"""`logit_bias` where drafts are verified."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
+
+from layerskip_vllm import plugin
+from layerskip_vllm.worker.sampling import add_logit_bias
+
+VOCAB_SIZE = 7
+
+
+@given(
+    st.lists(st.integers(0, 4), min_size=1, max_size=5),
+    st.data(),
+)
+def test_a_bias_is_added_at_every_draft_position_of_its_request(num_drafts, data):
+    bias_maps = st.dictionaries(st.integers(0, VOCAB_SIZE - 1), st.floats(-9, 9, width=16))
+    biases = [data.draw(bias_maps) for _ in num_drafts]
+    expected = torch.zeros(sum(num_drafts), VOCAB_SIZE)
+    row = 0
+    for count, bias in zip(num_drafts, biases, strict=True):
+        for _ in range(count):
+            for token_id, value in bias.items():
+                expected[row, token_id] += value
+            row += 1
+
+    entries = [(req, t, v) for req, bias in enumerate(biases) for t, v in bias.items()]
+    reqs, token_ids, values = zip(*entries, strict=True) if entries else ((), (), ())
+    logits = torch.zeros_like(expected)
+    add_logit_bias(
+        logits,
+        torch.tensor(num_drafts),
+        torch.tensor(reqs, dtype=torch.int32),
+        torch.tensor(token_ids, dtype=torch.int32),
+        torch.tensor(values, dtype=torch.float32),
+    )
+    assert torch.equal(logits, expected)
+
+
+class OurConfig:
+    layerskip = object()
+
+
+@pytest.mark.parametrize(
+    ("params", "config", "refused"),
+    [
+        ({"logit_bias": {3: 1.0}}, OurConfig(), False),
+        ({"logit_bias": {3: 1.0}}, object(), True),
+        ({"min_p": 0.5}, OurConfig(), True),
+        ({"min_p": 0.5, "logit_bias": {3: 1.0}}, OurConfig(), True),
+        ({"min_p": 0.5, "logit_bias": {3: 1.0}}, None, False),
+    ],
+)
+def test_only_self_speculation_takes_a_logit_bias(params, config, refused):
+    plugin.register()
+    sampling_params = SamplingParams(**params)
+    if refused:
+        with pytest.raises(VLLMValidationError, match="not yet supported with spec"):
+            sampling_params._validate_spec_decode(config)
+    else:
+        sampling_params._validate_spec_decode(config)
+    assert sampling_params.logit_bias == params.get("logit_bias")
