@@ -34,7 +34,7 @@ demo: setup ## serve a real model with self-speculation and show what it did
 	$(BIN)/python -m layerskip_vllm.demo
 
 test: setup ## the test suite, under 15 minutes on 2 cores
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quality: setup ## lint, format check, types
 	$(BIN)/ruff check .

@@ -45,8 +45,11 @@ SPECULATIVE_KEYS = (
 )
 """What `--speculative-config` may say beside `self:E`; the rest describes a second model."""
 
+UNQUANTIZED_KV_CACHES = ("auto", "float16", "bfloat16")
+
 UNSUPPORTED: tuple[tuple[str, Callable[[EngineArgs], bool]], ...] = (
     ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
+    ("tensor parallelism", lambda args: args.tensor_parallel_size > 1),
     ("data parallelism", lambda args: args.data_parallel_size > 1),
     ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
     ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
@@ -55,7 +58,7 @@ UNSUPPORTED: tuple[tuple[str, Callable[[EngineArgs], bool]], ...] = (
     ("prompt embeddings", lambda args: bool(args.enable_prompt_embeds)),
     ("KV transfer", lambda args: args.kv_transfer_config is not None),
     ("KV offloading", lambda args: args.kv_offloading_size is not None),
-    ("a quantized KV cache", lambda args: str(args.kv_cache_dtype).startswith(("fp8", "int8"))),
+    ("a quantized KV cache", lambda args: args.kv_cache_dtype not in UNQUANTIZED_KV_CACHES),
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
@@ -64,12 +67,18 @@ UNSUPPORTED: tuple[tuple[str, Callable[[EngineArgs], bool]], ...] = (
 
 
 class _StoreOnce(argparse.Action):
-    """Stores like argparse's `store`, and refuses a second, different value for one setting."""
+    """Stores like argparse's `store`, but refuses two flags that disagree on one setting.
+
+    One flag repeated is argparse's own business, the last value wins: a value on the command line
+    overrides one in vLLM's `--config` file that way.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        already = getattr(namespace, self.dest, None)
-        if already not in (None, values):
-            parser.error(f"{option_string} {values} contradicts the earlier value {already}")
+        key = f"_{self.dest}_said_by"
+        said_by, already = getattr(namespace, key, option_string), getattr(namespace, self.dest)
+        if said_by != option_string and already != values:
+            parser.error(f"{option_string} {values} contradicts {said_by} {already}")
+        setattr(namespace, key, option_string)
         setattr(namespace, self.dest, values)
 
 
@@ -95,8 +104,7 @@ def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
     """
     for action in parser._actions:
         if action.dest in ("spec_model", "spec_tokens"):
-            # Whichever of two flags for one setting comes second, the first must not be lost.
-            action.__class__ = _StoreOnce
+            action.__class__ = _StoreOnce  # it may come after ours, and must not silence it
     group = parser.add_argument_group(
         title="LayerSkip", description="Self-speculative decoding (arXiv 2404.16710)."
     )
@@ -159,39 +167,19 @@ def create_speculative_config(
     Raises:
         ValueError: A value is out of range, contradicts another, or asks for what is unsupported.
     """
-    from layerskip_vllm.speculative_config import LayerSkipSpeculativeConfig
-
     settings = _merged_settings(engine_args)
     layerskip = LayerSkipConfig.from_options(
         exit_layer=parse_exit_layer(settings["model"]),
         num_layers=_num_layers(target_model_config),
         options=_layerskip_options(engine_args) or {},
     )
-    settings["num_speculative_tokens"] = check_num_speculative_tokens(
-        settings.get("num_speculative_tokens", DEFAULT_NUM_SPECULATIVE_TOKENS)
-    )
-    if (schedule := settings.get("num_speculative_tokens_per_batch_size")) is not None:
-        validate_and_normalize_dynamic_sd_schedule(schedule)
     _refuse_unsupported(engine_args, target_model_config)
-
     target_parallel_config.worker_cls = _worker_class()
     engine_args.async_scheduling = False
     if current_platform.is_cuda():
         # One graph would hold both segments, whose token counts differ in a verify step.
         engine_args.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
-    try:
-        speculative_config = LayerSkipSpeculativeConfig(
-            **settings,
-            layerskip=layerskip,
-            target_model_config=target_model_config,
-            target_parallel_config=target_parallel_config,
-        )
-    except ValidationError as error:
-        # Pydantic ends its message with a link; the user's screen should end with the fault.
-        faults = (
-            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()
-        )
-        raise ValueError(f"speculative_config: {'; '.join(faults)}") from None
+    speculative_config = _build(settings, layerskip, target_model_config, target_parallel_config)
     logger.info(
         "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
         "architecture %s, worker %s, model runner V1, async scheduling off",
@@ -203,6 +191,49 @@ def create_speculative_config(
         target_parallel_config.worker_cls,
     )
     return speculative_config
+
+
+def _build(
+    settings: dict,
+    layerskip: LayerSkipConfig,
+    target_model_config: ModelConfig,
+    target_parallel_config: ParallelConfig,
+) -> SpeculativeConfig:
+    from layerskip_vllm.speculative_config import LayerSkipSpeculativeConfig
+
+    num_speculative_tokens = _num_speculative_tokens_of(settings)
+    try:
+        return LayerSkipSpeculativeConfig(
+            **(settings | {"num_speculative_tokens": num_speculative_tokens}),
+            layerskip=layerskip,
+            target_model_config=target_model_config,
+            target_parallel_config=target_parallel_config,
+        )
+    except ValidationError as error:
+        # Pydantic ends its message with a link; the user's screen should end with the fault.
+        faults = (
+            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()
+        )
+        raise ValueError(f"speculative_config: {'; '.join(faults)}") from None
+
+
+def _num_speculative_tokens_of(settings: dict) -> int:
+    """K: what was said, else the largest of a schedule by batch size, else the default."""
+    schedule = settings.get("num_speculative_tokens_per_batch_size")
+    if schedule is None:
+        said = settings.get("num_speculative_tokens", DEFAULT_NUM_SPECULATIVE_TOKENS)
+        return check_num_speculative_tokens(said)
+    try:
+        largest = max(k for _, _, k in validate_and_normalize_dynamic_sd_schedule(schedule))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"num_speculative_tokens_per_batch_size={schedule!r}: {error}") from None
+    said = check_num_speculative_tokens(settings.get("num_speculative_tokens", largest))
+    if largest > said:
+        raise ValueError(
+            f"num_speculative_tokens_per_batch_size drafts up to {largest} tokens, more than "
+            f"num_speculative_tokens={said}"
+        )
+    return said
 
 
 def _merged_settings(engine_args: EngineArgs) -> dict:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vllm import SamplingParams
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models import ModelRegistry
 
 from layerskip_vllm import engine_args as layerskip_engine_args
@@ -65,9 +66,15 @@ def _validate_spec_decode(
     sampling_params: SamplingParams,
     speculative_config: SpeculativeConfig | None,
 ) -> None:
-    # The original refuses logit_bias, which our rejection sampler applies. What else it refuses
-    # stays refused.
-    if hasattr(speculative_config, "layerskip") and sampling_params.logit_bias:
+    if hasattr(speculative_config, "layerskip"):
+        if sampling_params.logprob_token_ids:
+            # vLLM gathers these where it samples plainly only: in a batch with drafts and another
+            # request's logprobs, the shapes do not fit and the engine dies.
+            raise VLLMValidationError(
+                "logprob_token_ids is not supported with self-speculation (self:E)"
+            )
+        # The original refuses logit_bias, which our rejection sampler applies. What else it
+        # refuses stays refused.
         sampling_params = copy(sampling_params)
         sampling_params.logit_bias = None
     original(sampling_params, speculative_config)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Mapping
+
 from packaging.version import Version
 
 SUPPORTED_VLLM = "0.32"
@@ -31,22 +34,39 @@ def refuse_self_speculation(vllm_version: str) -> None:
     """On another vLLM, leave everything alone but turn `self:E` into a clear error."""
     import vllm.engine.arg_utils
 
-    from layerskip_vllm import __version__
     from layerskip_vllm.config import is_self_model
+    from layerskip_vllm.version import __version__
     from layerskip_vllm.wrapping import wrap
 
-    def create_speculative_config(original, engine_args, *args, **kwargs):  # type: ignore[no-untyped-def]
-        named = (
-            getattr(engine_args, "spec_model", None),
-            (getattr(engine_args, "speculative_config", None) or {}).get("model"),
-        )
-        if any(map(is_self_model, named)):
-            raise ValueError(
-                f"layerskip_vllm {__version__} supports vLLM {SUPPORTED_VLLM}.*, and this is vLLM "
-                f"{vllm_version}: install a matching pair, or serve without self:E"
+    message = (
+        f"layerskip_vllm {__version__} supports vLLM {SUPPORTED_VLLM}.*, and this is vLLM "
+        f"{vllm_version}: install a matching pair, or serve without self:E"
+    )
+
+    def refuse(value: str) -> str:
+        if is_self_model(value):
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    def add_cli_args(original, parser):  # type: ignore[no-untyped-def]
+        parser = original(parser)
+        if "--speculative-model" not in parser._option_string_actions:
+            parser.add_argument(
+                "--speculative-model",
+                type=refuse,
+                default=argparse.SUPPRESS,
+                help=argparse.SUPPRESS,
             )
+        return parser
+
+    def create_speculative_config(original, engine_args, *args, **kwargs):  # type: ignore[no-untyped-def]
+        config = getattr(engine_args, "speculative_config", None)
+        in_config = config.get("model") if isinstance(config, Mapping) else None
+        if is_self_model(getattr(engine_args, "spec_model", None)) or is_self_model(in_config):
+            raise ValueError(message)
         return original(engine_args, *args, **kwargs)
 
     host = getattr(vllm.engine.arg_utils, "EngineArgs", None)
-    if host is not None and hasattr(host, "create_speculative_config"):
-        wrap(host, "create_speculative_config", create_speculative_config)
+    for wrapper in (add_cli_args, create_speculative_config):
+        if host is not None and hasattr(host, wrapper.__name__):
+            wrap(host, wrapper.__name__, wrapper)

@@ -6,6 +6,8 @@ import os
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 # Two OpenMP threads wait for each other at every barrier: beside any other process they collapse.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two test processes would both bind their thread to the first core.
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -24,6 +24,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
@@ -70,6 +71,23 @@ class LayerSkipProposer(DraftModelProposer):
         """Take the target as the draft; nothing is loaded."""
         self.model = target_model
         self._draft_attn_layer_names = set(target_model.early_attn_layer_names)
+
+    def initialize_attn_backend(
+        self, kv_cache_config: KVCacheConfig, kernel_block_sizes: list[int] | None = None
+    ) -> None:
+        """Build the early layers' attention groups, as vLLM does for a draft model's layers.
+
+        Raises:
+            ValueError: The attention kernel addresses smaller blocks than the KV cache manager, so
+                slots computed from the manager's block size would be another request's.
+        """
+        super().initialize_attn_backend(kv_cache_config, kernel_block_sizes)
+        kernel_block_size = (kernel_block_sizes or [self.block_size])[self.kv_cache_gid]
+        if kernel_block_size != self.block_size:
+            raise ValueError(
+                f"self-speculation needs one block size, and block_size={self.block_size} is split "
+                f"into kernel blocks of {kernel_block_size}: use --block-size {kernel_block_size}"
+            )
 
     @torch.inference_mode()
     def propose_drafts(

@@ -109,9 +109,14 @@ class LayerSkipRunnerMixin(HostRunner):
         """Sample plainly where nothing is verified: vLLM's rejection sampler fails on no rows at
         all with top-k (`apply_top_k_only`, `max()` of an empty tensor), and does more work.
         """
-        if spec_decode_metadata is not None and not any(spec_decode_metadata.num_draft_tokens):
-            spec_decode_metadata = None
-        return super()._sample(logits, spec_decode_metadata)
+        if spec_decode_metadata is None or any(spec_decode_metadata.num_draft_tokens):
+            return super()._sample(logits, spec_decode_metadata)
+        # Each row is a bonus token's: that is what the processors that look at drafts must know.
+        return self.sampler(
+            logits=logits,
+            sampling_metadata=self.input_batch.sampling_metadata,
+            predict_bonus_token=True,
+        )
 
     def propose_draft_token_ids(
         self,
@@ -126,32 +131,19 @@ class LayerSkipRunnerMixin(HostRunner):
         slot_mappings: object,
     ) -> list[list[int]]:
         """Draft for every request with a new token; the lists' lengths differ near the limits."""
-        batch = self.input_batch
-        num_reqs = batch.num_reqs
-        sampled = sampled_token_ids.cpu().numpy()
-        sampled = np.where(sampled < batch.vocab_size, sampled, -1)
-        num_verified = np.array(spec_decode_metadata.num_draft_tokens)
-        self.acceptance.observe(
-            num_drafted=int(num_verified.sum()),
-            num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
-        )
-        drafts: list[list[int]] = [[] for _ in range(num_reqs)]
         num_speculative_tokens = scheduler_output.num_spec_tokens_to_schedule
-        schedule = DraftSchedule.from_step(
-            num_speculative_tokens=num_speculative_tokens,
-            max_model_len=self.max_model_len,
-            sampled_token_ids=sampled,
-            num_computed=batch.num_computed_tokens_cpu[:num_reqs],
-            num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
-            num_verified=num_verified,
-            is_partial_prefill=self.discard_request_mask.np[:num_reqs],
+        schedule = self._schedule_drafts(
+            num_speculative_tokens,
+            sampled_token_ids.cpu().numpy(),
+            np.array(spec_decode_metadata.num_draft_tokens),
         )
+        drafts: list[list[int]] = [[] for _ in range(self.input_batch.num_reqs)]
         self._draft_probs = self._draft_prob_req_ids = None
-        if num_speculative_tokens == 0 or len(schedule.rows) == 0:
+        if len(schedule.rows) == 0:
             return drafts
 
         rows = torch.from_numpy(schedule.rows).to(self.device)
-        req_ids = [batch.req_ids[row] for row in schedule.rows]
+        req_ids = [self.input_batch.req_ids[row] for row in schedule.rows]
         proposed = self.drafter.propose_drafts(
             num_speculative_tokens,
             schedule,
@@ -166,6 +158,30 @@ class LayerSkipRunnerMixin(HostRunner):
         if proposed.probs is not None:
             self._draft_probs, self._draft_prob_req_ids = proposed.probs, req_ids
         return drafts
+
+    def _schedule_drafts(
+        self,
+        num_speculative_tokens: int,
+        sampled_token_ids: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
+        num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
+    ) -> DraftSchedule:
+        num_reqs = self.input_batch.num_reqs
+        # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
+        in_vocab = sampled_token_ids < self.input_batch.vocab_size
+        sampled = np.where(in_vocab, sampled_token_ids, -1)
+        self.acceptance.observe(
+            num_drafted=int(num_verified.sum()),
+            num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
+        )
+        return DraftSchedule.from_step(
+            num_speculative_tokens=num_speculative_tokens,
+            max_model_len=self.max_model_len,
+            sampled_token_ids=sampled,
+            num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
+            num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
+            num_verified=num_verified,
+            is_partial_prefill=self.discard_request_mask.np[:num_reqs],
+        )
 
 
 def _of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor) -> SamplingMetadata:

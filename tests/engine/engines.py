@@ -95,6 +95,10 @@ def counts(llm: LLM) -> Counts:
     return result
 
 
+def num_preemptions(llm) -> int:
+    return next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
+
+
 def random_prompts(lengths, seed: int = 0, low: int = 3, high: int = 250) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(low, high, (n,), generator=generator).tolist() for n in lengths]

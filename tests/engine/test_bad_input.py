@@ -64,11 +64,26 @@ TABLE = [
         {"additional_config": {"layerskip": {"exit_query_cache": True}}},
         "has no effect without self-speculation: add --speculative-model self:E",
     ),
+    (
+        SELF | {"speculative_config": {"num_speculative_tokens_per_batch_size": [["a", 4, 1]]}},
+        r"per_batch_size=\[\['a', 4, 1\]\]: invalid literal",
+    ),
+    (
+        {
+            "speculative_config": {
+                "model": "self:3",
+                "num_speculative_tokens": 2,
+                "num_speculative_tokens_per_batch_size": [[1, 4, 8]],
+            }
+        },
+        "drafts up to 8 tokens, more than num_speculative_tokens=2",
+    ),
+    (SELF | {"tensor_parallel_size": 2}, "does not support tensor parallelism"),
     (SELF | {"pipeline_parallel_size": 2}, "does not support pipeline parallelism"),
     (SELF | {"data_parallel_size": 2}, "does not support data parallelism"),
     (
         SELF | {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
-        "does not support decode context parallelism",
+        "decode context parallelism",
     ),
     (SELF | {"enable_lora": True}, "does not support LoRA; leave it out"),
     (SELF | {"quantization": "fp8"}, r"does not support quantization \(fp8\)"),

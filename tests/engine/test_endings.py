@@ -10,6 +10,7 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
+    num_preemptions,
     random_prompts,
 )
 
@@ -101,7 +102,7 @@ def test_a_stop_string_cuts_an_accepted_run(llm, plain, prompts, outputs, positi
 
 def test_the_end_of_text_token_cuts_an_accepted_run(random_llama, prompts, outputs):
     ended = []
-    for position in range(K + 2, K + 6):
+    for position in (K + 2, K + 4):
         model = random_llama(late_from=3, late_scale=0.0, eos_token_id=outputs[0][position])
         plain, llm = make_llm(model), make_self_llm(model, 3, K)
         expected = finish(plain, prompts, greedy(40))
@@ -152,7 +153,6 @@ def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
         steps += 1
         if steps in (4, 9):  # two prompts leave while their drafts are waiting to be verified
             engine.abort_request([f"r{steps % 4}", f"r{steps % 4 + 2}"])
-            # An id that comes back at once must not meet the states of its namesake.
             engine.add_request(
                 f"again{steps}", {"prompt_token_ids": prompts[0]}, greedy(20, ignore_eos=True)
             )
@@ -161,3 +161,33 @@ def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
     assert [finished["r4"], finished["r5"]] == expected[4:]
     assert counts(llm).since(before).num_resumed > 0
     close(llm)
+
+
+def test_running_requests_that_are_sent_back_do_not_resume(random_llama):
+    """All are preempted and scheduled anew in the next step: same ids, other blocks."""
+    model = random_llama(late_scale=0.3)
+    prompts = random_prompts([31, 31, 31, 64], seed=10)
+    prompts[1] = prompts[0]  # so that one finds the other's blocks in the prefix cache
+    params = greedy(80, ignore_eos=True)
+    plain = make_llm(model)
+    expected = generate(plain, as_prompts(prompts), params)
+    close(plain)
+
+    llm = make_self_llm(model, 4, K)
+    before, preempted_before = counts(llm), num_preemptions(llm)
+    engine, finished, steps = llm.llm_engine, {}, 0
+    for i, ids in enumerate(prompts):
+        engine.add_request(str(i), {"prompt_token_ids": ids}, params)
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.finished:
+                finished[output.request_id] = list(output.outputs[0].token_ids)
+        steps += 1
+        if steps % 3 == 0 and steps < 30:
+            engine.reset_prefix_cache(reset_running_requests=True)
+    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
+    close(llm)
+    assert preempted >= len(prompts)
+    assert counted.num_resumed > 0
+    assert counted.num_accepted > 0
+    assert [finished[str(i)] for i in range(len(prompts))] == expected

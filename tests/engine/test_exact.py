@@ -12,6 +12,7 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
+    num_preemptions,
     random_prompts,
 )
 
@@ -79,6 +80,42 @@ def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs
     assert outputs == plain_outputs
     assert counted.num_accepted > 0
     assert counted.num_resumed == 0
+
+
+def test_local_argmax_drafts_the_same_tokens(mixed_model, plain_outputs):
+    prompts = as_prompts(random_prompts(LENGTHS))
+    counted = []
+    for use_local_argmax_reduction in (False, True):
+        llm = make_self_llm(
+            mixed_model,
+            3,
+            3,
+            speculative_config={"use_local_argmax_reduction": use_local_argmax_reduction},
+        )
+        before = counts(llm)
+        assert generate(llm, prompts, greedy(60)) == plain_outputs
+        counted.append(counts(llm).since(before))
+        close(llm)
+    assert counted[0] == counted[1]
+    assert_speculated(counted[0])
+
+
+def test_both_segments_compile(random_llama, monkeypatch, tmp_path):
+    """`vllm serve` compiles by default: both cuts of the model, for any number of tokens."""
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    model = random_llama(num_layers=3, late_scale=0.3)
+    prompts = as_prompts(random_prompts([5, 33, 9]))
+    params = [greedy(n, ignore_eos=True) for n in (40, 8, 20)]
+    plain = make_llm(model)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_self_llm(model, 2, 3, enforce_eager=False)
+    before = counts(llm)
+    assert generate(llm, prompts, params) == expected
+    assert_speculated(counts(llm).since(before))
+    close(llm)
+    artifacts = {path.parent.parent.name for path in tmp_path.rglob("model") if path.is_file()}
+    assert len(artifacts) == 2
 
 
 @pytest.mark.parametrize(
@@ -151,10 +188,6 @@ def test_preempted_requests_start_over(mixed_model):
     assert preempted > 0
     assert actual == expected
     assert_speculated(counted)
-
-
-def num_preemptions(llm) -> int:
-    return next(m.value for m in llm.get_metrics() if m.name == "vllm:num_preemptions")
 
 
 def test_a_draft_length_that_follows_the_batch_size(mixed_model):

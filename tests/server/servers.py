@@ -26,7 +26,12 @@ ENGINE_FLAGS = (
 
 def user_environment() -> dict[str, str]:
     """The environment without what tests/conftest.py sets for engines inside the test process."""
-    ours = {"VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_LOGGING_LEVEL"}
+    ours = {
+        "OMP_NUM_THREADS",
+        "VLLM_CPU_OMP_THREADS_BIND",
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_LOGGING_LEVEL",
+    }
     environment = {name: value for name, value in os.environ.items() if name not in ours}
     # As at a terminal: what Python prints to its two streams keeps its order.
     return environment | {"PYTHONUNBUFFERED": "1"}

@@ -45,6 +45,14 @@ class OurConfig:
     layerskip = object()
 
 
+def test_token_ids_to_score_are_refused_under_self_speculation():
+    plugin.register()
+    sampling_params = SamplingParams(logprob_token_ids=[1, 2], logprobs=2)
+    with pytest.raises(VLLMValidationError, match="logprob_token_ids is not supported with self"):
+        sampling_params._validate_spec_decode(OurConfig())
+    sampling_params._validate_spec_decode(None)
+
+
 @pytest.mark.parametrize(
     ("params", "config", "refused"),
     [
