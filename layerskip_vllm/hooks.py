@@ -13,6 +13,7 @@ from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models import ModelRegistry
 
 from layerskip_vllm import engine_args as layerskip_engine_args
+from layerskip_vllm.cli_args import add_cli_args
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
 from layerskip_vllm.wrapping import wrap
 
@@ -37,7 +38,7 @@ def install() -> None:
 def _add_cli_args(
     original: Callable[..., FlexibleArgumentParser], parser: FlexibleArgumentParser
 ) -> FlexibleArgumentParser:
-    return layerskip_engine_args.add_cli_args(original(parser))
+    return add_cli_args(original(parser))
 
 
 def _create_speculative_config(

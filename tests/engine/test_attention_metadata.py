@@ -117,9 +117,7 @@ class PagedBatch:
         ).transpose(0, 1)
 
 
-@settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches())
 def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
     reqs, seed = batch
@@ -167,9 +165,7 @@ def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
     )
 
 
-@settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 120), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
     num_steps = 4
