@@ -155,7 +155,7 @@ def _report(
     console: Console, problems: list[dict], plain: list[Completion], speculated: list[Completion]
 ) -> bool:
     table = Table(title="Self-speculative decoding against plain decoding, float32, greedy")
-    table.add_column("prompt")
+    table.add_column("prompt", no_wrap=True)
     for name in (
         "tokens",
         "plain",
