@@ -31,7 +31,7 @@ $(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject
 	@touch $@
 
 demo: setup ## serve a real model with self-speculation and show what it did
-	$(BIN)/python -m layerskip_vllm.demo
+	$(BIN)/layerskip-vllm demo
 
 test: setup ## the test suite, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

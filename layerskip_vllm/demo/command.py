@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import signal
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -44,19 +43,16 @@ class Completion:
     num_accepted: float
 
 
-def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m layerskip_vllm.demo", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare `layerskip-vllm demo`'s arguments."""
     parser.add_argument("--exit-layer", type=int, default=20, help="E, of 30 layers")
     parser.add_argument("--num-speculative-tokens", type=int, default=4, help="K")
     parser.add_argument("--num-prompts", type=int, default=5, help="HumanEval prompts, of 164")
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens per prompt")
-    return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit code: 0 where every text equals plain decoding's."""
-    args = parse_args(argv)
     # As Ctrl-C does: unwind, and so stop the server, instead of dying on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="%(message)s")
@@ -191,7 +187,3 @@ def _report(
         "facebook/layerskip-llama3.2-1B."
     )
     return all_equal
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,36 @@
+"""`layerskip-vllm`: one subcommand a tool; each tool's module loads when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+COMMANDS = {
+    "train": ("layerskip_vllm.training.command", "train a LayerSkip checkpoint from a recipe"),
+    "lens": ("layerskip_vllm.analysis.command", "show what each layer of a model predicts"),
+    "demo": ("layerskip_vllm.demo.command", "serve a model plainly and with self-speculation"),
+}
+"""Subcommand -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a subcommand; returns the exit code, 2 where an input is bad."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="layerskip-vllm", description=__doc__)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, text) in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=text, description=text)
+        if argv[:1] == [name]:
+            command = importlib.import_module(module)
+            command.add_arguments(subparser)
+    args = parser.parse_args(argv)
+    try:
+        return command.run(args)
+    except (ValueError, OSError) as error:
+        print(f"layerskip-vllm {args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
