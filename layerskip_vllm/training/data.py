@@ -1,0 +1,131 @@
+"""Documents into rows of equal length; what attends to what ends at a document's borders."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from itertools import chain, islice
+from pathlib import Path
+
+from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from layerskip_vllm.training.early_exit_loss import IGNORED
+from layerskip_vllm.training.recipe import DataSection, DataSource
+
+DOCUMENTS_PER_PACKING = 256
+"""Documents that share rows; the last row of each group is padded."""
+
+
+def load_rows(
+    source: DataSource, section: DataSection, tokenizer: PreTrainedTokenizerBase
+) -> Dataset | IterableDataset:
+    """Read, tokenize and pack one source.
+
+    Returns:
+        Rows of `section.sequence_length` int64 each: input_ids, labels, position_ids.
+
+    Raises:
+        ValueError: There is no such file, dataset, split or column.
+    """
+    documents = _load_documents(source, section.streaming)
+    columns = documents.column_names or list(next(iter(documents)))
+    if source.text_column not in columns:
+        raise ValueError(
+            f"text_column={source.text_column!r} is not in the data; it has: {', '.join(columns)}"
+        )
+
+    def tokenize_and_pack(batch: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
+        token_ids = tokenizer(batch[source.text_column], add_special_tokens=False)["input_ids"]
+        return pack(token_ids, section.sequence_length, tokenizer.eos_token_id)
+
+    return documents.map(
+        tokenize_and_pack,
+        batched=True,
+        batch_size=DOCUMENTS_PER_PACKING,
+        remove_columns=columns,
+    )
+
+
+def pack(
+    documents: Sequence[Sequence[int]], sequence_length: int, eos_token_id: int
+) -> dict[str, list[list[int]]]:
+    """Lay documents end to end in rows, each followed by `eos_token_id`.
+
+    Positions count from 0 in each document, which is how transformers recognises packed rows and
+    keeps attention inside a document. The first token of a document is no target: what precedes it
+    belongs to another. A document that crosses a row's end goes on in the next row from position 0.
+    The rest of the last row is end-of-text tokens that are no targets.
+
+    Returns:
+        input_ids, labels (`IGNORED` where there is no target) and position_ids, each a list of
+        rows of `sequence_length`.
+    """
+    input_ids, labels, position_ids = [], [], []
+    for document in filter(None, documents):
+        input_ids.append([*document, eos_token_id])
+        labels.append([IGNORED, *document[1:], eos_token_id])
+        position_ids.append(range(len(document) + 1))
+    missing = -sum(map(len, input_ids)) % sequence_length
+    input_ids.append([eos_token_id] * missing)
+    labels.append([IGNORED] * missing)
+    position_ids.append(range(missing))
+    rows = {
+        name: _cut(chain.from_iterable(lists), sequence_length)
+        for name, lists in (
+            ("input_ids", input_ids),
+            ("labels", labels),
+            ("position_ids", position_ids),
+        )
+    }
+    for row in rows["position_ids"]:
+        _restart(row)
+    return rows
+
+
+def _cut(tokens: chain[int], length: int) -> list[list[int]]:
+    rows = []
+    while row := list(islice(tokens, length)):
+        rows.append(row)
+    return rows
+
+
+def _restart(positions: list[int]) -> None:
+    """Make a row's first document, begun in the row before, count from 0."""
+    if first := positions[0]:
+        for index, position in enumerate(positions):
+            if position != first + index:
+                break
+            positions[index] = index
+
+
+def _load_documents(source: DataSource, streaming: bool) -> Dataset | IterableDataset:
+    if source.files is not None:
+        paths = _expand(source.files)
+        is_json = {path.endswith((".jsonl", ".json")) for path in paths}
+        if len(is_json) > 1:
+            raise ValueError(f"files mixes JSON Lines with text: {', '.join(paths[:5])}")
+        if is_json.pop():
+            return load_dataset("json", data_files=paths, split="train", streaming=streaming)
+        return load_dataset(
+            "text", data_files=paths, split="train", streaming=streaming, sample_by="document"
+        )
+    if Path(source.dataset).is_dir() and (Path(source.dataset) / "state.json").exists():
+        saved = load_from_disk(source.dataset)
+        return saved.to_iterable_dataset() if streaming else saved
+    try:
+        return load_dataset(
+            source.dataset, source.name, split=source.split, streaming=streaming
+        )
+    except Exception as error:  # datasets raises many kinds; all of them mean this
+        raise ValueError(f"dataset={source.dataset!r} cannot be loaded: {error}") from error
+
+
+def _expand(patterns: Sequence[str]) -> list[str]:
+    paths = []
+    for pattern in patterns:
+        found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise ValueError(f"files: {pattern!r} matches no file")
+        paths += found
+    return paths

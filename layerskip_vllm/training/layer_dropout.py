@@ -1,0 +1,122 @@
+"""Layer dropout: whole decoder layers skipped, sample by sample (LayerSkip, section 4.1.1)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+KeptRows = list[list[int]]
+"""For each layer, the rows of the micro-batch that run it."""
+
+
+@dataclass(frozen=True)
+class LayerDropout:
+    """p(l, t) = S(t) * D(l) * p_max: how often layer l is skipped in step t.
+
+    Attributes:
+        num_layers: L.
+        p_max: The rate of the last layer, in [0, 1).
+        schedule: `constant` has S(t) = 1, for continual pre-training and fine-tuning;
+            `exponential` has S(t) = exp(t ln2 / (T-1)) - 1, for training from scratch.
+        seed: The same on every rank. What is drawn depends on it, the step and the sample's place
+            in the global batch only, so that neither the number of ranks nor gradient accumulation
+            changes it, and every rank knows what the others drew.
+    """
+
+    num_layers: int
+    p_max: float
+    schedule: Literal["constant", "exponential"] = "constant"
+    seed: int = 0
+
+    def rates(self, step: int, num_steps: int) -> np.ndarray:
+        """Return p(l, t) of every layer, [num_layers], float64."""
+        return self._time_scale(step, num_steps) * self._layer_scale() * self.p_max
+
+    def kept_rows(
+        self, step: int, num_steps: int, first_row: int, num_rows: int
+    ) -> KeptRows | None:
+        """Draw which layers each sample of a micro-batch runs.
+
+        Args:
+            step: t, counted from 0.
+            num_steps: T.
+            first_row: The place of the micro-batch's first sample in the step's global batch.
+            num_rows: Samples in the micro-batch.
+
+        Returns:
+            None where nothing is ever dropped.
+        """
+        if self.p_max == 0:
+            return None
+        # Row by row, so that a sample's draw does not depend on how many follow it.
+        generator = np.random.default_rng([self.seed, step])
+        draws = generator.random((first_row + num_rows, self.num_layers))[first_row:]
+        kept = draws >= self.rates(step, num_steps)
+        return [np.flatnonzero(kept[:, layer]).tolist() for layer in range(self.num_layers)]
+
+    def _time_scale(self, step: int, num_steps: int) -> float:
+        if self.schedule == "constant" or num_steps == 1:
+            return 1.0
+        return math.exp(step * math.log(2) / (num_steps - 1)) - 1
+
+    def _layer_scale(self) -> np.ndarray:
+        if self.num_layers == 1:
+            return np.zeros(1)
+        return np.exp(np.arange(self.num_layers) * math.log(2) / (self.num_layers - 1)) - 1
+
+
+class SkippingForward:
+    """A decoder layer's forward that computes only the rows that keep the layer.
+
+    It takes the place of `layer.forward` and reads one more argument, `kept_rows`, which
+    transformers hands down to every layer like its own keyword arguments: so a recomputation under
+    gradient checkpointing skips the same rows.
+
+    A micro-batch that drops all its rows still calls the layer, on none: under FSDP and DDP each
+    rank has to take part in every layer's communication.
+    """
+
+    def __init__(self, forward: Callable[..., torch.Tensor], layer_index: int) -> None:
+        self._forward = forward
+        self._layer_index = layer_index
+
+    def __call__(
+        self,
+        hidden_states: torch.Tensor,  # [num_rows, num_tokens, hidden_size]
+        *args: object,
+        kept_rows: KeptRows | None = None,
+        **kwargs: object,
+    ) -> torch.Tensor:
+        """Return [num_rows, num_tokens, hidden_size]; dropped rows are passed on as they came."""
+        num_rows = len(hidden_states)
+        if kept_rows is None or len(kept_rows[self._layer_index]) == num_rows:
+            return self._forward(hidden_states, *args, **kwargs)
+        rows = torch.tensor(
+            kept_rows[self._layer_index], dtype=torch.int64, device=hidden_states.device
+        )
+        args, kwargs = _select((args, kwargs), rows, num_rows)
+        output = self._forward(hidden_states[rows], *args, **kwargs)
+        return hidden_states.index_copy(0, rows, output)
+
+
+def install_layer_dropout(layers: nn.ModuleList) -> None:
+    """Make every layer of a transformers decoder obey `kept_rows`."""
+    for layer_index, layer in enumerate(layers):
+        layer.forward = SkippingForward(layer.forward, layer_index)
+
+
+def _select(value, rows: torch.Tensor, num_rows: int):  # type: ignore[no-untyped-def]
+    """Take the given rows of every tensor in `value` that has a row for each sample."""
+    if isinstance(value, torch.Tensor):
+        return value[rows] if value.dim() > 1 and len(value) == num_rows > 1 else value
+    if isinstance(value, tuple):
+        return tuple(_select(item, rows, num_rows) for item in value)
+    if isinstance(value, dict):
+        return {key: _select(item, rows, num_rows) for key, item in value.items()}
+    return value

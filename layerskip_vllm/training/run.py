@@ -1,0 +1,133 @@
+"""One training run, from recipe to checkpoint; the same code in every rank."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+    set_seed,
+)
+from transformers.trainer_utils import get_last_checkpoint
+
+from layerskip_vllm.training.data import load_rows
+from layerskip_vllm.training.recipe import ModelSection, Recipe
+from layerskip_vllm.training.trainer import LayerSkipTrainer
+
+
+def train(recipe: Recipe, resume: bool = False, callbacks: list[TrainerCallback] = ()) -> None:
+    """Train and save.
+
+    Args:
+        recipe: The run.
+        resume: Go on from the last checkpoint in the recipe's output_dir.
+        callbacks: More of the Trainer's callbacks.
+
+    Raises:
+        ValueError: A value of the recipe does not fit the model, the data or transformers, or the
+            output folder holds checkpoints and `resume` was not said.
+    """
+    # On a machine without accelerator the Trainer wants to be told before it allows bf16.
+    args = TrainingArguments(**{"use_cpu": not torch.accelerator.is_available(), **recipe.trainer})
+    checkpoint = _checkpoint(args, resume)
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_model(recipe.model, tokenizer)
+    check_exit_layers(recipe, model.config.num_hidden_layers)
+    data = recipe.data
+    rows = load_rows(data.train, data, tokenizer)
+    if data.streaming:
+        rows = rows.shuffle(seed=args.seed, buffer_size=data.shuffle_buffer)
+    validation_rows = None
+    if data.validation is not None:
+        validation_rows = load_rows(data.validation, data, tokenizer)
+        if data.max_validation_rows is not None:
+            validation_rows = validation_rows.take(data.max_validation_rows)
+    trainer = LayerSkipTrainer(
+        model,
+        args,
+        layerskip=recipe.layerskip,
+        train_dataset=rows,
+        eval_dataset=validation_rows,
+        processing_class=tokenizer,
+        data_collator=default_data_collator,
+        callbacks=list(callbacks),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if validation_rows is not None:
+        trainer.evaluate()
+    trainer.save_state()
+    trainer.save_model()
+    if recipe.model.save_dtype is not None and args.should_save:
+        _cast(args.output_dir, recipe.model.save_dtype)
+
+
+def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; it must have an end-of-text token, which separates documents."""
+    tokenizer = AutoTokenizer.from_pretrained(section.tokenizer or section.path)
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {section.tokenizer or section.path} has no eos_token")
+    return tokenizer
+
+
+def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Load the checkpoint, or make a model with random weights, in float32."""
+    if section.path is not None:
+        return AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
+    config = dict(section.config)
+    model_type = config.pop("model_type", "llama")
+    known = AutoConfig.for_model(model_type).to_dict()
+    unknown = sorted(set(config) - set(known))
+    if unknown:
+        raise ValueError(
+            f"model.config: {', '.join(unknown)}: unknown to model_type {model_type!r}"
+        )
+    config.setdefault("vocab_size", len(tokenizer))
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        config.setdefault(name, getattr(tokenizer, name))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+
+
+def check_exit_layers(recipe: Recipe, num_layers: int) -> None:
+    """Refuse exits that the model does not have.
+
+    Raises:
+        ValueError: An exit of a fixed curriculum, or the rotation, is out of range.
+    """
+    for exit_layer in recipe.layerskip.exit_layers or ():
+        if exit_layer >= num_layers:
+            raise ValueError(
+                f"layerskip.exit_layers: exit_layer={exit_layer} must be in [1, {num_layers - 1}] "
+                f"for a {num_layers}-layer model"
+            )
+    rotation = recipe.layerskip.rotation
+    if rotation is not None and rotation >= num_layers:
+        raise ValueError(
+            f"layerskip.rotation={rotation} must be in [1, {num_layers - 1}] for a "
+            f"{num_layers}-layer model: in some steps no exit would be on"
+        )
+
+
+def _checkpoint(args: TrainingArguments, resume: bool) -> str | None:
+    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+    if resume and last is None:
+        raise ValueError(f"--resume: {args.output_dir} holds no checkpoint to go on from")
+    if last is not None and not resume:
+        raise ValueError(
+            f"{args.output_dir} holds {Path(last).name}: go on from it with --resume, or name "
+            "another trainer.output_dir"
+        )
+    return last
+
+
+def _cast(directory: str, dtype: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
+    model.save_pretrained(directory)
