@@ -101,7 +101,7 @@ def _restart(positions: list[int]) -> None:
 
 def _load_documents(source: DataSource, streaming: bool) -> Dataset | IterableDataset:
     if source.files is not None:
-        paths = _expand(source.files)
+        paths = expand(source.files)
         is_json = {path.endswith((".jsonl", ".json")) for path in paths}
         if len(is_json) > 1:
             raise ValueError(f"files mixes JSON Lines with text: {', '.join(paths[:5])}")
@@ -110,18 +110,22 @@ def _load_documents(source: DataSource, streaming: bool) -> Dataset | IterableDa
         return load_dataset(
             "text", data_files=paths, split="train", streaming=streaming, sample_by="document"
         )
-    if Path(source.dataset).is_dir() and (Path(source.dataset) / "state.json").exists():
-        saved = load_from_disk(source.dataset)
-        return saved.to_iterable_dataset() if streaming else saved
+    name = str(source.dataset)
     try:
-        return load_dataset(
-            source.dataset, source.name, split=source.split, streaming=streaming
-        )
+        if (Path(name) / "state.json").exists():
+            saved = load_from_disk(name)
+            return saved.to_iterable_dataset() if streaming else saved
+        return load_dataset(name, source.name, split=source.split, streaming=streaming)
     except Exception as error:  # datasets raises many kinds; all of them mean this
-        raise ValueError(f"dataset={source.dataset!r} cannot be loaded: {error}") from error
+        raise ValueError(f"dataset={name!r} cannot be loaded: {error}") from error
 
 
-def _expand(patterns: Sequence[str]) -> list[str]:
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Return the files that glob patterns name.
+
+    Raises:
+        ValueError: A pattern matches no file.
+    """
     paths = []
     for pattern in patterns:
         found = sorted(glob.glob(pattern, recursive=True))

@@ -32,20 +32,19 @@ def prepare_for_layerskip(model: PreTrainedModel) -> None:
     Raises:
         ValueError: The model is of another kind.
     """
-    decoder = getattr(model, "model", None)
-    parts = (getattr(decoder, "layers", None), getattr(decoder, "norm", None))
-    head = getattr(model, "lm_head", None)
-    if None in (*parts, head) or getattr(head, "bias", None) is not None:
+    decoder, head = getattr(model, "model", None), getattr(model, "lm_head", None)
+    layers, norm = getattr(decoder, "layers", None), getattr(decoder, "norm", None)
+    if None in (layers, norm, head) or getattr(head, "bias", None) is not None:
         raise ValueError(
             f"{type(model).__name__} is not of the Llama kind: LayerSkip training needs "
             "model.layers, model.norm and an lm_head without bias"
         )
-    install_layer_dropout(decoder.layers)
+    install_layer_dropout(layers)
     model.forward = MethodType(_forward, model)
     model.accepts_loss_kwargs = True
 
 
-def _forward(  # noqa: PLR0913 - the arguments are the Trainer's and ours, all of them named
+def _forward(
     self: PreTrainedModel,
     input_ids: torch.Tensor,  # [num_rows, num_tokens], int64
     labels: torch.Tensor,  # [num_rows, num_tokens], int64; IGNORED where there is no target

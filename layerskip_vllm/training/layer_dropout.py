@@ -77,13 +77,11 @@ class SkippingForward:
     It takes the place of `layer.forward` and reads one more argument, `kept_rows`, which
     transformers hands down to every layer like its own keyword arguments: so a recomputation under
     gradient checkpointing skips the same rows.
-
-    A micro-batch that drops all its rows still calls the layer, on none: under FSDP and DDP each
-    rank has to take part in every layer's communication.
     """
 
-    def __init__(self, forward: Callable[..., torch.Tensor], layer_index: int) -> None:
-        self._forward = forward
+    def __init__(self, layer: nn.Module, layer_index: int) -> None:
+        self._layer = layer
+        self._forward: Callable[..., torch.Tensor] = layer.forward
         self._layer_index = layer_index
 
     def __call__(
@@ -95,20 +93,38 @@ class SkippingForward:
     ) -> torch.Tensor:
         """Return [num_rows, num_tokens, hidden_size]; dropped rows are passed on as they came."""
         num_rows = len(hidden_states)
-        if kept_rows is None or len(kept_rows[self._layer_index]) == num_rows:
+        kept = list(range(num_rows)) if kept_rows is None else kept_rows[self._layer_index]
+        if len(kept) == num_rows:
             return self._forward(hidden_states, *args, **kwargs)
-        rows = torch.tensor(
-            kept_rows[self._layer_index], dtype=torch.int64, device=hidden_states.device
-        )
+        if not kept:
+            return _Skipped.apply(hidden_states, *self._layer.parameters())
+        rows = torch.tensor(kept, device=hidden_states.device)
         args, kwargs = _select((args, kwargs), rows, num_rows)
         output = self._forward(hidden_states[rows], *args, **kwargs)
         return hidden_states.index_copy(0, rows, output)
 
 
+class _Skipped(torch.autograd.Function):
+    """Passes the states on; the layer's parameters get a gradient of zero.
+
+    Without one, DDP and FSDP would wait for it where another rank's samples keep the layer, and
+    the optimizer would step otherwise than on ranks together.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_states, *parameters):  # type: ignore[no-untyped-def]
+        ctx.save_for_backward(*parameters)
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+
+
 def install_layer_dropout(layers: nn.ModuleList) -> None:
     """Make every layer of a transformers decoder obey `kept_rows`."""
     for layer_index, layer in enumerate(layers):
-        layer.forward = SkippingForward(layer.forward, layer_index)
+        layer.forward = SkippingForward(layer, layer_index)
 
 
 def _select(value, rows: torch.Tensor, num_rows: int):  # type: ignore[no-untyped-def]

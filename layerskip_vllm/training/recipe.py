@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from layerskip_vllm.training.curriculum import Curriculum, Fixed, Gradual, Rotational
+from layerskip_vllm.training.trainer_section import TrainerSection
 
 PRESETS = files("layerskip_vllm.training") / "presets"
-
-ExitLayer = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -52,14 +54,15 @@ class LayerSkipSection(Section):
 
     p_max: float = Field(0.1, ge=0, lt=1, description="Layer dropout of the last layer")
     dropout_schedule: Literal["constant", "exponential"] = Field(
-        "constant", description="S(t): constant to go on from a checkpoint, exponential from scratch"
+        "constant",
+        description="S(t): constant to go on from a checkpoint, exponential from scratch",
     )
     e_scale: float = Field(0.2, ge=0, description="Weight of the early exits; the paper: 0 to 1")
     curriculum: Literal["rotational", "gradual", "fixed"] = Field(
         "rotational", description="Which exits are trained in a step"
     )
     rotation: int | None = Field(None, ge=1, description="R: every R-th layer is on; rotational")
-    exit_layers: list[ExitLayer] | None = Field(
+    exit_layers: list[int] | None = Field(
         None, min_length=1, description="The exits E that are always on; fixed"
     )
 
@@ -71,6 +74,9 @@ class LayerSkipSection(Section):
             if is_said != (key == needs):
                 verb = "needs" if key == needs else "does not take"
                 raise ValueError(f"curriculum {self.curriculum} {verb} {key}")
+        for exit_layer in self.exit_layers or ():
+            if exit_layer < 1:
+                raise ValueError(f"exit_layers: exit_layer={exit_layer} must be at least 1")
         return self
 
     def build_curriculum(self) -> Curriculum:
@@ -114,18 +120,16 @@ class Recipe(Section):
 
     preset: str | None = Field(None, description="The paper's values to start from")
     model: ModelSection
-    layerskip: LayerSkipSection = LayerSkipSection(rotation=8)
+    layerskip: LayerSkipSection
     data: DataSection
-    trainer: dict[str, object] = Field(
+    trainer: TrainerSection = Field(
         description="transformers.TrainingArguments, output_dir at least"
     )
 
-    @field_validator("trainer")
-    @classmethod
-    def _output_dir(cls, value: dict[str, object]) -> dict[str, object]:
-        if not value.get("output_dir"):
-            raise ValueError("output_dir is missing: the folder that receives the checkpoint")
-        return value
+    @property
+    def training_arguments(self) -> dict[str, object]:
+        """What the recipe says of the Trainer, and nothing else."""
+        return self.trainer.model_dump(exclude_unset=True)
 
 
 def preset_names() -> list[str]:
@@ -145,9 +149,7 @@ def load_recipe(path: Path) -> Recipe:
     preset = said.get("preset")
     if preset is not None:
         if preset not in preset_names():
-            raise ValueError(
-                f"{path}: preset={preset!r} is none of {', '.join(preset_names())}"
-            )
+            raise ValueError(f"{path}: preset={preset!r} is none of {', '.join(preset_names())}")
         text = (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
         said = _merge(_read_mapping(text, f"preset {preset}"), said)
     try:
@@ -157,9 +159,20 @@ def load_recipe(path: Path) -> Recipe:
         raise ValueError(f"{path}:\n{faults}") from None
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads 3e-5 as a number, as YAML 1.2 does; YAML 1.1 wants 3.0e-5."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
 def _read_mapping(text: str, name: str) -> dict:
     try:
-        said = yaml.safe_load(text)
+        said = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {error}") from None
     if not isinstance(said, Mapping):
@@ -189,17 +202,47 @@ def _fault(error: Mapping) -> str:
     """One fault as `key=value: what would do`."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        section = Recipe
-        for part in error["loc"][:-1]:
-            section = _section_of(section, str(part))
-        known = ", ".join(section.model_fields)
-        return f"{key}={error['input']!r}: unknown key; known here: {known}"
+        return f"{key}={error['input']!r}: unknown key; {_known_keys(error['loc'])}"
     if error["type"] == "missing":
         return f"{key} is missing"
+    if error["type"].startswith(("greater_than", "less_than")):
+        return f"{key}={error['input']!r} must be in {_range(error['loc'])}"
     return f"{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
 
 
-def _section_of(section: type[BaseModel], key: str) -> type[BaseModel]:
-    annotation = section.model_fields[key].annotation
-    options = getattr(annotation, "__args__", (annotation,))
-    return next(option for option in options if issubclass(option, BaseModel))
+def _section_at(location: tuple[str | int, ...]) -> type[BaseModel]:
+    """The section of a recipe that holds the key at a location."""
+    section: type[BaseModel] = Recipe
+    for part in location[:-1]:
+        annotation = section.model_fields[str(part)].annotation
+        options = get_args(annotation) or (annotation,)
+        section = next(
+            each for each in options if isinstance(each, type) and issubclass(each, BaseModel)
+        )
+    return section
+
+
+def _known_keys(location: tuple[str | int, ...]) -> str:
+    """What may stand where an unknown key does; of a long list, what resembles it."""
+    section = _section_at(location)
+    known = list(section.model_fields)
+    if section is TrainerSection:
+        close = get_close_matches(str(location[-1]), known)
+        return f"did you mean {' or '.join(close)}?" if close else "see TrainingArguments"
+    return f"known here: {', '.join(known)}"
+
+
+def _range(location: tuple[str | int, ...]) -> str:
+    """The values that a number may have, in the notation of intervals."""
+    low, high = "(-inf", "inf)"
+    for bound in _section_at(location).model_fields[str(location[-1])].metadata:
+        match bound:
+            case Ge(ge=value):
+                low = f"[{value}"
+            case Gt(gt=value):
+                low = f"({value}"
+            case Lt(lt=value):
+                high = f"{value})"
+            case Le(le=value):
+                high = f"{value}]"
+    return f"{low}, {high}"

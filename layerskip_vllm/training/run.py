@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,12 +19,12 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from layerskip_vllm.training.data import load_rows
+from layerskip_vllm.training.data import expand, load_rows
 from layerskip_vllm.training.recipe import ModelSection, Recipe
 from layerskip_vllm.training.trainer import LayerSkipTrainer
 
 
-def train(recipe: Recipe, resume: bool = False, callbacks: list[TrainerCallback] = ()) -> None:
+def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> None:
     """Train and save.
 
     Args:
@@ -36,8 +37,12 @@ def train(recipe: Recipe, resume: bool = False, callbacks: list[TrainerCallback]
             output folder holds checkpoints and `resume` was not said.
     """
     # On a machine without accelerator the Trainer wants to be told before it allows bf16.
-    args = TrainingArguments(**{"use_cpu": not torch.accelerator.is_available(), **recipe.trainer})
+    args = TrainingArguments(
+        **{"use_cpu": not torch.accelerator.is_available(), **recipe.training_arguments}
+    )
     checkpoint = _checkpoint(args, resume)
+    for source in filter(None, (recipe.data.train, recipe.data.validation)):
+        expand(source.files or ())
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, tokenizer)
@@ -70,6 +75,23 @@ def train(recipe: Recipe, resume: bool = False, callbacks: list[TrainerCallback]
         _cast(args.output_dir, recipe.model.save_dtype)
 
 
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """Build the Trainer's arguments.
+
+    Raises:
+        ValueError: transformers refuses a value, or several GPUs meet one process.
+    """
+    # On a machine without accelerator the Trainer wants to be told so before it allows bf16.
+    defaults = {"use_cpu": not torch.accelerator.is_available()}
+    args = TrainingArguments(**{**defaults, **recipe.training_arguments})
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs are visible to one process: start one process a GPU with torchrun "
+            "or --ray-workers, or set CUDA_VISIBLE_DEVICES"
+        )
+    return args
+
+
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     """Load the tokenizer; it must have an end-of-text token, which separates documents."""
     tokenizer = AutoTokenizer.from_pretrained(section.tokenizer or section.path)
@@ -82,7 +104,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pre
     """Load the checkpoint, or make a model with random weights, in float32."""
     if section.path is not None:
         return AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
-    config = dict(section.config)
+    config = dict(section.config or {})
     model_type = config.pop("model_type", "llama")
     known = AutoConfig.for_model(model_type).to_dict()
     unknown = sorted(set(config) - set(known))

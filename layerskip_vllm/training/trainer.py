@@ -32,14 +32,16 @@ class ExitMeter:
 
     def take(self, trainer: Trainer) -> dict[str, float]:
         """Return the means over all ranks of what was seen, and start anew."""
-        losses, num_targets, agreeing, num_compared = trainer.accelerator.reduce(self._sums).tolist()
+        losses, num_targets, agreeing, num_compared = trainer.accelerator.reduce(
+            self._sums
+        ).tolist()
         self._sums.zero_()
         report = {}
-        for name, sums, counts in (
+        for name, totals, counts in (
             ("loss", losses, num_targets),
             ("agreement", agreeing, num_compared),
         ):
-            for index, (total, count) in enumerate(zip(sums, counts, strict=True)):
+            for index, (total, count) in enumerate(zip(totals, counts, strict=True)):
                 if count:
                     report[f"{name}_exit_{index + 1}"] = total / count
         return report
@@ -139,4 +141,4 @@ class LayerSkipTrainer(Trainer):
         num_done = num_done if last_step == step else 0
         self._micro_batch = (step, num_done + 1)
         batch = num_done * self.args.world_size + self.args.process_index
-        return batch * self.args.per_device_train_batch_size
+        return batch * self._train_batch_size

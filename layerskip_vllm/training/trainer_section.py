@@ -1,0 +1,62 @@
+"""The recipe's `trainer` section: `transformers.TrainingArguments`, checked when it is read."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pydantic import ConfigDict, Field, create_model, model_validator
+from transformers import TrainingArguments
+
+RANGES: dict[str, dict[str, float]] = {
+    "adam_beta1": {"ge": 0, "lt": 1},
+    "adam_beta2": {"ge": 0, "lt": 1},
+    "adam_epsilon": {"gt": 0},
+    "eval_steps": {"gt": 0},
+    "gradient_accumulation_steps": {"ge": 1},
+    "learning_rate": {"gt": 0},
+    "logging_steps": {"gt": 0},
+    "max_grad_norm": {"ge": 0},
+    "num_train_epochs": {"gt": 0},
+    "per_device_eval_batch_size": {"ge": 1},
+    "per_device_train_batch_size": {"ge": 1},
+    "save_steps": {"gt": 0},
+    "save_total_limit": {"ge": 1},
+    "seed": {"ge": 0},
+    "warmup_steps": {"ge": 0},
+    "weight_decay": {"ge": 0},
+}
+"""transformers itself lets most of these through, to fail or to train nonsense later."""
+
+UNSUPPORTED = {
+    "deepspeed": "use fsdp",
+    "label_smoothing_factor": "the early exit loss has none",
+    "torch_compile": "exits and dropped samples differ from step to step, and so would the graph",
+}
+
+
+def _field(argument: dataclasses.Field) -> tuple:
+    return argument.type, Field(None, **RANGES.get(argument.name, {}))  # type: ignore[call-overload]
+
+
+_FIELDS = create_model(  # type: ignore[call-overload]
+    "_FIELDS",
+    __config__=ConfigDict(extra="forbid", frozen=True, strict=True),
+    **{
+        argument.name: _field(argument)
+        for argument in dataclasses.fields(TrainingArguments)
+        if argument.init
+    },
+)
+
+
+class TrainerSection(_FIELDS):  # type: ignore[misc, valid-type]
+    """One field for each training argument, of its type; only what was said is handed on."""
+
+    output_dir: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _is_supported(self) -> TrainerSection:
+        for key in sorted(self.model_fields_set & set(UNSUPPORTED)):
+            if value := getattr(self, key):
+                raise ValueError(f"{key}={value!r} is not supported: {UNSUPPORTED[key]}")
+        return self
