@@ -35,16 +35,28 @@ def load_rows(
             f"text_column={source.text_column!r} is not in the data; it has: {', '.join(columns)}"
         )
 
-    def tokenize_and_pack(batch: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
-        token_ids = tokenizer(batch[source.text_column], add_special_tokens=False)["input_ids"]
-        return pack(token_ids, section.sequence_length, tokenizer.eos_token_id)
-
     return documents.map(
-        tokenize_and_pack,
+        _tokenize_and_pack,
         batched=True,
         batch_size=DOCUMENTS_PER_PACKING,
         remove_columns=columns,
+        fn_kwargs={
+            "text_column": source.text_column,
+            "tokenizer": tokenizer,
+            "sequence_length": section.sequence_length,
+        },
     )
+
+
+# Not a closure: datasets names its cache by what it can pickle of the function.
+def _tokenize_and_pack(
+    batch: Mapping[str, list[str]],
+    text_column: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+) -> dict[str, list[list[int]]]:
+    token_ids = tokenizer(batch[text_column], add_special_tokens=False)["input_ids"]
+    return pack(token_ids, sequence_length, tokenizer.eos_token_id)
 
 
 def pack(

@@ -114,7 +114,7 @@ class _Skipped(torch.autograd.Function):
     @staticmethod
     def forward(ctx, hidden_states, *parameters):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*parameters)
-        return hidden_states.view_as(hidden_states)
+        return hidden_states.clone()  # FSDP warns of views
 
     @staticmethod
     def backward(ctx, grad):  # type: ignore[no-untyped-def]

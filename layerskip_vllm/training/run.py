@@ -36,10 +36,7 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[TrainerCallb
         ValueError: A value of the recipe does not fit the model, the data or transformers, or the
             output folder holds checkpoints and `resume` was not said.
     """
-    # On a machine without accelerator the Trainer wants to be told before it allows bf16.
-    args = TrainingArguments(
-        **{"use_cpu": not torch.accelerator.is_available(), **recipe.training_arguments}
-    )
+    args = training_arguments(recipe)
     checkpoint = _checkpoint(args, resume)
     for source in filter(None, (recipe.data.train, recipe.data.validation)):
         expand(source.files or ())
@@ -81,8 +78,12 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     Raises:
         ValueError: transformers refuses a value, or several GPUs meet one process.
     """
-    # On a machine without accelerator the Trainer wants to be told so before it allows bf16.
-    defaults = {"use_cpu": not torch.accelerator.is_available()}
+    defaults = {
+        # Without an accelerator the Trainer wants to be told so before it allows bf16.
+        "use_cpu": not torch.accelerator.is_available(),
+        # Every parameter has a gradient in every step (see `_Skipped`): DDP need not search.
+        "ddp_find_unused_parameters": False,
+    }
     args = TrainingArguments(**{**defaults, **recipe.training_arguments})
     if args.n_gpu > 1:
         raise ValueError(

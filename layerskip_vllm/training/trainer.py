@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput
@@ -76,6 +77,16 @@ class LayerSkipTrainer(Trainer):
         self._training_meter = ExitMeter(self.num_layers, args.device)
         self._evaluation_meter = ExitMeter(self.num_layers, args.device)
         self._micro_batch = (0, 0)  # (step, how many of its micro-batches are done)
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """Put FSDP in: accelerate leaves it out where the ranks are CPUs, without a word."""
+        super().create_accelerator_and_postprocess()
+        state, plugin_args = self.accelerator.state, self.args.fsdp_plugin_args
+        if plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
+            state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_args)
+            state.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+            self.is_fsdp_enabled = True
 
     def compute_loss(
         self,

@@ -34,8 +34,13 @@ UNSUPPORTED = {
 }
 
 
+TYPES = {"fsdp": bool | str}
+"""Where the annotation in transformers serves its command line and not what is accepted."""
+
+
 def _field(argument: dataclasses.Field) -> tuple:
-    return argument.type, Field(None, **RANGES.get(argument.name, {}))  # type: ignore[call-overload]
+    type_ = TYPES.get(argument.name, argument.type)
+    return type_, Field(None, **RANGES.get(argument.name, {}))  # type: ignore[call-overload]
 
 
 _FIELDS = create_model(  # type: ignore[call-overload]

@@ -1,0 +1,45 @@
+"""Two CPU processes, by torchrun and by Ray Train, against one process on the same global batch."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.training.recipes import LAYERSKIP_VLLM, curve, run, run_command, write_data, write_recipe
+
+TORCHRUN = [
+    *(str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"),
+    *("--standalone", "--no-python", LAYERSKIP_VLLM, "train"),
+]
+FSDP = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("parallel")
+    write_data(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def single(directory):
+    """One process, four samples a step, half of which skip the last layer."""
+    return run(write_recipe(directory, "single"))
+
+
+@pytest.mark.parametrize(
+    ("name", "command", "arguments"),
+    [
+        ("ddp", TORCHRUN, {}),
+        ("fsdp", TORCHRUN, FSDP),
+        ("ray", [LAYERSKIP_VLLM, "train", "--ray-workers", "2"], {}),
+    ],
+    ids=["DDP", "FSDP", "Ray"],
+)
+def test_two_processes_have_the_loss_curve_of_one(directory, single, name, command, arguments):
+    recipe = write_recipe(directory, name, per_device_train_batch_size=2, **arguments)
+    reports = run_command(recipe, *command)
+    assert curve(reports) == pytest.approx(curve(single), abs=1e-4)
+    for exit_ in (3, 4):
+        figure = f"loss_exit_{exit_}"
+        assert curve(reports, figure) == pytest.approx(curve(single, figure), abs=1e-4)
