@@ -1,4 +1,4 @@
-"""What `self:E` and its options mean; imports neither vLLM nor torch."""
+"""What `self:E`, early exit and their options mean; imports neither vLLM nor torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ MAX_NUM_SPECULATIVE_TOKENS = 128
 
 OPTIONS_KEY = "layerskip"
 """Our key in vLLM's `--additional-config`."""
+
+EARLY_EXIT = "early_exit"
+"""The option that says how many leading layers serve, where the others are left out."""
 
 
 def is_self_model(model: object) -> bool:
@@ -73,9 +76,15 @@ class LayerSkipConfig:
         """Build from `self:E`, the target's depth and `additional_config["layerskip"]`.
 
         Raises:
-            ValueError: E is out of range, or an option is unknown or has a bad value.
+            ValueError: E is out of range, or an option is unknown, has a bad value or is for
+                an engine without `self:E`.
         """
         check_option_names(options)
+        if EARLY_EXIT in options:
+            raise ValueError(
+                f"{EARLY_EXIT}={options[EARLY_EXIT]!r} cannot be combined with "
+                f"{SELF_PREFIX}{exit_layer}: it leaves out the layers that verify; give one of them"
+            )
         return cls(exit_layer, num_layers, **options)  # type: ignore[arg-type]
 
     @property
@@ -91,7 +100,8 @@ class LayerSkipConfig:
 def option_names() -> list[str]:
     """The keys that `additional_config["layerskip"]` may hold."""
     said_elsewhere = {"exit_layer", "num_layers"}
-    return [field.name for field in fields(LayerSkipConfig) if field.name not in said_elsewhere]
+    of_self = [field.name for field in fields(LayerSkipConfig) if field.name not in said_elsewhere]
+    return [*of_self, EARLY_EXIT]
 
 
 def check_option_names(options: object) -> None:
@@ -111,6 +121,25 @@ def check_option_names(options: object) -> None:
             f"unknown key in additional_config[{OPTIONS_KEY!r}]: {', '.join(unknown)}; "
             f"known keys: {', '.join(option_names())}"
         )
+
+
+def check_early_exit(value: object, num_layers: int | None = None) -> int:
+    """Return N where a model, of `num_layers` layers if they are known, can serve with N of them.
+
+    All of them are allowed: a sweep over N then ends with the full model.
+
+    Raises:
+        ValueError: It is no whole number in [1, num_layers].
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ValueError(f"{EARLY_EXIT}={value!r} must be a whole number, for example 8")
+    if num_layers is None and value < 1:
+        raise ValueError(f"{EARLY_EXIT}={value} must be at least 1")
+    if num_layers is not None and not 1 <= value <= num_layers:
+        raise ValueError(
+            f"{EARLY_EXIT}={value} must be in [1, {num_layers}] for a {num_layers}-layer model"
+        )
+    return value
 
 
 def check_num_speculative_tokens(value: object) -> int:

@@ -18,7 +18,6 @@ from layerskip_vllm.config import (
     OPTIONS_KEY,
     LayerSkipConfig,
     check_num_speculative_tokens,
-    check_option_names,
     is_self_model,
     parse_exit_layer,
 )
@@ -45,7 +44,12 @@ SPECULATIVE_KEYS = (
 
 UNQUANTIZED_KV_CACHES = ("auto", "float16", "bfloat16")
 
-UNSUPPORTED: tuple[tuple[str, Callable[[EngineArgs], bool]], ...] = (
+FEATURE = "self-speculation (self:E)"
+
+Unsupported = tuple[tuple[str, Callable[["EngineArgs"], bool]], ...]
+"""What a feature does not support: its name, and whether the engine arguments ask for it."""
+
+UNSUPPORTED: Unsupported = (
     ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
     ("tensor parallelism", lambda args: args.tensor_parallel_size > 1),
     ("data parallelism", lambda args: args.data_parallel_size > 1),
@@ -70,21 +74,6 @@ def asks_for_self_speculation(engine_args: EngineArgs) -> bool:
     return is_self_model(engine_args.spec_model) or is_self_model(in_config)
 
 
-def refuse_idle_options(engine_args: EngineArgs) -> None:
-    """Refuse our options on an engine that does not use them.
-
-    Raises:
-        ValueError: `additional_config` holds our key, but no `self:E` was given.
-    """
-    options = _layerskip_options(engine_args)
-    if options is not None:
-        check_option_names(options)
-        raise ValueError(
-            f"additional_config[{OPTIONS_KEY!r}] has no effect without self-speculation: "
-            "add --speculative-model self:E, or leave it out"
-        )
-
-
 def create_speculative_config(
     engine_args: EngineArgs,
     target_model_config: ModelConfig,
@@ -102,10 +91,10 @@ def create_speculative_config(
     settings = _merged_settings(engine_args)
     layerskip = LayerSkipConfig.from_options(
         exit_layer=parse_exit_layer(settings["model"]),
-        num_layers=_num_layers(target_model_config),
-        options=_layerskip_options(engine_args) or {},
+        num_layers=num_layers_of(target_model_config, feature=FEATURE),
+        options=layerskip_options(engine_args) or {},
     )
-    _refuse_unsupported(engine_args, target_model_config)
+    refuse_unsupported(engine_args, target_model_config, UNSUPPORTED, feature=FEATURE)
     target_parallel_config.worker_cls = _worker_class()
     engine_args.async_scheduling = False
     if current_platform.is_cuda():
@@ -201,30 +190,43 @@ def _merged_settings(engine_args: EngineArgs) -> dict:
     return settings
 
 
-def _layerskip_options(engine_args: EngineArgs) -> Mapping[str, object] | None:
+def layerskip_options(engine_args: EngineArgs) -> Mapping[str, object] | None:
+    """What `additional_config` holds under our key, unchecked; None where it holds nothing."""
     additional = engine_args.additional_config
     return additional.get(OPTIONS_KEY) if isinstance(additional, Mapping) else None
 
 
-def _num_layers(model_config: ModelConfig) -> int:
+def num_layers_of(model_config: ModelConfig, feature: str) -> int:
+    """L of a model of a supported architecture.
+
+    Raises:
+        ValueError: The architecture is another; it lists the supported ones.
+    """
     if model_config.architecture not in SUPPORTED_ARCHITECTURES:
         raise ValueError(
-            f"self-speculation does not support the architecture {model_config.architecture}; "
+            f"{feature} does not support the architecture {model_config.architecture}; "
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return model_config.get_total_num_hidden_layers()
 
 
-def _refuse_unsupported(engine_args: EngineArgs, model_config: ModelConfig) -> None:
-    found = [name for name, is_asked_for in UNSUPPORTED if is_asked_for(engine_args)]
+def refuse_unsupported(
+    engine_args: EngineArgs, model_config: ModelConfig, unsupported: Unsupported, feature: str
+) -> None:
+    """Refuse what no feature of ours supports, and what a table says this one does not.
+
+    Raises:
+        ValueError: It names all that was asked for in vain.
+    """
+    found = [name for name, is_asked_for in unsupported if is_asked_for(engine_args)]
     if model_config.quantization is not None:
         found.append(f"quantization ({model_config.quantization})")
     if model_config.runner_type != "generate":
         found.append(f"the {model_config.runner_type} runner")
     if found:
         raise ValueError(
-            f"self-speculation (self:E) does not support {', '.join(found)}; "
-            "leave it out, or serve without self:E"
+            f"{feature} does not support {', '.join(found)}; leave it out, or serve without "
+            f"{feature}"
         )
 
 

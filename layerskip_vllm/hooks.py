@@ -12,9 +12,14 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models import ModelRegistry
 
+from layerskip_vllm import early_exit
 from layerskip_vllm import engine_args as layerskip_engine_args
 from layerskip_vllm.cli_args import add_cli_args
-from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
+from layerskip_vllm.models import (
+    SUPPORTED_ARCHITECTURES,
+    early_exit_architecture,
+    layerskip_architecture,
+)
 from layerskip_vllm.wrapping import wrap
 
 if TYPE_CHECKING:
@@ -22,11 +27,12 @@ if TYPE_CHECKING:
 
 
 def register_models() -> None:
-    """Make vLLM know the split architectures; the module of each loads when it is used."""
+    """Make vLLM know our architectures; the module of each loads when it is used."""
     known = ModelRegistry.get_supported_archs()
-    for architecture, target in SUPPORTED_ARCHITECTURES.items():
-        if layerskip_architecture(architecture) not in known:
-            ModelRegistry.register_model(layerskip_architecture(architecture), target)
+    for architecture, module in SUPPORTED_ARCHITECTURES.items():
+        for name in (layerskip_architecture(architecture), early_exit_architecture(architecture)):
+            if name not in known:
+                ModelRegistry.register_model(name, f"{module}:{name}")
 
 
 def install() -> None:
@@ -51,7 +57,7 @@ def _create_speculative_config(
         return layerskip_engine_args.create_speculative_config(
             engine_args, target_model_config, target_parallel_config
         )
-    layerskip_engine_args.refuse_idle_options(engine_args)
+    early_exit.cut_model(engine_args, target_model_config)
     return original(engine_args, target_model_config, target_parallel_config)
 
 

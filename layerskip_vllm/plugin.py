@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from typing import NoReturn
 
 from packaging.version import Version
 
@@ -31,7 +32,7 @@ def is_supported(vllm_version: str) -> bool:
 
 
 def refuse_self_speculation(vllm_version: str) -> None:
-    """On another vLLM, leave everything alone but turn `self:E` into a clear error."""
+    """On another vLLM, leave everything alone but turn `self:E` and early exit into errors."""
     import vllm.engine.arg_utils
 
     from layerskip_vllm.config import is_self_model
@@ -40,29 +41,26 @@ def refuse_self_speculation(vllm_version: str) -> None:
 
     message = (
         f"layerskip_vllm {__version__} supports vLLM {SUPPORTED_VLLM}.*, and this is vLLM "
-        f"{vllm_version}: install a matching pair, or serve without self:E"
+        f"{vllm_version}: install a matching pair, or serve without self:E and early exit"
     )
 
-    def refuse(value: str) -> str:
-        if is_self_model(value):
-            raise argparse.ArgumentTypeError(message)
-        return value
+    def refuse_self_model(value: str) -> str:
+        return refuse(value) if is_self_model(value) else value
+
+    def refuse(_: str) -> NoReturn:
+        raise argparse.ArgumentTypeError(message)
 
     def add_cli_args(original, parser):  # type: ignore[no-untyped-def]
         parser = original(parser)
-        if "--speculative-model" not in parser._option_string_actions:
-            parser.add_argument(
-                "--speculative-model",
-                type=refuse,
-                default=argparse.SUPPRESS,
-                help=argparse.SUPPRESS,
-            )
+        for flag, parse in (("--speculative-model", refuse_self_model), ("--early-exit", refuse)):
+            if flag not in parser._option_string_actions:
+                parser.add_argument(
+                    flag, type=parse, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+                )
         return parser
 
     def create_speculative_config(original, engine_args, *args, **kwargs):  # type: ignore[no-untyped-def]
-        config = getattr(engine_args, "speculative_config", None)
-        in_config = config.get("model") if isinstance(config, Mapping) else None
-        if is_self_model(getattr(engine_args, "spec_model", None)) or is_self_model(in_config):
+        if _asks_for_ours(engine_args):
             raise ValueError(message)
         return original(engine_args, *args, **kwargs)
 
@@ -70,3 +68,15 @@ def refuse_self_speculation(vllm_version: str) -> None:
     for wrapper in (add_cli_args, create_speculative_config):
         if host is not None and hasattr(host, wrapper.__name__):
             wrap(host, wrapper.__name__, wrapper)
+
+
+def _asks_for_ours(engine_args: object) -> bool:
+    """Whether the engine arguments of whatever vLLM name `self:E` or hold options of ours."""
+    from layerskip_vllm.config import OPTIONS_KEY, is_self_model
+
+    def said(setting: str, key: str) -> object:
+        value = getattr(engine_args, setting, None)
+        return value.get(key) if isinstance(value, Mapping) else None
+
+    models = (getattr(engine_args, "spec_model", None), said("speculative_config", "model"))
+    return any(map(is_self_model, models)) or said("additional_config", OPTIONS_KEY) is not None

@@ -62,6 +62,14 @@ class RandomLlama:
         return model.to(torch.float32)
 
 
+def first_layers(path: str, num_layers: int) -> LlamaForCausalLM:
+    """A checkpoint as transformers' float32 model, without the layers from `num_layers` on."""
+    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model.model.layers = model.model.layers[:num_layers]
+    model.config.num_hidden_layers = num_layers
+    return model
+
+
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, then the end of text: ids below 256 are the bytes' own."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())

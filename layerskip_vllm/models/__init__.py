@@ -1,11 +1,16 @@
-"""The split forward, one small class a family; this table imports no vLLM."""
+"""The model classes of the plugin, two a family; this table imports no vLLM."""
 
 SUPPORTED_ARCHITECTURES = {
-    "LlamaForCausalLM": "layerskip_vllm.models.llama:LayerSkipLlamaForCausalLM",
+    "LlamaForCausalLM": "layerskip_vllm.models.llama",
 }
-"""Architecture in the checkpoint's config.json -> `module:Class` of its LayerSkip counterpart."""
+"""Architecture in the checkpoint's config.json -> module that holds its two counterparts."""
 
 
 def layerskip_architecture(architecture: str) -> str:
-    """Name under which a supported architecture's split class is registered with vLLM."""
-    return SUPPORTED_ARCHITECTURES[architecture].partition(":")[2]
+    """Name of a supported architecture's class whose forward is split, in module and registry."""
+    return f"LayerSkip{architecture}"
+
+
+def early_exit_architecture(architecture: str) -> str:
+    """Name of a supported architecture's class that ends early, in module and registry."""
+    return f"EarlyExit{architecture}"

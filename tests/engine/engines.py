@@ -91,7 +91,7 @@ def counts(llm: LLM) -> Counts:
     result = Counts(
         **{name: metrics[key].value for key, name in COUNTERS.items() if key in metrics}
     )
-    result.num_resumed = runner(llm).num_resumed_tokens
+    result.num_resumed = getattr(runner(llm), "num_resumed_tokens", 0)  # stock vLLM has none
     return result
 
 

@@ -7,13 +7,21 @@ from types import SimpleNamespace
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from layerskip_vllm.engine_args import _num_layers
+from layerskip_vllm.engine_args import num_layers_of
 from tests.models import byte_tokenizer
 
 SELF = {"spec_model": "self:3"}
 NUM_LAYERS = 6
+
+
+def early_exit(value: object, **options) -> dict:
+    return {"additional_config": {"layerskip": {"early_exit": value} | options}}
+
+
+EXIT = early_exit(3)
 
 
 def create_engine_config(model: str, **flags):
@@ -21,6 +29,7 @@ def create_engine_config(model: str, **flags):
     return EngineArgs(model, max_model_len=64, **flags).create_engine_config()
 
 
+KV_TRANSFER = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
 MALFORMED = "whole number of at least 1, for example self:8"
 TABLE = [
     ({"spec_model": "self:"}, f"'self:': expected self:E.*{MALFORMED}"),
@@ -93,22 +102,60 @@ TABLE = [
     (SELF | {"async_scheduling": True}, "does not support asynchronous scheduling"),
     (SELF | {"worker_cls": "my.Worker"}, "does not support a worker class of your own"),
     (SELF | {"runner": "pooling"}, "pooling"),
+    (early_exit(0), r"early_exit=0 must be in \[1, 6\] for a 6-layer model"),
+    (early_exit(-1), r"early_exit=-1 must be in \[1, 6\]"),
+    (early_exit(7), r"early_exit=7 must be in \[1, 6\]"),
+    (early_exit(True), "early_exit=True must be a whole number, for example 8"),
+    (early_exit("3"), "early_exit='3' must be a whole number"),
+    (early_exit(3.0), "early_exit=3.0 must be a whole number"),
+    (early_exit(None), "early_exit=None must be a whole number"),
+    (SELF | EXIT, "early_exit=3 cannot be combined with self:3: .*; give one of them"),
+    (
+        EXIT | {"speculative_config": {"model": "self:4"}},
+        "early_exit=3 cannot be combined with self:4",
+    ),
+    (
+        early_exit(3, exit_query_cache=True),
+        "{'exit_query_cache': True} has no effect without self-speculation",
+    ),
+    (early_exit(3, exit=1), "unknown key.*: exit; known keys: exit_query_cache, early_exit"),
+    ({"additional_config": {"layerskip": {}}}, "{} has no effect without self-speculation"),
+    ({"additional_config": {"layerskip": 3}}, "=3 must be an object"),
+    (EXIT | {"enable_lora": True}, r"early exit \(early_exit=N\) does not support LoRA; leave it"),
+    (EXIT | {"quantization": "fp8"}, r"does not support quantization \(fp8\)"),
+    (EXIT | {"kv_offloading_size": 1.0}, "does not support KV offloading"),
+    (EXIT | {"kv_cache_dtype": "fp8"}, "does not support a quantized KV cache"),
+    (EXIT | {"kv_transfer_config": KV_TRANSFER}, "does not support KV transfer"),
+    (EXIT | {"load_format": "sharded_state"}, "does not support a load format that restores"),
+    (EXIT | {"runner": "pooling"}, "does not support the pooling runner"),
+    (
+        early_exit(1) | {"pipeline_parallel_size": 2},
+        "early_exit=1 must be at least pipeline_parallel_size=2",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("flags", "message"), TABLE, ids=[json.dumps(row[0]) for row in TABLE])
+def type_name(value: object) -> str:
+    """Stands for what JSON cannot say: an id must be the same in every process of the suite."""
+    return type(value).__name__
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), TABLE, ids=[json.dumps(row[0], default=type_name) for row in TABLE]
+)
 def test_bad_input_is_named(random_llama, flags, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         create_engine_config(random_llama(num_layers=NUM_LAYERS), **flags)
 
 
-def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path):
+@pytest.mark.parametrize("flags", [{"spec_model": "self:1"}, early_exit(1)], ids=["self:1", "exit"])
+def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path, flags):
     GPT2LMHeadModel(
         GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=320, n_positions=512)
     ).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="GPT2LMHeadModel; supported: LlamaForCausalLM"):
-        create_engine_config(str(tmp_path), spec_model="self:1")
+        create_engine_config(str(tmp_path), **flags)
 
 
 def test_a_multimodal_model_is_refused_by_its_architecture():
@@ -116,16 +163,17 @@ def test_a_multimodal_model_is_refused_by_its_architecture():
     # which has no build for this PyTorch.
     config = SimpleNamespace(architecture="LlavaForConditionalGeneration")
     with pytest.raises(ValueError, match="LlavaForConditionalGeneration; supported: Llama"):
-        _num_layers(config)
+        num_layers_of(config, feature="self-speculation")
 
 
-@pytest.mark.parametrize("flags", [{"spec_model": "self:3"}, {}], ids=["self:3", "plain"])
-def test_another_vllm_version_is_refused_only_where_self_speculation_is_asked_for(
+@pytest.mark.parametrize("flags", [SELF, EXIT, {}], ids=["self:3", "early exit", "plain"])
+def test_another_vllm_version_is_refused_only_where_something_of_ours_is_asked_for(
     random_llama, flags
 ):
     code = f"""
 import vllm.version
 vllm.version.__version__ = "0.33.1"
+from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 EngineArgs({random_llama()!r}, max_model_len=64, **{flags!r}).create_engine_config()
 """
@@ -136,6 +184,24 @@ EngineArgs({random_llama()!r}, max_model_len=64, **{flags!r}).create_engine_conf
         assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line
     else:
         assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("flags", [["--speculative-model", "self:3"], ["--early-exit", "3"]])
+def test_another_vllm_version_has_no_such_flags(flags):
+    code = f"""
+import vllm.version
+vllm.version.__version__ = "0.33.1"
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+load_general_plugins()
+EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args({flags!r})
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode != 0
+    last_line = run.stderr.strip().splitlines()[-1]
+    assert f"argument {flags[0]}: layerskip_vllm" in last_line
+    assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line
 
 
 def test_model_runner_v2_is_refused_where_it_is_forced(random_llama, monkeypatch):

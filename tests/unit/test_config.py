@@ -1,11 +1,16 @@
-"""`self:E`, its range and the options' names."""
+"""`self:E`, early exit, their ranges and the options' names."""
 
 import subprocess
 import sys
 
 import pytest
 
-from layerskip_vllm.config import LayerSkipConfig, is_self_model, parse_exit_layer
+from layerskip_vllm.config import (
+    LayerSkipConfig,
+    check_early_exit,
+    is_self_model,
+    parse_exit_layer,
+)
 
 
 @pytest.mark.parametrize(
@@ -30,6 +35,26 @@ def test_an_exit_layer_out_of_range_is_named_with_the_range(exit_layer):
         ValueError, match=rf"exit_layer={exit_layer} must be in \[1, 15\] for a 16-layer target"
     ):
         LayerSkipConfig(exit_layer, 16)
+
+
+@pytest.mark.parametrize("early_exit", [1, 31, 32])
+def test_an_early_exit_may_be_at_any_layer(early_exit):
+    assert check_early_exit(early_exit, 32) == early_exit
+
+
+@pytest.mark.parametrize("early_exit", [-1, 0, 33, 40])
+def test_an_early_exit_out_of_range_is_named_with_the_range(early_exit):
+    with pytest.raises(
+        ValueError, match=rf"early_exit={early_exit} must be in \[1, 32\] for a 32-layer model"
+    ):
+        check_early_exit(early_exit, 32)
+
+
+@pytest.mark.parametrize("early_exit", [True, "8", 8.0, None, [8]])
+def test_an_early_exit_that_is_no_whole_number_is_named(early_exit):
+    with pytest.raises(ValueError, match="must be a whole number, for example 8") as error:
+        check_early_exit(early_exit, 32)
+    assert f"early_exit={early_exit!r} " in str(error.value)
 
 
 def test_break_even_is_where_the_cost_model_says_it_is():
