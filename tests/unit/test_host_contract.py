@@ -59,6 +59,7 @@ CONFIGURATION = (
             "kv_transfer_config",
             "kv_offloading_size",
             "kv_cache_dtype",
+            "load_format",
             "worker_cls",
         ),
     ),
@@ -69,10 +70,23 @@ CONFIGURATION = (
     ),
     Has(
         "vllm.config:ModelConfig",
-        ("hf_config", "quantization", "get_total_num_hidden_layers"),
-        properties=("architecture",),
+        ("hf_config", "quantization", "get_total_num_hidden_layers", "get_model_arch_config"),
+        properties=("architecture", "architectures", "registry"),
     ),
-    Sets("vllm.config:ModelConfig.__post_init__", ("runner_type",)),
+    Sets(
+        "vllm.config:ModelConfig.__post_init__",
+        ("runner_type", "model_arch_config", "_model_info", "_architecture"),
+    ),
+    Takes(
+        "vllm.model_executor.models.registry:_ModelRegistry.inspect_model_cls",
+        positional=("architectures", "model_config"),
+    ),
+    Reads(
+        "vllm.transformers_utils.model_arch_config_convertor:"
+        "ModelArchConfigConvertorBase.get_num_hidden_layers",
+        ("getattr(self.hf_text_config, 'num_hidden_layers', 0)",),
+    ),
+    Reads(f"{VLLM_CONFIG}.compute_hash", ("self.additional_config",)),
     Has("vllm.config:ParallelConfig", ("worker_cls", "tensor_parallel_size")),
     Reads(
         "vllm.platforms.cpu:CpuPlatform.check_and_update_config", ("parallel_config.worker_cls",)
@@ -296,8 +310,15 @@ MODELS = (
     ),
     Takes(f"{LLAMA}:LlamaForCausalLM.compute_logits", positional=("hidden_states",)),
     Takes(f"{LLAMA}:LlamaForCausalLM.get_top_tokens", positional=("hidden_states",)),
-    Sets(f"{LLAMA}:LlamaForCausalLM.__init__", ("model",)),
+    Takes(f"{LLAMA}:LlamaForCausalLM.load_weights", positional=("weights",)),
+    Sets(f"{LLAMA}:LlamaForCausalLM.__init__", ("model", "config")),
     Sets(f"{LLAMA}:LlamaModel.__init__", ("embed_tokens", "layers", "norm")),
+    Reads(f"{LLAMA}:LlamaModel.__init__", ("config.num_hidden_layers",)),
+    Reads(
+        "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights",
+        ("getattr(model, 'is_unused_checkpoint_weight', None)",),
+    ),
+    Takes("vllm.model_executor.models.utils:extract_layer_index", positional=("layer_name",)),
     Takes(
         f"{LLAMA}:LlamaDecoderLayer.forward",
         positional=("positions", "hidden_states", "residual"),
