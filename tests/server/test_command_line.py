@@ -35,6 +35,16 @@ def six_layers(random_llama):
             ["self:4", "contradicts", "self:3"],
             id="two-values",
         ),
+        pytest.param(
+            ["--early-exit", "7"],
+            ["early_exit=7 must be in [1, 6] for a 6-layer model"],
+            id="exit-beyond-the-last-layer",
+        ),
+        pytest.param(
+            ["--early-exit", "3", "--speculative-model", "self:4"],
+            ["early_exit=3 cannot be combined with self:4"],
+            id="exit-and-speculation",
+        ),
     ],
 )
 def test_a_bad_command_line_ends_with_what_is_wrong_with_it(six_layers, args, expected):
