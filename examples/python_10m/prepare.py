@@ -2,8 +2,9 @@
 
     python examples/python_10m/prepare.py build/python_10m
 
-Writes `train.jsonl`, `heldout.jsonl` (one object a file: text, path, source, license), `SOURCES.md`
-(what was taken, with licences) and `tokenizer/` (a byte-level BPE trained on the training files).
+Writes `train.jsonl`, `heldout.jsonl` (one object a file: text, path, source, license),
+`prompts.jsonl` (beginnings to go on from, out of held-out files), `SOURCES.md` (what was taken,
+with licences) and `tokenizer/` (a byte-level BPE trained on the training files).
 A file is held out by a hash of its path, so that every run on the same versions splits alike.
 """
 
@@ -11,6 +12,7 @@ import hashlib
 import importlib.metadata
 import json
 import random
+import re
 import sys
 import sysconfig
 from collections import Counter, defaultdict
@@ -48,6 +50,7 @@ HELD_OUT_PERCENT = 2
 VOCAB_SIZE = 4096
 TOKENIZER_CHARS = 40_000_000
 END_OF_TEXT = "<|end|>"
+NUM_PROMPTS, PROMPT_TOKENS = 24, 96
 
 
 def python_files() -> Iterator[tuple[str, str, str, Path]]:
@@ -108,6 +111,25 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
     )
 
 
+def prompts(held_out: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[dict]:
+    """Cut one prompt out of each of some held-out files, beginning where a definition does."""
+    chosen = []
+    for document in held_out:
+        starts = [found.start() for found in re.finditer(r"^(def|class) ", document["text"], re.M)]
+        if not starts:
+            continue
+        token_ids = tokenizer(document["text"][starts[len(starts) // 2] :])["input_ids"]
+        if len(token_ids) > 2 * PROMPT_TOKENS:
+            text = tokenizer.decode(token_ids[:PROMPT_TOKENS])
+            chosen.append({"prompt": text, **{k: v for k, v in document.items() if k != "text"}})
+    return chosen[:NUM_PROMPTS]
+
+
+def write_lines(path: Path, objects: list[dict]) -> None:
+    lines = (json.dumps(each, ensure_ascii=False) + "\n" for each in objects)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 def sources_table(found: list[dict[str, str]]) -> str:
     """The Markdown table of what the corpus is made of."""
     chars: dict[str, Counter] = defaultdict(Counter)
@@ -118,7 +140,7 @@ def sources_table(found: list[dict[str, str]]) -> str:
         "| source | version | licence | training files | held-out files | MB |",
         "|---|---|---|---:|---:|---:|",
     ]
-    for source, counter in chars.items():
+    for source, counter in sorted(chars.items(), key=lambda item: -item[1]["train"]):
         version = (
             sys.version.split()[0] if source == "python" else importlib.metadata.version(source)
         )
@@ -135,14 +157,15 @@ def main(output: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     found = list(documents())
     random.Random(0).shuffle(found)
-    for name, held_out in (("train", False), ("heldout", True)):
-        chosen = [document for document in found if is_held_out(document) == held_out]
-        lines = (json.dumps(document, ensure_ascii=False) + "\n" for document in chosen)
-        (output / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        print(f"{name}: {len(chosen)} files, {sum(len(d['text']) for d in chosen) / 1e6:.1f} MB")
+    train = [document for document in found if not is_held_out(document)]
+    held_out = [document for document in found if is_held_out(document)]
+    for name, some in (("train", train), ("heldout", held_out)):
+        write_lines(output / f"{name}.jsonl", some)
+        print(f"{name}: {len(some)} files, {sum(len(d['text']) for d in some) / 1e6:.1f} MB")
     (output / "SOURCES.md").write_text(sources_table(found), encoding="utf-8")
-    tokenizer = train_tokenizer([d["text"] for d in found if not is_held_out(d)])
+    tokenizer = train_tokenizer([document["text"] for document in train])
     tokenizer.save_pretrained(output / "tokenizer")
+    write_lines(output / "prompts.jsonl", prompts(held_out, tokenizer))
     print(f"tokenizer: {len(tokenizer)} tokens")
 
 

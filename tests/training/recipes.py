@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
@@ -11,8 +10,6 @@ import yaml
 from layerskip_vllm.training.recipe import load_recipe
 from layerskip_vllm.training.run import train
 from tests.models import byte_tokenizer
-
-LAYERSKIP_VLLM = str(Path(sys.executable).with_name("layerskip-vllm"))
 
 
 def write_data(directory: Path) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.recipes import LAYERSKIP_VLLM, curve, run, run_command, write_data, write_recipe
+from tests.commands import LAYERSKIP_VLLM
+from tests.training.recipes import curve, run, run_command, write_data, write_recipe
 
 TORCHRUN = [
     *(str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"),

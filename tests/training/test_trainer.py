@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainingArguments, defau
 from layerskip_vllm.training.data import load_rows
 from layerskip_vllm.training.recipe import load_recipe
 from layerskip_vllm.training.run import load_model, load_tokenizer, set_seed, training_arguments
-from tests.training.recipes import LAYERSKIP_VLLM, curve, history, run, write_data, write_recipe
+from tests.commands import LAYERSKIP_VLLM
+from tests.training.recipes import curve, history, run, write_data, write_recipe
 
 START_LIMIT_S = 300
 
