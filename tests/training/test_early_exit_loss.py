@@ -6,7 +6,16 @@ import sys
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from layerskip_vllm.training.early_exit_loss import IGNORED, prepare_for_layerskip
 
@@ -72,6 +81,30 @@ def test_loss_and_gradients_are_those_of_the_definition(batch, tied):
     )
     for (name, one), other in zip(ours.named_parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("family", [MistralConfig, Qwen2Config, Qwen3Config])
+def test_families_of_the_llama_kind_train_alike(batch, family):
+    exit_weights = {2: 0.4, NUM_LAYERS: 0.6}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(
+        family(
+            vocab_size=64,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=NUM_LAYERS,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=8,
+        )
+    )
+    expected, _, _ = by_definition(model, batch, exit_weights)
+    prepare_for_layerskip(model)
+    kept_rows = [[0, 1, 2]] * NUM_LAYERS
+    output = model(**batch, exit_weights=exit_weights, kept_rows=kept_rows)
+    torch.testing.assert_close(output["loss"], expected)
+    skipped = model(**batch, exit_weights=exit_weights, kept_rows=[[0, 2]] * NUM_LAYERS)
+    assert skipped["loss"] != expected
 
 
 def test_agreement_counts_top_1_predictions_equal_to_the_last_layers(batch):

@@ -1,5 +1,7 @@
 """What a recipe may say, and what is said of a bad one."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -8,6 +10,8 @@ from layerskip_vllm.training.curriculum import Fixed, Gradual, Rotational
 from layerskip_vllm.training.recipe import load_recipe, preset_names
 from layerskip_vllm.training.run import train
 from tests.training.recipes import write_data, write_recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 GOOD = {
     "model": {"path": "somewhere"},
@@ -170,3 +174,8 @@ def test_a_key_that_is_not_the_models_is_refused(tmp_path):
         ValueError, match=r"model.config: num_layers: unknown to model_type 'llama'"
     ):
         train(load_recipe(path))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.rglob("*.yaml")), ids=lambda path: path.name)
+def test_the_recipes_of_the_examples_are_good(path):
+    load_recipe(path)
