@@ -1,5 +1,6 @@
 """Two CPU processes, by torchrun and by Ray Train, against one process on the same global batch."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -44,3 +45,22 @@ def test_two_processes_have_the_loss_curve_of_one(directory, single, name, comma
     for exit_ in (3, 4):
         figure = f"loss_exit_{exit_}"
         assert curve(reports, figure) == pytest.approx(curve(single, figure), abs=1e-4)
+
+
+def run_on_ray(recipe: Path, num_workers: int) -> subprocess.CompletedProcess[str]:
+    command = [LAYERSKIP_VLLM, "train", str(recipe), "--ray-workers", str(num_workers)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_more_workers_than_the_cluster_has_room_for_are_refused(directory):
+    done = run_on_ray(write_recipe(directory, "too many"), 1000)
+    assert done.returncode == 2
+    assert "--ray-workers 1000 must be in [1, " in done.stderr
+
+
+def test_what_a_ray_worker_refuses_is_said_in_one_sentence(directory):
+    recipe = write_recipe(directory, "bad exit", layerskip={"rotation": 9})
+    done = run_on_ray(recipe, 1)
+    assert done.returncode == 2
+    # Lines of the workers' own logs may still come after it.
+    assert "\nlayerskip-vllm train: layerskip.rotation=9 must be in [1, 3]" in done.stderr
