@@ -1,0 +1,95 @@
+"""Loads what the lens looks at, with errors that say what is wrong with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers.utils.logging import disable_progress_bar
+
+from layerskip_vllm.analysis.exits import check_decoder
+from layerskip_vllm.analysis.survey import Subject
+
+logger = logging.getLogger(__name__)
+
+
+def load(name: str, *, dtype: str, device: str, label: str) -> Subject:
+    """Load a checkpoint and its tokenizer, from a directory or the hub.
+
+    Args:
+        name: What `AutoModelForCausalLM.from_pretrained` takes.
+        dtype: Name of a torch dtype, or `auto` for the checkpoint's.
+        device: Name of a torch device.
+        label: The model's name in figures.
+
+    Raises:
+        ValueError: There is no such model or device, or the model is no decoder like Llama.
+    """
+    target = _device(device)
+    disable_progress_bar()
+    try:
+        config = AutoConfig.from_pretrained(name)
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(target)
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (ValueError, OSError) as error:
+        # The rest of transformers' messages is a page long.
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"MODEL={name!r} cannot be loaded: {reason[:300]}") from error
+    check_decoder(model)
+    return Subject(model.eval(), tokenizer, name, label, _checkpoint_dtype(config, model.dtype))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"--device={name!r} cannot be used: {reason}") from error
+    return device
+
+
+def _checkpoint_dtype(config: PretrainedConfig, loaded: torch.dtype) -> torch.dtype:
+    """The dtype that the checkpoint names; that of the loaded model where it names none."""
+    named = config.dtype
+    return getattr(torch, named) if isinstance(named, str) else named or loaded
+
+
+def tokenize(
+    subject: Subject, texts: Sequence[str], max_length: int, num_further: int
+) -> list[list[int]]:
+    """Return each text's token ids, special tokens as the tokenizer adds them, cut where too long.
+
+    Args:
+        subject: The model and its tokenizer.
+        texts: Prompts.
+        max_length: Tokens that are kept of a prompt, its first ones.
+        num_further: Tokens that will be written after each.
+
+    Raises:
+        ValueError: A text has no tokens, or the model's positions leave no room for a prompt.
+    """
+    num_positions = getattr(subject.model.config, "max_position_embeddings", None)
+    limit = max_length if num_positions is None else min(max_length, num_positions - num_further)
+    if limit < 1:
+        raise ValueError(
+            f"--max-tokens and --num-speculative-tokens ask for {num_further} tokens after each "
+            f"prompt; the model has {num_positions} positions"
+        )
+    prompts = [subject.tokenizer(text)["input_ids"] for text in texts]
+    for text, prompt in zip(texts, prompts, strict=True):
+        if not prompt:
+            raise ValueError(f"prompt {text[:40]!r} has no tokens")
+    num_cut = sum(len(prompt) > limit for prompt in prompts)
+    if num_cut:
+        logger.warning(
+            "%d of %d prompts: only the first %d tokens are used (--max-length=%d%s)",
+            num_cut,
+            len(prompts),
+            limit,
+            max_length,
+            "" if limit == max_length else f", {num_positions} positions in the model",
+        )
+    return [prompt[:limit] for prompt in prompts]

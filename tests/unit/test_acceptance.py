@@ -1,0 +1,87 @@
+"""Replayed acceptance against a loop that drafts and verifies token by token."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from layerskip_vllm.analysis.acceptance import AcceptanceCounts, Expectation, replay
+
+
+def speculate(target, drafter, num_tokens, num_speculative_tokens):
+    """Greedy self-speculation as the paper tells it, on sequences instead of models.
+
+    `target[i]` is output token i of the full model; `drafter[i]` what the exit says in its place
+    once it has read the true tokens before. After a false one it says what it likes: -1.
+    """
+    output, counts = [target[0]], [0, 0, 0]
+    while len(output) < num_tokens:
+        n = len(output)
+        drafts = []
+        for position in range(n, n + num_speculative_tokens):
+            on_track = drafts == target[n:position]
+            drafts.append(drafter[position] if on_track else -1)
+        accepted = 0
+        while accepted < len(drafts) and drafts[accepted] == target[n + accepted]:
+            accepted += 1
+        output += target[n : n + accepted + 1]
+        counts = [counts[0] + 1, counts[1] + len(drafts), counts[2] + accepted]
+    return AcceptanceCounts(*counts)
+
+
+@given(st.data(), st.integers(1, 40), st.integers(1, 9))
+def test_counts_are_those_of_speculation_token_by_token(data, num_tokens, num_speculative_tokens):
+    length = num_tokens + num_speculative_tokens
+    tokens = st.lists(st.integers(0, 1), min_size=length, max_size=length)
+    target, drafter = data.draw(tokens), data.draw(tokens)
+    agreements = [a == b for a, b in zip(drafter, target, strict=True)][1:]
+    assert replay(agreements, num_tokens, num_speculative_tokens) == speculate(
+        target, drafter, num_tokens, num_speculative_tokens
+    )
+
+
+@given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 30), st.integers(1, 8))
+def test_drafts_past_the_end_change_nothing_but_the_last_cycle(agreements, num_tokens, k):
+    full = replay(agreements, num_tokens, k)
+    cut = replay(agreements[: num_tokens + k - 2], num_tokens, k)
+    assert full == cut
+
+
+@pytest.mark.parametrize(
+    ("agrees", "expected"),
+    [(True, AcceptanceCounts(3, 12, 12)), (False, AcceptanceCounts(15, 60, 0))],
+)
+def test_all_or_no_drafts_accepted(agrees, expected):
+    # 16 tokens: one of prefill, then 15 in cycles of 5 or of 1.
+    assert replay([agrees] * 20, 16, 4) == expected
+
+
+def test_one_token_drafts_nothing():
+    counts = replay([], 1, 4)
+    assert counts == AcceptanceCounts()
+    assert counts.acceptance_rate is None
+    assert counts.mean_acceptance_length is None
+    assert Expectation(8, 4, 32, counts).ideal_speedup is None
+
+
+def test_agreements_that_end_too_early_are_refused():
+    with pytest.raises(AssertionError, match="last cycle"):
+        replay([False] * 4, 4, 3)
+
+
+def test_figures_of_a_pair():
+    counts = AcceptanceCounts(num_drafts=10, num_drafted=40, num_accepted=30)
+    expectation = Expectation(8, 4, 32, counts)
+    assert counts.acceptance_rate == 0.75
+    assert counts.mean_acceptance_length == 4.0
+    assert expectation.ideal_speedup == 4.0 / ((4 * 8 + 32) / 32)
+    assert expectation.speedup(draft_cost=0.5) == 4.0 / 3.0
+
+
+@given(st.integers(1, 31), st.integers(1, 16), st.integers(0, 100))
+def test_drafting_pays_exactly_above_the_break_even_rate(exit_layer, k, num_accepted):
+    num_drafted = 100 * k
+    expectation = Expectation(exit_layer, k, 32, AcceptanceCounts(100, num_drafted, num_accepted))
+    pays = num_accepted * 32 > exit_layer * num_drafted
+    breaks_even = num_accepted * 32 == exit_layer * num_drafted
+    if not breaks_even:
+        assert (expectation.ideal_speedup > 1) == pays
