@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-MODEL ?= python-10m
+MODEL ?= smollm2
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
@@ -31,7 +31,7 @@ $(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-demo: setup ## serve a model plainly and with self-speculation, side by side; MODEL=smollm2 for a real LLM
+demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
 test: setup ## the test suite, under 15 minutes on 2 cores
