@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from layerskip_vllm.analysis.exits import num_decoder_layers
 from layerskip_vllm.analysis.loading import load, tokenize
 from layerskip_vllm.analysis.prompts import read_prompts
 from layerskip_vllm.analysis.ranges import parse_range
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     with console.status("loading the model") as status:
         label = args.label or Path(args.model).name or args.model
         subject = load(args.model, dtype=args.dtype, device=args.device, label=label)
-        scope = _scope(args, subject.model.config.num_hidden_layers)
+        scope = _scope(args, num_decoder_layers(subject.model))
         prompts = tokenize(subject, texts, args.max_length, scope.num_further_tokens)
         record = survey(subject, prompts, scope, progress=status.update)
     print_report(console, record)
@@ -111,7 +112,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _scope(args: argparse.Namespace, num_layers: int) -> Scope:
     if num_layers < MIN_NUM_LAYERS:
-        raise ValueError(f"num_hidden_layers={num_layers}: the model has no layer to exit before")
+        raise ValueError(f"num_hidden_layers={num_layers}: the model has no layer to exit after")
     exit_layers = f"1-{num_layers - 1}" if args.exit_layers is None else args.exit_layers
     return Scope(
         exit_layers=parse_range(exit_layers, 1, num_layers - 1, "--exit-layers"),

@@ -12,8 +12,8 @@ SELF_CHECK_TOLERANCE = 0.05
 """Of the largest logit. In bfloat16, equal computations of other shapes differ by under 0.02."""
 
 
-def check_decoder(model: PreTrainedModel) -> None:
-    """Refuse a model without the parts that exits share.
+def num_decoder_layers(model: PreTrainedModel) -> int:
+    """Return L of a model that has exits: its parts are where Llama's are.
 
     Raises:
         ValueError: It names the class, and the parts that it lacks.
@@ -30,6 +30,7 @@ def check_decoder(model: PreTrainedModel) -> None:
             f"{type(model).__name__} has no {', '.join(missing)}: the lens needs a decoder built "
             "like Llama (model.layers, model.norm, lm_head)"
         )
+    return len(model.model.layers)
 
 
 def exit_states(

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from layerskip_vllm.analysis.acceptance import AcceptanceCounts, Expectation, replay
 from layerskip_vllm.analysis.continuation import Continuation, continue_greedily
-from layerskip_vllm.analysis.exits import check_decoder, exit_states
+from layerskip_vllm.analysis.exits import exit_states, num_decoder_layers
 
 Section = Literal["text", "continuation"]
 """`text`: every position of the prompts. `continuation`: every position that vLLM drafts from, that
@@ -124,7 +124,7 @@ def look(
     Raises:
         ValueError: The model is no such decoder.
     """
-    check_decoder(model)
+    num_layers = num_decoder_layers(model)
     traces = []
     with torch.inference_mode(), _evaluating(model):
         for prompt in prompts:
@@ -132,7 +132,7 @@ def look(
                 model, prompt, max_tokens, max_num_speculative_tokens - 1, stop_ids
             )
             traces.append(_trace(model, prompt, continuation))
-    return Lens(model.config.num_hidden_layers, tuple(traces))
+    return Lens(num_layers, tuple(traces))
 
 
 @contextmanager

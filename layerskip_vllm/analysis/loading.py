@@ -9,7 +9,6 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from layerskip_vllm.analysis.exits import check_decoder
 from layerskip_vllm.analysis.survey import Subject
 
 logger = logging.getLogger(__name__)
@@ -25,7 +24,7 @@ def load(name: str, *, dtype: str, device: str, label: str) -> Subject:
         label: The model's name in figures.
 
     Raises:
-        ValueError: There is no such model or device, or the model is no decoder like Llama.
+        ValueError: There is no such model or device, or the model is no causal language model.
     """
     target = _device(device)
     disable_progress_bar()
@@ -37,7 +36,6 @@ def load(name: str, *, dtype: str, device: str, label: str) -> Subject:
         # The rest of transformers' messages is a page long.
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"MODEL={name!r} cannot be loaded: {reason[:300]}") from error
-    check_decoder(model)
     return Subject(model.eval(), tokenizer, name, label, _checkpoint_dtype(config, model.dtype))
 
 

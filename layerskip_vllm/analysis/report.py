@@ -35,7 +35,7 @@ def print_report(console: Console, record: LensRecord) -> None:
         _pairs_table(record, "mean_acceptance_length", "Mean acceptance length"),
         _pairs_table(record, "ideal_speedup", "Ideal speed-up"),
     ]
-    console.print(Columns(tables, padding=(1, 4)), "")
+    console.print(Columns(tables, padding=(1, 2)), "")
     for line in conclusions(record):
         console.print(line, highlight=False)
 
@@ -62,7 +62,7 @@ def conclusions(record: LensRecord) -> list[str]:
             f"speed-up {speedup:.2f}."
         )
     if speedup <= 1:
-        lines.append("Drafting would not pay: the model was hardly trained for early exit.")
+        lines.append("No pair is faster than plain decoding: drafting does not pay on this model.")
     return lines
 
 
@@ -140,7 +140,7 @@ def _pairs_table(
     title: str,
 ) -> Table:
     """E down, K across; the best pair stands out."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("E \\ K", justify="right", no_wrap=True)
     for num_speculative_tokens in record.draft_lengths:
         table.add_column(str(num_speculative_tokens), justify="right", no_wrap=True)

@@ -85,11 +85,20 @@ def survey(
         max_num_speculative_tokens=max(scope.draft_lengths),
         stop_ids=subject.stop_ids,
     )
-    speeds = {}
+    speeds: dict[int, float] = {}
     if scope.measure_speed:
         progress("measuring the speed of each exit")
         measured = dict.fromkeys([*scope.exit_layers, lens.num_layers])
         speeds = measure_tokens_per_s(subject.model, measured, prompts[0])
+    return _record(subject, scope, lens, speeds)
+
+
+def _record(
+    subject: Subject,
+    scope: Scope,
+    lens: Lens,
+    speeds: dict[int, float],  # exit layer -> tokens/s; empty: not measured
+) -> LensRecord:
     pairs = [
         _pair(lens.expect(e, k), speeds) for e in scope.exit_layers for k in scope.draft_lengths
     ]

@@ -1,16 +1,19 @@
 """Exits against models that really end there, and statistics against plain loops."""
 
+import itertools
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from layerskip_vllm.analysis import lens as lens_module
+from layerskip_vllm.analysis import speed
 from layerskip_vllm.analysis.continuation import continue_greedily
 from layerskip_vllm.analysis.exits import cut, exit_states, num_parameters
 from layerskip_vllm.analysis.lens import look, settle_layers
-from layerskip_vllm.analysis.speed import Decoding, measure_tokens_per_s
+from layerskip_vllm.analysis.speed import Decoding
 
 NUM_LAYERS = 6
 PROMPTS = [list(range(40, 60)), [5, 6, 7], list(range(200, 130, -1))]
@@ -74,10 +77,28 @@ def test_a_cut_model_decodes_with_its_cache(model):
         assert decoding.cache.get_seq_length() == len(PROMPTS[0]) + 8
 
 
-def test_speeds_are_of_the_exits_asked_for(model):
-    speeds = measure_tokens_per_s(model, [1, NUM_LAYERS], PROMPTS[0], num_rounds=2)
-    assert list(speeds) == [1, NUM_LAYERS]
-    assert all(speed > 0 for speed in speeds.values())
+class FakeDecoding:
+    """Its step takes a second a layer, and far longer in the first round."""
+
+    order: ClassVar[list[int]] = []
+
+    def __init__(self, model, context):
+        self.num_layers = len(model.model.layers)
+
+    def step(self):
+        self.order.append(self.num_layers)
+        is_first_round = self.order.count(self.num_layers) <= 1 + speed.NUM_TIMED_STEPS
+        return self.num_layers + 100 * is_first_round
+
+
+def test_exits_take_turns_and_the_first_round_does_not_count(model, monkeypatch):
+    monkeypatch.setattr(speed, "Decoding", FakeDecoding)
+    monkeypatch.setattr(FakeDecoding, "order", [])
+    speeds = speed.measure_tokens_per_s(model, [1, 4, NUM_LAYERS], PROMPTS[0], num_rounds=2)
+    assert speeds == {1: 1, 4: 1 / 4, NUM_LAYERS: 1 / NUM_LAYERS}
+    turns = [layers for layers, _ in itertools.groupby(FakeDecoding.order)]
+    # Exit 1 closes the first round and opens the second.
+    assert turns == [6, 4, 1, 4, 6]
 
 
 def test_continuation_is_what_the_model_generates(model, lens):

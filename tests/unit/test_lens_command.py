@@ -1,14 +1,21 @@
 """`layerskip-vllm lens`: each bad input's error, and what a good run leaves behind."""
 
+import io
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
+from layerskip_vllm import analysis
 from layerskip_vllm.analysis.prompts import read_prompts
 from layerskip_vllm.analysis.ranges import parse_range
 from layerskip_vllm.analysis.record import LensRecord
+from layerskip_vllm.analysis.report import print_report
 from layerskip_vllm.analysis.text import evenly_spaced, visible
 from layerskip_vllm.cli import main
 from tests.models import byte_tokenizer
@@ -228,12 +235,23 @@ def test_what_a_run_prints(path, tmp_path, capsys, monkeypatch):
     assert f"Exits of a[/b]$x$, bfloat16, {record.num_prompts} prompt(s)" in printed
     assert record.num_prompts == 3
     assert (record.dtype, record.checkpoint_dtype) == ("bfloat16", "float32")
+    assert all(entry.num_bytes == 4 * entry.num_parameters for entry in record.exits)
     assert {entry.tokens_per_s for entry in record.exits} == {None}
     assert (record.exit_layers, record.draft_lengths) == ([1, 3], [2, 3])
     assert re.search(r"no longer changes: \d\.\d of 4 on the prompts", printed)
     best = record.best
     assert f"Best by layers alone: self:{best.exit_layer} with K=" in printed
     assert png_file.read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.parametrize(("width", "num_tokens"), [(30, 3), (60, 6), (80, 9), (200, 12)])
+def test_as_many_of_the_last_tokens_as_fit_are_shown(record, width, num_tokens):
+    console = Console(width=width, file=io.StringIO())
+    print_report(console, record)
+    header = next(
+        line for line in console.file.getvalue().splitlines() if line.startswith(" exit ")
+    )
+    assert header.split() == ["exit", *record.window.tokens[-num_tokens:]]
 
 
 def test_prompts_that_are_too_long_are_cut_with_a_notice(path, tmp_path, caplog):
@@ -249,6 +267,14 @@ def test_another_run_is_overlaid(path, record_file, tmp_path):
     for png, flags in ((alone, ()), (compared, ("--compare", str(record_file)))):
         assert main(["lens", path, *PROMPT, "--png", str(png), *flags]) == 0
     assert compared.read_bytes() != alone.read_bytes()
+
+
+def test_the_lens_runs_without_vllm():
+    modules = ", ".join(
+        f"layerskip_vllm.analysis.{path.stem}" for path in Path(analysis.__path__[0]).glob("*.py")
+    )
+    code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_record_survives_its_file(record, tmp_path):
