@@ -34,7 +34,7 @@ $(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, under 15 minutes on 2 cores
+test: setup ## the test suite, about 20 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 quality: setup ## lint, format check, types
