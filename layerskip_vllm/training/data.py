@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
 
-from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from layerskip_vllm.training.early_exit_loss import IGNORED
@@ -15,6 +15,10 @@ from layerskip_vllm.training.recipe import DataSection, DataSource
 
 DOCUMENTS_PER_PACKING = 256
 """Documents that share rows; the last row of each group is padded."""
+
+
+SAVED_TO_DISK = ("state.json", "dataset_dict.json")
+"""What `save_to_disk` of a dataset, or of one with splits, leaves in its folder."""
 
 
 def load_rows(
@@ -124,8 +128,9 @@ def _load_documents(source: DataSource, streaming: bool) -> Dataset | IterableDa
         )
     name = str(source.dataset)
     try:
-        if (Path(name) / "state.json").exists():
+        if any((Path(name) / marker).exists() for marker in SAVED_TO_DISK):
             saved = load_from_disk(name)
+            saved = saved[source.split] if isinstance(saved, DatasetDict) else saved
             return saved.to_iterable_dataset() if streaming else saved
         return load_dataset(name, source.name, split=source.split, streaming=streaming)
     except Exception as error:  # datasets raises many kinds; all of them mean this

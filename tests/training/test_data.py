@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,16 +61,22 @@ def sources(tmp_path):
         (tmp_path / f"{index}.txt").write_text(text)
     lines = "".join(json.dumps({"body": text, "id": 1}) + "\n" for text in TEXTS)
     (tmp_path / "all.jsonl").write_text(lines)
-    Dataset.from_dict({"body": TEXTS}).save_to_disk(tmp_path / "saved")
+    dataset = Dataset.from_dict({"body": TEXTS})
+    dataset.save_to_disk(tmp_path / "saved")
+    other = Dataset.from_dict({"body": ["other"]})
+    DatasetDict({"train": other, "half": dataset}).save_to_disk(tmp_path / "splits")
     return {
         "text files": DataSource(files=[str(tmp_path / "*.txt")]),
         "JSON Lines": DataSource(files=[str(tmp_path / "all.jsonl")], text_column="body"),
         "a saved dataset": DataSource(dataset=str(tmp_path / "saved"), text_column="body"),
+        "a saved split": DataSource(
+            dataset=str(tmp_path / "splits"), split="half", text_column="body"
+        ),
     }
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("form", ["text files", "JSON Lines", "a saved dataset"])
+@pytest.mark.parametrize("form", ["text files", "JSON Lines", "a saved dataset", "a saved split"])
 def test_documents_of_every_form_become_the_same_rows(sources, form, streaming):
     train = sources[form]
     section = DataSection(train=train, sequence_length=8, streaming=streaming)
