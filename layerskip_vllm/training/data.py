@@ -6,12 +6,15 @@ import glob
 from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import TypeAlias
 
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
 from transformers import PreTrainedTokenizerBase
 
 from layerskip_vllm.training.early_exit_loss import IGNORED
 from layerskip_vllm.training.recipe import DataSection, DataSource
+
+Rows: TypeAlias = Dataset | IterableDataset
 
 DOCUMENTS_PER_PACKING = 256
 """Documents that share rows; the last row of each group is padded."""
@@ -21,9 +24,7 @@ SAVED_TO_DISK = ("state.json", "dataset_dict.json")
 """What `save_to_disk` of a dataset, or of one with splits, leaves in its folder."""
 
 
-def load_rows(
-    source: DataSource, section: DataSection, tokenizer: PreTrainedTokenizerBase
-) -> Dataset | IterableDataset:
+def load_rows(source: DataSource, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Read, tokenize and pack one source.
 
     Returns:
@@ -115,7 +116,7 @@ def _restart(positions: list[int]) -> None:
             positions[index] = index
 
 
-def _load_documents(source: DataSource, streaming: bool) -> Dataset | IterableDataset:
+def _load_documents(source: DataSource, streaming: bool) -> Rows:
     if source.files is not None:
         paths = expand(source.files)
         is_json = {path.endswith((".jsonl", ".json")) for path in paths}

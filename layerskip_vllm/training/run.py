@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,25 +11,23 @@ from transformers import (
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainingArguments,
     default_data_collator,
     set_seed,
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from layerskip_vllm.training.data import expand, load_rows
-from layerskip_vllm.training.recipe import ModelSection, Recipe
+from layerskip_vllm.training.data import Rows, expand, load_rows
+from layerskip_vllm.training.recipe import DataSection, ModelSection, Recipe
 from layerskip_vllm.training.trainer import LayerSkipTrainer
 
 
-def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[TrainerCallback] = ()) -> None:
+def train(recipe: Recipe, resume: bool = False) -> None:
     """Train and save.
 
     Args:
         recipe: The run.
         resume: Go on from the last checkpoint in the recipe's output_dir.
-        callbacks: More of the Trainer's callbacks.
 
     Raises:
         ValueError: A value of the recipe does not fit the model, the data or transformers, or the
@@ -44,15 +41,8 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[TrainerCallb
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, tokenizer)
     check_exit_layers(recipe, model.config.num_hidden_layers)
-    data = recipe.data
-    rows = load_rows(data.train, data, tokenizer)
-    if data.streaming:
-        rows = rows.shuffle(seed=args.seed, buffer_size=data.shuffle_buffer)
-    validation_rows = None
-    if data.validation is not None:
-        validation_rows = load_rows(data.validation, data, tokenizer)
-        if data.max_validation_rows is not None:
-            validation_rows = validation_rows.take(data.max_validation_rows)
+    with args.main_process_first():  # one rank of a host tokenizes, the others find its cache
+        rows, validation_rows = load_data(recipe.data, tokenizer, args.seed)
     trainer = LayerSkipTrainer(
         model,
         args,
@@ -61,7 +51,6 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[TrainerCallb
         eval_dataset=validation_rows,
         processing_class=tokenizer,
         data_collator=default_data_collator,
-        callbacks=list(callbacks),
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     if validation_rows is not None:
@@ -70,6 +59,21 @@ def train(recipe: Recipe, resume: bool = False, callbacks: Sequence[TrainerCallb
     trainer.save_model()
     if recipe.model.save_dtype is not None and args.should_save:
         _cast(args.output_dir, recipe.model.save_dtype)
+
+
+def load_data(
+    section: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
+) -> tuple[Rows, Rows | None]:
+    """Load the rows to train on, and those to evaluate on where the recipe names some."""
+    rows = load_rows(section.train, section, tokenizer)
+    if section.streaming:
+        rows = rows.shuffle(seed=seed, buffer_size=section.shuffle_buffer)
+    if section.validation is None:
+        return rows, None
+    validation_rows = load_rows(section.validation, section, tokenizer)
+    if section.max_validation_rows is not None:
+        validation_rows = validation_rows.take(section.max_validation_rows)
+    return rows, validation_rows
 
 
 def training_arguments(recipe: Recipe) -> TrainingArguments:
