@@ -7,20 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.commands import LAYERSKIP_VLLM
-from tests.training.recipes import curve, run, run_command, write_data, write_recipe
+from tests.training.recipes import curve, run, run_command, write_recipe
 
 TORCHRUN = [
     *(str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"),
     *("--standalone", "--no-python", LAYERSKIP_VLLM, "train"),
 ]
 FSDP = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDecoderLayer"}}
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("parallel")
-    write_data(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")

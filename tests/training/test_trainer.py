@@ -15,16 +15,9 @@ from layerskip_vllm.training.data import load_rows
 from layerskip_vllm.training.recipe import load_recipe
 from layerskip_vllm.training.run import load_model, load_tokenizer, set_seed, training_arguments
 from tests.commands import LAYERSKIP_VLLM
-from tests.training.recipes import curve, history, run, write_data, write_recipe
+from tests.training.recipes import curve, history, run, write_recipe
 
 START_LIMIT_S = 300
-
-
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("training")
-    write_data(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
