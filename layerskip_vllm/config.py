@@ -52,11 +52,22 @@ class LayerSkipConfig:
         num_layers: L, the number of decoder layers of the target.
         exit_query_cache: Resume verification from the states that the draft left at layer E.
             False verifies with the full forward: same output, more work; for ablation, debugging.
+        adaptive: Choose K, from 0 to num_speculative_tokens, by measured times and acceptance.
+            False drafts num_speculative_tokens in every step.
+        stop_drafting: Cut a request's drafts where their probability falls below a threshold that
+            is learnt online. False drafts on.
+        draft_vocab_size: Tokens among which the draft chooses, the most frequent ones. None: all.
+        draft_vocab_counts: JSON file of token counts that say which are frequent. None: the order
+            of the tokenizer's merges says it.
     """
 
     exit_layer: int
     num_layers: int
     exit_query_cache: bool = True
+    adaptive: bool = True
+    stop_drafting: bool = True
+    draft_vocab_size: int | None = None
+    draft_vocab_counts: str | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.exit_layer < self.num_layers:
@@ -64,9 +75,28 @@ class LayerSkipConfig:
                 f"exit_layer={self.exit_layer} must be in [1, {self.num_layers - 1}] "
                 f"for a {self.num_layers}-layer target"
             )
-        if not isinstance(self.exit_query_cache, bool):
+        for name in ("exit_query_cache", "adaptive", "stop_drafting"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"{OPTIONS_KEY}.{name}={getattr(self, name)!r} must be true or false"
+                )
+        self._check_draft_vocabulary()
+
+    def _check_draft_vocabulary(self) -> None:
+        size, counts = self.draft_vocab_size, self.draft_vocab_counts
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
             raise ValueError(
-                f"{OPTIONS_KEY}.exit_query_cache={self.exit_query_cache!r} must be true or false"
+                f"{OPTIONS_KEY}.draft_vocab_size={size!r} must be a whole number of at least 1, "
+                "for example 16384"
+            )
+        if counts is not None and not isinstance(counts, str):
+            raise ValueError(
+                f"{OPTIONS_KEY}.draft_vocab_counts={counts!r} must be the path of a JSON file"
+            )
+        if counts is not None and size is None:
+            raise ValueError(
+                f"{OPTIONS_KEY}.draft_vocab_counts={counts!r} has no effect without "
+                "draft_vocab_size"
             )
 
     @classmethod

@@ -95,6 +95,10 @@ def create_speculative_config(
         options=layerskip_options(engine_args) or {},
     )
     refuse_unsupported(engine_args, target_model_config, UNSUPPORTED, feature=FEATURE)
+    if layerskip.draft_vocab_size is not None:
+        from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids
+
+        draft_token_ids(layerskip, target_model_config)  # the worker makes it; faults show here
     target_parallel_config.worker_cls = _worker_class()
     engine_args.async_scheduling = False
     if current_platform.is_cuda():

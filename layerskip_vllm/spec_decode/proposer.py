@@ -14,10 +14,9 @@ Request r has n computed tokens, KV valid in all layers, and a sampled next toke
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +29,8 @@ from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
 from layerskip_vllm.models.split import ExitState
+from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
+from layerskip_vllm.spec_decode.drafts import Drafts
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
 from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
 
@@ -37,12 +38,12 @@ if TYPE_CHECKING:
     from layerskip_vllm.models.split import SplitForwardMixin
 
 
-@dataclasses.dataclass(frozen=True)
-class Drafts:
-    """What one propose step yields."""
+class DraftChoice(NamedTuple):
+    """The next draft of each request."""
 
-    token_ids: np.ndarray  # [num_drafting, K], int64; row r counts up to schedule.num_drafts[r]
-    probs: torch.Tensor | None  # [num_drafting, K, vocab_size], float32; None if greedy
+    token_ids: torch.Tensor  # [num_drafting], int64
+    top_probs: torch.Tensor | None = None  # [num_drafting], float32: of the most probable token
+    sampling_probs: torch.Tensor | None = None  # [num_drafting, vocab_size], float32; None: greedy
 
 
 class LayerSkipProposer(DraftModelProposer):
@@ -58,6 +59,7 @@ class LayerSkipProposer(DraftModelProposer):
         super().__init__(vllm_config, device)
         # The base class sizes these for a second model's prefill, which never happens here.
         self.hidden_states = self.inputs_embeds = torch.empty(0, device=device)
+        self.draft_head: DraftHead | None = None
         self.use_exit_query_cache = self.speculative_config.layerskip.exit_query_cache
         self.exit_query_cache = ExitQueryCache(
             self.max_batch_size,
@@ -68,8 +70,17 @@ class LayerSkipProposer(DraftModelProposer):
         )
 
     def load_model(self, target_model: SplitForwardMixin) -> None:
-        """Take the target as the draft; nothing is loaded."""
+        """Take the target as the draft; nothing is loaded.
+
+        Raises:
+            ValueError: No draft vocabulary can be made as configured.
+        """
         self.model = target_model
+        token_ids = draft_token_ids(
+            self.speculative_config.layerskip, self.vllm_config.model_config
+        )
+        if token_ids is not None:
+            self.draft_head = DraftHead(target_model.lm_head, token_ids)
         self._draft_attn_layer_names = set(target_model.early_attn_layer_names)
 
     def initialize_attn_backend(
@@ -92,37 +103,75 @@ class LayerSkipProposer(DraftModelProposer):
     @torch.inference_mode()
     def propose_drafts(
         self,
-        num_speculative_tokens: int,  # K of this step
+        num_speculative_tokens: int,  # K of this step, at least 1
         schedule: DraftSchedule,
         req_ids: Sequence[str],  # [num_drafting]
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
         sampling_metadata: SamplingMetadata,  # of the drafting requests
+        stop_below: float | None,  # a draft of a lower probability is cut off, and the last
     ) -> Drafts:
-        """Step 1 of the cycle: K early-layer steps over the target's own KV blocks."""
+        """Step 1 of the cycle: up to K early-layer steps over the target's own KV blocks."""
+        num_drafted = np.minimum(schedule.num_drafts, num_speculative_tokens)
+        num_submitted = num_drafted.copy()
         token_ids = torch.empty(
             (len(req_ids), num_speculative_tokens + 1), dtype=torch.int64, device=self.device
         )
         token_ids[:, 0] = torch.from_numpy(schedule.next_token_ids)
-        probs = []
+        top_probs = np.ones((len(req_ids), num_speculative_tokens))
+        sampling_probs = []
         for k in range(num_speculative_tokens):
-            with self._draft_step(k, schedule, block_table) as positions:
-                exit_state = self.model.run_early_layers(token_ids[:, k].to(torch.int32), positions)
+            with self._draft_step(k, schedule.start_positions, num_drafted, block_table) as at:
+                exit_state = self.model.run_early_layers(token_ids[:, k].to(torch.int32), at)
             if self.use_exit_query_cache:
                 self.exit_query_cache.store(k, exit_state)
-            token_ids[:, k + 1], step_probs = self._sample_draft_tokens(
-                self.model.norm_exit_state(exit_state), sampling_metadata
-            )
-            if step_probs is not None:
-                probs.append(step_probs)
+            choice = self._choose_drafts(exit_state, sampling_metadata, stop_below is not None)
+            token_ids[:, k + 1] = choice.token_ids
+            if choice.top_probs is not None:
+                top_probs[:, k] = choice.top_probs.cpu().numpy()
+                is_cut = (top_probs[:, k] < stop_below) & (num_drafted > k)
+                num_drafted[is_cut], num_submitted[is_cut] = k + 1, k
+            if choice.sampling_probs is not None:
+                sampling_probs.append(choice.sampling_probs)
+            if (num_drafted <= k + 1).all():
+                break
 
-        token_ids_np = token_ids.cpu().numpy()
+        token_ids_np = token_ids[:, : k + 2].cpu().numpy()
         if self.use_exit_query_cache:
             self.exit_query_cache.publish(
                 ExitQueryEntries(
-                    req_ids, schedule.start_positions, token_ids_np[:, :-1], schedule.num_drafts
+                    req_ids, schedule.start_positions, token_ids_np[:, :-1], num_drafted
                 )
             )
-        return Drafts(token_ids_np[:, 1:], torch.stack(probs, dim=1) if probs else None)
+        return Drafts(
+            req_ids,
+            schedule.start_positions,
+            token_ids_np[:, 1:],
+            top_probs[:, : k + 1],
+            num_drafted,
+            num_submitted,
+            torch.stack(sampling_probs, dim=1) if sampling_probs else None,
+        )
+
+    def _choose_drafts(
+        self, exit_state: ExitState, sampling_metadata: SamplingMetadata, wants_top_probs: bool
+    ) -> DraftChoice:
+        """Say each request's next draft from the states at layer E, which this overwrites."""
+        hidden_states = self.model.norm_exit_state(exit_state)
+        is_greedy = not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy
+        if self.use_local_argmax_reduction and is_greedy and self.draft_head is None:
+            return DraftChoice(self.model.get_top_tokens(hidden_states))
+        if self.draft_head is None:
+            logits = self.model.compute_logits(hidden_states)
+        else:
+            logits = self.model.logits_processor(self.draft_head, hidden_states)
+        # The top probability tells nothing of the draft that is drawn, so a cut by it leaves the
+        # distribution of what is submitted, and with it the output's, alone.
+        top_probs = logits.softmax(-1, torch.float32).amax(-1) if wants_top_probs else None
+        token_ids, probs = self._sample_from_logits(logits, sampling_metadata)
+        if self.draft_head is not None:
+            token_ids = self.draft_head.token_ids[token_ids]
+            probs = self.draft_head.expand(probs) if probs is not None else None
+        return DraftChoice(token_ids, top_probs, probs)
 
     @torch.inference_mode()
     def verify(
@@ -160,18 +209,19 @@ class LayerSkipProposer(DraftModelProposer):
     def _draft_step(
         self,
         step: int,
-        schedule: DraftSchedule,
+        start_positions: np.ndarray,  # [num_drafting]
+        num_drafted: np.ndarray,  # [num_drafting], steps that each request takes
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
     ) -> Generator[torch.Tensor]:
         """Set the forward context of one draft step; yields its positions, [num_drafting] int64.
 
         A request that has all its drafts repeats its last position, with no slot to write to.
         """
-        batch_size = len(schedule.rows)
-        positions_np = schedule.start_positions + np.minimum(step, schedule.num_drafts - 1)
+        batch_size = len(start_positions)
+        positions_np = start_positions + np.minimum(step, num_drafted - 1)
         seq_lens_cpu = torch.from_numpy(positions_np + 1).to(torch.int32)
         positions = torch.from_numpy(positions_np).to(self.device)
-        is_done = torch.from_numpy(schedule.num_drafts <= step).to(self.device)
+        is_done = torch.from_numpy(num_drafted <= step).to(self.device)
         blocks = block_table.gather(1, (positions // self.block_size).unsqueeze(1)).squeeze(1)
         slot_mapping = blocks.to(torch.int64) * self.block_size + positions % self.block_size
         slot_mapping.masked_fill_(is_done, PADDING_SLOT_ID)

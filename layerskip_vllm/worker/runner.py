@@ -17,6 +17,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
 from layerskip_vllm.spec_decode.health import AcceptanceMonitor
 from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.policy import DraftPolicy
 from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
 from layerskip_vllm.worker.sampling import LayerSkipRejectionSampler
 
@@ -48,6 +49,7 @@ class LayerSkipRunnerMixin(HostRunner):
             LogitBiasLogitsProcessor(vllm_config, device, PIN_MEMORY)
         )
         self.acceptance = AcceptanceMonitor(vllm_config.speculative_config.layerskip)
+        self.policy = DraftPolicy(vllm_config.speculative_config.layerskip)
         self.num_resumed_tokens = 0
         self._exit_entries = ExitQueryEntries()
         self._continuing_req_ids: set[str] = set()
@@ -130,49 +132,66 @@ class LayerSkipRunnerMixin(HostRunner):
         common_attn_metadata: CommonAttentionMetadata,
         slot_mappings: object,
     ) -> list[list[int]]:
-        """Draft for every request with a new token; the lists' lengths differ near the limits."""
-        num_speculative_tokens = scheduler_output.num_spec_tokens_to_schedule
-        schedule = self._schedule_drafts(
-            num_speculative_tokens,
-            sampled_token_ids.cpu().numpy(),
-            np.array(spec_decode_metadata.num_draft_tokens),
-        )
+        """Draft for every request with a new token; the lists' lengths differ."""
+        # Reading the tokens waits for the device, so the policy's clock hears of work that is done.
+        sampled = sampled_token_ids.cpu().numpy()
+        # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
+        sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
+        num_verified = np.array(spec_decode_metadata.num_draft_tokens)
+        max_drafts = scheduler_output.num_spec_tokens_to_schedule
+        schedule = self._schedule_drafts(max_drafts, sampled, num_verified)
+        self._observe(sampled, num_verified)
+        num_drafts = self.policy.num_drafts(len(schedule.rows), max_drafts)
+
         drafts: list[list[int]] = [[] for _ in range(self.input_batch.num_reqs)]
         self._draft_probs = self._draft_prob_req_ids = None
-        if len(schedule.rows) == 0:
+        if num_drafts == 0 or len(schedule.rows) == 0:
             return drafts
-
         rows = torch.from_numpy(schedule.rows).to(self.device)
-        req_ids = [self.input_batch.req_ids[row] for row in schedule.rows]
         proposed = self.drafter.propose_drafts(
-            num_speculative_tokens,
+            num_drafts,
             schedule,
-            req_ids,
+            [self.input_batch.req_ids[row] for row in schedule.rows],
             common_attn_metadata.block_table_tensor[rows],
             _of_rows(sampling_metadata, rows),
+            self.policy.stop_below,
         )
-        for row, token_ids, num in zip(
-            schedule.rows, proposed.token_ids, schedule.num_drafts, strict=True
-        ):
-            drafts[row] = token_ids[:num].tolist()
-        if proposed.probs is not None:
-            self._draft_probs, self._draft_prob_req_ids = proposed.probs, req_ids
+        self.policy.proposed(proposed)
+        for i, row in enumerate(schedule.rows):
+            drafts[row] = proposed.submitted(i)
+        if proposed.sampling_probs is not None:
+            self._draft_probs = proposed.sampling_probs
+            self._draft_prob_req_ids = proposed.req_ids
         return drafts
 
-    def _schedule_drafts(
+    def _observe(
         self,
-        num_speculative_tokens: int,
-        sampled_token_ids: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
+        sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
         num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
-    ) -> DraftSchedule:
+    ) -> None:
         num_reqs = self.input_batch.num_reqs
-        # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
-        in_vocab = sampled_token_ids < self.input_batch.vocab_size
-        sampled = np.where(in_vocab, sampled_token_ids, -1)
+        query_lens = np.diff(self.query_start_loc.np[: num_reqs + 1])
+        is_decode = (query_lens == num_verified + 1).all() and self._continuing_req_ids.issuperset(
+            self.input_batch.req_ids
+        )
+        self.policy.verified(
+            self.input_batch.req_ids,
+            self.input_batch.num_computed_tokens_cpu[:num_reqs],
+            sampled,
+            num_rows=int(query_lens.sum()) if is_decode else None,
+        )
         self.acceptance.observe(
             num_drafted=int(num_verified.sum()),
             num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
         )
+
+    def _schedule_drafts(
+        self,
+        num_speculative_tokens: int,
+        sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
+        num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
+    ) -> DraftSchedule:
+        num_reqs = self.input_batch.num_reqs
         return DraftSchedule.from_step(
             num_speculative_tokens=num_speculative_tokens,
             max_model_len=self.max_model_len,

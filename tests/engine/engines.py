@@ -34,9 +34,24 @@ def make_llm(model: str, **overrides) -> LLM:
     return llm
 
 
-def make_self_llm(model: str, exit_layer: int, num_speculative_tokens: int, **overrides) -> LLM:
+FIXED = {"adaptive": False, "stop_drafting": False}
+"""Options of `additional_config["layerskip"]` under which every step drafts K tokens a request."""
+
+
+def make_self_llm(
+    model: str,
+    exit_layer: int,
+    num_speculative_tokens: int,
+    options: dict | None = None,
+    **overrides,
+) -> LLM:
+    """An engine that drafts K tokens in every step, unless `options` say otherwise."""
     return make_llm(
-        model, spec_model=f"self:{exit_layer}", spec_tokens=num_speculative_tokens, **overrides
+        model,
+        spec_model=f"self:{exit_layer}",
+        spec_tokens=num_speculative_tokens,
+        additional_config={"layerskip": FIXED | (options or {})},
+        **overrides,
     )
 
 

@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from tests.engine.engines import (
+    FIXED,
     as_prompts,
     close,
     counts,
@@ -71,7 +72,7 @@ def test_every_exit_layer_and_draft_length(
 
 def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs):
     llm = make_self_llm(
-        mixed_model, 3, 3, additional_config={"layerskip": {"exit_query_cache": False}}
+        mixed_model, 3, 3, {"exit_query_cache": False}
     )
     before = counts(llm)
     outputs = generate(llm, as_prompts(random_prompts(LENGTHS)), greedy(60))
@@ -204,6 +205,7 @@ def test_a_draft_length_that_follows_the_batch_size(mixed_model):
             "num_speculative_tokens": 4,
             "num_speculative_tokens_per_batch_size": schedule,
         },
+        additional_config={"layerskip": FIXED},
     )
     before = counts(llm)
     actual = generate(llm, prompts, params)

@@ -39,7 +39,7 @@ def test_output_equals_plain_decoding(
         smollm2,
         exit_layer,
         num_speculative_tokens,
-        additional_config={"layerskip": {"exit_query_cache": exit_query_cache}},
+        {"exit_query_cache": exit_query_cache},
         **SETTINGS,
     )
     before = counts(llm)

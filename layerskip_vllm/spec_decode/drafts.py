@@ -1,0 +1,66 @@
+"""What a propose step yields, and what became of it one step later."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Drafts whose outcome a step has told, over all requests."""
+
+    probs: np.ndarray  # [num_reached], float: the draft's top probability
+    is_match: np.ndarray  # [num_reached], bool: whether the target's token is the same
+    num_submitted_matches: int
+    """Matches among the drafts that were submitted."""
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """The drafts of one propose step, K' steps long; row r counts up to `num_drafted[r]`.
+
+    The last draft of a row may have been *cut off*: drafted, but not submitted to verification.
+    """
+
+    req_ids: Sequence[str]  # [num_drafting]
+    start_positions: np.ndarray  # [num_drafting], int64, n: position of the token before the drafts
+    token_ids: np.ndarray  # [num_drafting, K'], int64
+    top_probs: np.ndarray  # [num_drafting, K'], float; 1 where nobody asked for them
+    num_drafted: np.ndarray  # [num_drafting], int64, in [1, K']
+    num_submitted: np.ndarray  # [num_drafting], int64, num_drafted or one less
+    sampling_probs: torch.Tensor | None = None  # [num_drafting, K', vocab_size], float32; or greedy
+
+    def submitted(self, row: int) -> list[int]:
+        """Token ids that request `row` wants verified."""
+        return self.token_ids[row, : self.num_submitted[row]].tolist()
+
+    def outcomes(
+        self,
+        req_ids: Sequence[str],  # [num_reqs], of the step that verified
+        num_computed: np.ndarray,  # [num_reqs], before that step
+        sampled_token_ids: np.ndarray,  # [num_reqs, *], what it sampled, -1 beyond
+    ) -> Outcomes:
+        """Compare the drafts with what the target said in their place.
+
+        A step samples one token more than it accepts, so the first draft that fails is told, and
+        where all that were submitted are accepted, one that was cut off is told as well.
+        """
+        row_of = {req_id: row for row, req_id in enumerate(req_ids)}
+        rows = np.array([row_of.get(req_id, -1) for req_id in self.req_ids], np.int64)
+        stands = (rows >= 0) & (num_computed[rows] == self.start_positions)
+        width = self.token_ids.shape[1]
+        said = np.full((len(rows), width), -1, np.int64)
+        some = sampled_token_ids[rows][:, :width]
+        said[:, : some.shape[1]] = some
+        step = np.arange(width)
+        is_reached = stands[:, None] & (said >= 0) & (step < self.num_drafted[:, None])
+        is_match = is_reached & (said == self.token_ids)
+        return Outcomes(
+            probs=self.top_probs[is_reached],
+            is_match=is_match[is_reached],
+            num_submitted_matches=int((is_match & (step < self.num_submitted[:, None])).sum()),
+        )

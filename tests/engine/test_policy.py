@@ -1,0 +1,154 @@
+"""Greedy float32 output stays plain decoding's, whatever decides how far to draft."""
+
+import json
+
+import pytest
+
+from layerskip_vllm.spec_decode.draft_length import DraftLengthController
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+    runner,
+)
+
+LENGTHS = [5, 17, 40, 90, 3, 20]
+MAX_TOKENS = 60
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    """Its drafts are accepted about half of the time."""
+    return random_llama(num_layers=6, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return as_prompts(random_prompts(LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def plain_outputs(model, prompts):
+    llm = make_llm(model)
+    outputs = generate(llm, prompts, greedy(MAX_TOKENS))
+    close(llm)
+    return outputs
+
+
+@pytest.fixture
+def run(model, prompts, plain_outputs):
+    """Generate with some options, compare with plain decoding; returns counts and runner."""
+
+    def run(options, exit_layer=3, num_speculative_tokens=4, **overrides):
+        llm = make_self_llm(model, exit_layer, num_speculative_tokens, options, **overrides)
+        before = counts(llm)
+        assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs
+        assert generate(llm, prompts[::-1], greedy(MAX_TOKENS)) == plain_outputs[::-1]
+        counted, its_runner = counts(llm).since(before), runner(llm)
+        close(llm)
+        return counted, its_runner
+
+    return run
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """Every K that a controller chooses."""
+    original, seen = DraftLengthController.choose, []
+
+    def choose(self, *args):
+        seen.append(original(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(DraftLengthController, "choose", choose)
+    return seen
+
+
+def test_the_defaults(run):
+    counted, _ = run({"adaptive": True, "stop_drafting": True})
+    assert counted.num_drafts > 0
+
+
+def test_a_draft_length_that_changes_in_every_step(run, monkeypatch):
+    lengths = iter([4, 0, 1, 3, 0, 0, 2] * 1000)
+    monkeypatch.setattr(DraftLengthController, "choose", lambda *args: next(lengths))
+    counted, _ = run({"adaptive": True})
+    assert counted.num_resumed > 0
+    assert 0 < counted.num_accepted < counted.num_drafted < 4 * counted.num_drafts
+
+
+def test_adaptive_stops_where_drafts_are_hopeless(random_llama, chosen):
+    """Random layers: draft and target have nothing in common."""
+    llm = make_self_llm(random_llama(num_layers=6), 5, 4, {"adaptive": True})
+    generate(llm, as_prompts(random_prompts([9])), greedy(200, ignore_eos=True))
+    close(llm)
+    assert sum(k > 0 for k in chosen[50:]) < 0.2 * len(chosen[50:])
+
+
+def test_adaptive_goes_on_where_drafts_are_right(random_llama, chosen):
+    """Layers [1, L) add nothing, and there are many of them: one layer drafts for 24."""
+    llm = make_self_llm(
+        random_llama(num_layers=24, late_scale=0.0), 1, 4, {"adaptive": True}, max_num_seqs=4
+    )
+    generate(llm, as_prompts(random_prompts([9])), greedy(200, ignore_eos=True))
+    close(llm)
+    assert sum(k > 0 for k in chosen) > 0.5 * len(chosen)
+
+
+def test_drafts_are_cut_where_they_are_improbable(run):
+    full, _ = run({})
+    cut, its_runner = run({"stop_drafting": True})
+    threshold = its_runner.policy.threshold
+    assert 0 < threshold.value < 1
+    assert cut.num_drafted < full.num_drafted
+    assert cut.num_accepted / cut.num_drafted > full.num_accepted / full.num_drafted
+
+
+def test_a_threshold_that_cuts_all_leaves_plain_decoding(run, monkeypatch):
+    monkeypatch.setattr("layerskip_vllm.spec_decode.draft_stop.StopThreshold.value", 2.0)
+    counted, _ = run({"stop_drafting": True})
+    assert counted.num_drafted == 0
+    assert counted.num_resumed > 0  # the one draft step's state is not lost
+
+
+def test_a_draft_vocabulary_costs_drafts_only(run, tmp_path):
+    full, _ = run({})
+    file = tmp_path / "counts.json"
+    file.write_text(json.dumps({str(i): 1000 - i for i in range(100)}))
+    part, its_runner = run({"draft_vocab_size": 100, "draft_vocab_counts": str(file)})
+    head = its_runner.drafter.draft_head
+    assert head.token_ids.tolist() == [*range(99), 256]  # the most frequent, and the end of text
+    assert 0 < part.num_accepted / part.num_drafted < full.num_accepted / full.num_drafted
+    assert part.num_resumed > 0
+
+
+def test_the_whole_vocabulary_drafts_as_without_one(run, tmp_path):
+    file = tmp_path / "counts.json"
+    file.write_text("{}")
+    full, _ = run({})
+    whole, its_runner = run({"draft_vocab_size": 320, "draft_vocab_counts": str(file)})
+    assert its_runner.drafter.draft_head is not None
+    assert whole == full
+
+
+@pytest.mark.parametrize("exit_query_cache", [True, False])
+def test_all_of_them_together(run, tmp_path, exit_query_cache):
+    file = tmp_path / "counts.json"
+    file.write_text(json.dumps({str(i): 1 for i in range(200)}))
+    counted, _ = run(
+        {
+            "adaptive": True,
+            "stop_drafting": True,
+            "draft_vocab_size": 150,
+            "draft_vocab_counts": str(file),
+            "exit_query_cache": exit_query_cache,
+        },
+        max_num_batched_tokens=32,
+        max_num_seqs=4,
+    )
+    assert counted.num_drafts > 0

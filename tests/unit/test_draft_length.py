@@ -1,0 +1,136 @@
+"""The controller of K against machines whose times are known."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from layerskip_vllm.spec_decode.draft_length import (
+    MIN_GAIN,
+    DraftLengthController,
+    DraftOutcomes,
+    RowTimes,
+)
+
+MAX_DRAFTS = 8
+
+
+def test_times_are_recent_and_leave_disturbances_out():
+    times = RowTimes()
+    for seconds in (0.1, 0.1, 0.1, 5, 1, 2, 3, 50, 60, 4, 70):
+        times.observe(4, seconds)
+    assert times.estimate(np.array([4])) == 3
+
+
+def test_what_was_not_measured_is_taken_to_cost_little():
+    times = RowTimes()
+    times.observe(4, 2)
+    times.observe(8, 4)
+    assert times.estimate(np.array([4, 5, 6, 8, 9, 100])).tolist() == [2, 2, 2, 4, 4, 4]
+    assert times.estimate(np.array([1, 2])).tolist() == [0.5, 1]
+
+
+def test_outcomes_start_from_a_prior_and_follow_a_change():
+    outcomes = DraftOutcomes()
+    assert outcomes.match_rate == pytest.approx(0.7)
+    assert outcomes.submit_rate == 1
+    for _ in range(200):
+        outcomes.observe(reached=4, matched=4, drafted=4, submitted=4)
+    assert outcomes.match_rate > 0.99
+    for _ in range(60):
+        outcomes.observe(reached=4, matched=0, drafted=4, submitted=1)
+    assert outcomes.match_rate < 0.4
+    assert outcomes.submit_rate < 0.6
+
+
+class Machine:
+    """Times and acceptance that do not change; runs the controller as the runner does."""
+
+    def __init__(self, draft_seconds, verify_seconds, match_rate, seed=0):
+        self.draft_seconds, self.verify_seconds = draft_seconds, verify_seconds
+        self.match_rate = match_rate
+        self.random = np.random.default_rng(seed)
+        self.seconds = self.num_tokens = 0.0
+
+    def rate(self, batch_size, k):
+        """Tokens per second of a fixed K, exactly."""
+        tokens = batch_size * (self.match_rate ** np.arange(k + 1)).sum()
+        rows = batch_size * (k + 1)
+        return tokens / (k * self.draft_seconds(batch_size) + self.verify_seconds(rows))
+
+    def run(self, controller, batch_size, num_steps):
+        chosen = []
+        for _ in range(num_steps):
+            k = controller.choose(batch_size, MAX_DRAFTS)
+            chosen.append(k)
+            if k:
+                seconds = self.noisy(self.draft_seconds(batch_size))
+                controller.draft_seconds.observe(batch_size, seconds)
+                self.seconds += k * seconds
+            rows = batch_size * (k + 1)
+            seconds = self.noisy(self.verify_seconds(rows))
+            controller.verify_seconds.observe(rows, seconds)
+            self.seconds += seconds
+            is_match = self.random.random((batch_size, k)) < self.match_rate
+            matched = int(np.cumprod(is_match, axis=1).sum())
+            reached = matched + int((~is_match.all(axis=1)).sum()) if k else 0
+            controller.outcomes.observe(
+                reached=reached,
+                matched=matched,
+                drafted=k * batch_size,
+                submitted=k * batch_size,
+            )
+            self.num_tokens += batch_size + matched
+        return chosen
+
+    def noisy(self, seconds):
+        """Some steps take long, as on a shared machine."""
+        return seconds * self.random.choice([1, 1, 1, 1.02, 1.05, 3])
+
+
+def memory_then_arithmetic(rows):
+    """A forward of some rows: bound by the weights' traffic, then by arithmetic."""
+    return max(1.0, rows / 10)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "match_rate", "draft_cost"),
+    list(itertools.product([1, 4, 16], [0.02, 0.5, 0.8, 0.97], [0.1, 0.3])),
+)
+def test_it_comes_close_to_the_best_fixed_k_and_never_far_below_plain(
+    batch_size, match_rate, draft_cost
+):
+    machine = Machine(
+        lambda rows: draft_cost * memory_then_arithmetic(rows), memory_then_arithmetic, match_rate
+    )
+    machine.noisy = lambda seconds: seconds  # what is counted below is the choice, not the noise
+    controller = DraftLengthController()
+    machine.run(controller, batch_size, 400)
+    machine.seconds = machine.num_tokens = 0.0
+    machine.run(controller, batch_size, 1000)
+    rates = [machine.rate(batch_size, k) for k in range(MAX_DRAFTS + 1)]
+    assert machine.num_tokens / machine.seconds > 0.95 * max(rates)
+    assert machine.num_tokens / machine.seconds > 0.99 * rates[0] / MIN_GAIN
+
+
+def test_hopeless_drafts_stop_within_a_few_steps():
+    machine = Machine(lambda rows: 0.3, memory_then_arithmetic, match_rate=0.02)
+    chosen = machine.run(DraftLengthController(), 1, 200)
+    assert chosen[0] == MAX_DRAFTS
+    assert sum(k > 0 for k in chosen[:40]) < 15
+    assert 0 < sum(k > 0 for k in chosen[40:]) < 8  # probes
+
+
+def test_it_drafts_again_when_acceptance_comes_back():
+    controller = DraftLengthController()
+    machine = Machine(lambda rows: 0.2, memory_then_arithmetic, match_rate=0.02)
+    machine.run(controller, 1, 300)
+    machine.match_rate = 0.95
+    chosen = machine.run(controller, 1, 1500)
+    assert np.mean([k > 0 for k in chosen[-200:]]) > 0.9
+
+
+def test_noise_does_not_turn_drafting_off():
+    machine = Machine(lambda rows: 0.2, memory_then_arithmetic, match_rate=0.85)
+    chosen = machine.run(DraftLengthController(), 1, 600)
+    assert np.mean([k > 0 for k in chosen]) > 0.9
