@@ -29,6 +29,10 @@ def create_engine_config(model: str, **flags):
     return EngineArgs(model, max_model_len=64, **flags).create_engine_config()
 
 
+def options(**of_layerskip) -> dict:
+    return SELF | {"additional_config": {"layerskip": of_layerskip}}
+
+
 KV_TRANSFER = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
 MALFORMED = "whole number of at least 1, for example self:8"
 TABLE = [
@@ -69,6 +73,20 @@ TABLE = [
         "exit_query_cache='no' must be true or false",
     ),
     (SELF | {"additional_config": {"layerskip": 7}}, "=7 must be an object"),
+    (options(adaptive=1), "layerskip.adaptive=1 must be true or false"),
+    (options(stop_drafting=None), "layerskip.stop_drafting=None must be true or false"),
+    (options(draft_vocab_size=0), "draft_vocab_size=0 must be a whole number of at least 1"),
+    (options(draft_vocab_size="8k"), "draft_vocab_size='8k' must be a whole number"),
+    (
+        options(draft_vocab_size=321),
+        r"draft_vocab_size=321 must be in \[1, 320\], the model's vocabulary",
+    ),
+    (options(draft_vocab_size=64), "has no merges that say which tokens are frequent; name a file"),
+    (options(draft_vocab_counts="x.json"), "'x.json' has no effect without draft_vocab_size"),
+    (
+        options(draft_vocab_size=64, draft_vocab_counts="nowhere.json"),
+        "draft_vocab_counts='nowhere.json': expected a JSON object of token ids.*No such file",
+    ),
     (
         {"additional_config": {"layerskip": {"exit_query_cache": True}}},
         "has no effect without self-speculation: add --speculative-model self:E",

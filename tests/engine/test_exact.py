@@ -71,9 +71,7 @@ def test_every_exit_layer_and_draft_length(
 
 
 def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs):
-    llm = make_self_llm(
-        mixed_model, 3, 3, {"exit_query_cache": False}
-    )
+    llm = make_self_llm(mixed_model, 3, 3, {"exit_query_cache": False})
     before = counts(llm)
     outputs = generate(llm, as_prompts(random_prompts(LENGTHS)), greedy(60))
     counted = counts(llm).since(before)

@@ -56,9 +56,7 @@ def test_outcomes_equal_a_loop_over_the_requests(cycle):
             expected.append(((WIDTH * i + k) / 100, said == token_ids[k]))
             num_submitted_matches += said == token_ids[k] and k < submitted
 
-    outcomes = drafts.outcomes(
-        [row[0] for row in order] + ["other"], np.array(computed), sampled
-    )
+    outcomes = drafts.outcomes([row[0] for row in order] + ["other"], np.array(computed), sampled)
     assert list(zip(outcomes.probs, outcomes.is_match, strict=True)) == expected
     assert outcomes.num_submitted_matches == num_submitted_matches
 

@@ -166,10 +166,31 @@ PROPOSE_AND_VERIFY = (
     Reads(f"{BASE_PROPOSER}.initialize_attn_backend", ("self._draft_attn_layer_names",)),
     Takes(f"{PROPOSER}.initialize_cudagraph_keys", positional=("cudagraph_mode",)),
     Takes(f"{PROPOSER}.dummy_run", positional=("num_tokens",)),
-    Takes(f"{PROPOSER}._sample_draft_tokens", positional=("hidden_states", "sampling_metadata")),
+    Takes(f"{BASE_PROPOSER}._sample_from_logits", positional=("logits", "sampling_metadata")),
+    Sets(
+        f"{BASE_PROPOSER}.__init__",
+        ("_enable_probabilistic_draft_probs", "use_local_argmax_reduction"),
+    ),
     Reads(
-        f"{BASE_PROPOSER}._greedy_sample",
-        ("self.model.compute_logits(hidden_states)", "self.model.get_top_tokens(hidden_states)"),
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor._apply_head",
+        ("lm_head.quant_method.apply(lm_head, hidden_states, bias=embedding_bias)",),
+    ),
+    Reads(
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor._get_logits",
+        ("lm_head.tp_size",),
+    ),
+    Takes(
+        "vllm.model_executor.layers.linear:UnquantizedLinearMethod.process_weights_after_loading",
+        positional=("layer",),
+    ),
+    Takes(
+        "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply",
+        positional=("layer", "x", "bias"),
+    ),
+    Takes("vllm.tokenizers:cached_tokenizer_from_config", positional=("model_config",)),
+    Sets(
+        "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.__init__",
+        ("org_vocab_size",),
     ),
     Has("vllm.v1.spec_decode.utils", ("PADDING_SLOT_ID",)),
     Takes(
