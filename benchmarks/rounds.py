@@ -1,0 +1,188 @@
+"""Systems take turns on the same prompts, round by round, so that a drifting machine hurts all."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from benchmarks.child import Child
+from benchmarks.decoding import Decoding
+from benchmarks.forward_time import ForwardTime
+from benchmarks.memory import Memory
+from benchmarks.models import PreparedModel
+from benchmarks.systems import System
+from benchmarks.where import Where
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "plain"
+"""The system to which every other is compared; it takes part in every group."""
+
+FORWARD_PROMPT_LEN = 8
+"""Short: what t(M) is measured on is prefilled for nothing."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """What is measured, how often.
+
+    Attributes:
+        batch_sizes: Concurrent requests.
+        num_rounds: Turns that count; one more comes first and warms up.
+        max_tokens: Output tokens of each request.
+        row_counts: Every M of t(M); empty where it is not measured.
+        num_forward_steps: Timed steps of each M in each round.
+        where: Whether to look, after the rounds, where the time goes.
+    """
+
+    batch_sizes: Sequence[int]
+    num_rounds: int
+    max_tokens: int
+    row_counts: Sequence[int] = ()
+    num_forward_steps: int = 4
+    where: bool = True
+
+    @property
+    def num_warm_up_tokens(self) -> int:
+        """Output tokens of each request in the warm-up round."""
+        return max(8, self.max_tokens // 2)
+
+
+@dataclass
+class Group:
+    """Systems that were measured side by side.
+
+    Attributes:
+        decodings: System -> batch size -> one entry a round.
+        forward_times: One entry a round: M -> timed steps.
+        where: System -> one entry a batch size.
+        memory: System -> after the last round.
+        starts: System -> its start.
+    """
+
+    decodings: dict[str, dict[int, list[Decoding]]] = field(default_factory=dict)
+    forward_times: list[dict[int, list[ForwardTime]]] = field(default_factory=list)
+    where: dict[str, list[Where]] = field(default_factory=dict)
+    memory: dict[str, Memory] = field(default_factory=dict)
+    starts: dict[str, Start] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Start:
+    """How a system started.
+
+    Attributes:
+        process_s: From the start of its process until it was ready, imports included.
+        engine_s: Of these, its engine's constructor.
+        memory: Until it was ready.
+        kv_cache_tokens: That fit its budget; None where it has none.
+    """
+
+    process_s: float
+    engine_s: float
+    memory: Memory
+    kv_cache_tokens: int | None
+
+    @classmethod
+    def of(cls, child: Child) -> Start:
+        """What a child said when it was ready."""
+        ready = child.ready
+        return cls(child.start_s, ready.engine_start_s, ready.starting, ready.kv_cache_tokens)
+
+
+def measure(
+    model: PreparedModel,
+    systems: Mapping[str, System],
+    children: Mapping[str, Child],
+    schedule: Schedule,
+) -> Group:
+    """Run all rounds of one group.
+
+    Args:
+        model: Whose prompts.
+        systems: In the order of their turns; every other round in reverse.
+        children: The same, started.
+        schedule: What to measure.
+    """
+    group = Group(starts={name: Start.of(child) for name, child in children.items()})
+    _warm_up(model, systems, children, schedule)
+    for round_index in range(schedule.num_rounds):
+        logger.info("%s: round %d of %d", model.name, round_index + 1, schedule.num_rounds)
+        turns = list(systems)[:: 1 if round_index % 2 == 0 else -1]
+        _measure_round(group, model, [systems[name] for name in turns], children, schedule)
+        if schedule.row_counts:
+            group.forward_times.append(_forward_times(model, children[REFERENCE], schedule))
+    if schedule.where:
+        for name, system in systems.items():
+            if system.engine == "vllm":
+                group.where[name] = [
+                    _where(model, children[name], batch_size, schedule)
+                    for batch_size in schedule.batch_sizes
+                ]
+    group.memory = {name: child.memory() for name, child in children.items()}
+    return group
+
+
+def _warm_up(
+    model: PreparedModel,
+    systems: Mapping[str, System],
+    children: Mapping[str, Child],
+    schedule: Schedule,
+) -> None:
+    for batch_size in schedule.batch_sizes:
+        for system in _serving(systems.values(), batch_size):
+            prompts = model.prompts[:batch_size]
+            decode(children[system.name], prompts, schedule.num_warm_up_tokens)
+
+
+def _measure_round(
+    group: Group,
+    model: PreparedModel,
+    turns: Sequence[System],
+    children: Mapping[str, Child],
+    schedule: Schedule,
+) -> None:
+    round_index = len(group.decodings.get(REFERENCE, {}).get(schedule.batch_sizes[0], ()))
+    offset = round_index * sum(schedule.batch_sizes)
+    for batch_size in schedule.batch_sizes:
+        prompts = [model.prompts[(offset + i) % len(model.prompts)] for i in range(batch_size)]
+        offset += batch_size
+        for system in _serving(turns, batch_size):
+            decoding = decode(children[system.name], prompts, schedule.max_tokens)
+            by_batch_size = group.decodings.setdefault(system.name, defaultdict(list))
+            by_batch_size[batch_size].append(decoding)
+
+
+def _serving(systems: Iterable[System], batch_size: int) -> list[System]:
+    return [system for system in systems if system.serves(batch_size)]
+
+
+def decode(child: Child, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
+    """Let a child decode one batch."""
+    decoding = child.call("decode", prompts=prompts, max_tokens=max_tokens)
+    assert isinstance(decoding, Decoding)
+    return decoding
+
+
+def _forward_times(
+    model: PreparedModel, child: Child, schedule: Schedule
+) -> dict[int, list[ForwardTime]]:
+    num_prompts = max(schedule.row_counts)
+    prompts = [
+        model.prompts[i % len(model.prompts)][:FORWARD_PROMPT_LEN] for i in range(num_prompts)
+    ]
+    return child.call(  # type: ignore[return-value]
+        "forward_times",
+        prompts=prompts,
+        num_steps=schedule.num_forward_steps,
+        row_counts=schedule.row_counts,
+    )
+
+
+def _where(model: PreparedModel, child: Child, batch_size: int, schedule: Schedule) -> Where:
+    prompts = model.prompts[:batch_size]
+    where = child.call("where", prompts=prompts, max_tokens=schedule.max_tokens)
+    assert isinstance(where, Where)
+    return where

@@ -1,0 +1,72 @@
+"""One model's run: start systems, let them take turns, close them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks import groups
+from benchmarks.child import Child, children
+from benchmarks.models import PreparedModel
+from benchmarks.rounds import REFERENCE, Group, Schedule, Start, measure
+from benchmarks.systems import System
+
+logger = logging.getLogger(__name__)
+
+JUDGED = "self"
+"""The system that is held against the ideal: E and K fixed. It takes part in every group."""
+
+TIMED_STARTS = (REFERENCE, "self-default", "draft_model")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is measured, and how child processes are started.
+
+    Attributes:
+        model: On which.
+        systems: All, the reference first.
+        schedule: What is measured, how often.
+        env: Environment of the child processes.
+        log_dir: For what they print.
+    """
+
+    model: PreparedModel
+    systems: Mapping[str, System]
+    schedule: Schedule
+    env: Mapping[str, str]
+    log_dir: Path
+
+    def measure_starts(self, num_starts: int) -> dict[str, list[Start]]:
+        """Start and close the systems whose start counts in turn, `num_starts` times.
+
+        One more round comes first and does not count: it fills page cache and compile cache.
+        """
+        names = [name for name in TIMED_STARTS if name in self.systems]
+        starts: dict[str, list[Start]] = {name: [] for name in names}
+        for index in range(num_starts + 1 if num_starts else 0):
+            logger.info("%s: start %d of %d", self.model.name, index, num_starts)
+            for name in names:
+                log = self.log_dir / f"{name}-start{index}.log"
+                child = Child(self.systems[name], self.env, log)
+                child.close()
+                if index > 0:
+                    starts[name].append(Start.of(child))
+        return starts
+
+    def group_names(self) -> list[list[str]]:
+        """Systems that are alive together; as many as memory holds."""
+        return groups.split(
+            {name: groups.child_bytes(self.model, self.systems[name]) for name in self.systems},
+            groups.available_bytes() - groups.RESERVE_BYTES,
+            in_every_group=[REFERENCE, JUDGED],
+        )
+
+    def measure_group(self, names: Sequence[str]) -> Group:
+        """Run all rounds of one group."""
+        logger.info("%s: starting %s", self.model.name, ", ".join(names))
+        systems = {name: self.systems[name] for name in names}
+        with children(systems, self.env, self.log_dir) as started:
+            return measure(self.model, systems, started, self.schedule)

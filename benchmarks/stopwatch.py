@@ -1,0 +1,63 @@
+"""Time spent in methods of live objects: each second counted once, where it was spent."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+
+Path = tuple[str, ...]
+"""Labels from the outermost timed call to the innermost."""
+
+
+class Stopwatch:
+    """Seconds by path, without those of timed calls inside.
+
+    So where `forward` calls `early`, ("forward",) holds what `early` did not take, and the sum over
+    all paths is the time in timed calls.
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[Path, float] = defaultdict(float)
+        self._path: list[str] = []
+        self._inner_s: list[float] = [0.0]
+
+    def take(self) -> dict[Path, float]:
+        """Seconds since the last time."""
+        taken, self.seconds = dict(self.seconds), defaultdict(float)
+        return taken
+
+    @contextmanager
+    def timing(self, methods: Iterable[tuple[object, str, str]]) -> Generator[None]:
+        """Time methods while the block runs.
+
+        Args:
+            methods: (object, name of a method of its, label) each.
+        """
+        wrapped = []
+        try:
+            for owner, name, label in methods:
+                setattr(owner, name, self._timed(getattr(owner, name), label))
+                wrapped.append((owner, name))
+            yield
+        finally:
+            for owner, name in reversed(wrapped):
+                delattr(owner, name)
+
+    def _timed(self, method, label: str):  # type: ignore[no-untyped-def]
+        @functools.wraps(method)
+        def timed(*args, **kwargs):  # type: ignore[no-untyped-def]
+            self._path.append(label)
+            self._inner_s.append(0.0)
+            started = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                elapsed = time.perf_counter() - started
+                self.seconds[tuple(self._path)] += elapsed - self._inner_s.pop()
+                self._inner_s[-1] += elapsed
+                self._path.pop()
+
+        return timed

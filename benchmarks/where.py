@@ -1,0 +1,85 @@
+"""Where the time of a decoding step goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from benchmarks.stopwatch import Path, Stopwatch
+
+if TYPE_CHECKING:
+    from benchmarks.vllm_engine import VllmEngine
+
+PARTS: dict[str, tuple[Path, ...]] = {
+    "draft: layers": (("draft", "early"),),
+    "draft: LM head": (("draft", "head"),),
+    "draft: rest": (("draft",),),
+    "verify: early layers": (("forward", "early"),),
+    "verify: remaining layers": (("forward", "remaining"),),
+    "verify: rest": (("forward",),),
+    "LM head": (("head",),),
+    "sampling": (("sampling",),),
+    "scheduling": (("schedule",), ("update",)),
+    "outputs": (("outputs",),),
+}
+"""Part of a step -> the paths of timed calls that belong to it. A model that is not split runs all
+its layers in "verify: rest"."""
+
+REST = "rest"
+"""What no timed call holds: batch preparation, bookkeeping, the engine's loop."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """Mean milliseconds per full step, by part; they add up to the step."""
+
+    batch_size: int
+    step_ms: float
+    parts_ms: dict[str, float]
+    tokens_per_step: float
+
+
+def measure_where(engine: VllmEngine, prompts: Sequence[Sequence[int]], max_tokens: int) -> Where:
+    """Decode a batch under the stopwatch; only full steps count."""
+    stopwatch = Stopwatch()
+    by_step: list[dict[Path, float]] = []
+    with stopwatch.timing(_methods(engine)):
+        decoding = engine.decode(
+            prompts, max_tokens, after_step=lambda: by_step.append(stopwatch.take())
+        )
+    steps = decoding.full_steps()
+
+    def mean_ms(paths: Sequence[Path]) -> float:
+        seconds = sum(by_step[step].get(path, 0.0) for step in steps for path in paths)
+        return 1000 * seconds / len(steps)
+
+    step_ms = 1000 * sum(decoding.step_s[step] for step in steps) / len(steps)
+    parts_ms = {part: mean_ms(paths) for part, paths in PARTS.items()}
+    parts_ms[REST] = step_ms - sum(parts_ms.values())
+    return Where(len(prompts), step_ms, parts_ms, decoding.tokens_per_step)
+
+
+def _methods(engine: VllmEngine) -> list[tuple[object, str, str]]:
+    """The engine's methods to time; those of a split model and of a draft where there is one."""
+    runner, model = engine.runner, engine.model
+    scheduler = engine.engine.engine_core.engine_core.scheduler
+    methods: list[tuple[object, str, str]] = [
+        (runner, "_model_forward", "forward"),
+        (model.logits_processor, "forward", "head"),
+        (runner, "_sample", "sampling"),
+        (scheduler, "schedule", "schedule"),
+        (scheduler, "update_from_output", "update"),
+        (engine.engine.output_processor, "process_outputs", "outputs"),
+    ]
+    drafter = getattr(runner, "drafter", None)
+    if drafter is None:
+        return methods
+    methods.append((runner, "propose_draft_token_ids", "draft"))
+    if hasattr(model, "run_early_layers"):
+        methods.append((model, "run_early_layers", "early"))
+        methods.append((model, "run_remaining_layers", "remaining"))
+    elif hasattr(drafter, "model"):
+        methods.append((drafter.model, "forward", "early"))
+        methods.append((drafter.model.logits_processor, "forward", "head"))
+    return methods

@@ -1,0 +1,98 @@
+"""The child process that holds one system: it answers over a socket until told to close.
+
+Run by `benchmarks.child`; its standard output is a log file.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+
+from benchmarks.decoding import Decoding
+from benchmarks.forward_time import ForwardTime, measure_forward_times
+from benchmarks.memory import Memory, reset_peak
+from benchmarks.messages import Failure, Ready
+from benchmarks.where import Where, measure_where
+
+
+class TransformersWorker:
+    """Answers for a system of transformers'."""
+
+    def __init__(self, arguments: Mapping[str, object]) -> None:
+        from benchmarks.transformers_engine import TransformersEngine
+
+        self.engine = TransformersEngine(**arguments)  # type: ignore[arg-type]
+
+    kv_cache_tokens = None
+
+    def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
+        """Decode a batch."""
+        return self.engine.decode(prompts, max_tokens)
+
+    def memory(self) -> Memory:
+        """Since the system was ready."""
+        return Memory.read()
+
+
+class VllmWorker:
+    """Answers for a system of vLLM's."""
+
+    def __init__(self, arguments: Mapping[str, object]) -> None:
+        from benchmarks.vllm_engine import VllmEngine
+
+        self.engine = VllmEngine(arguments)
+        self.kv_cache_tokens = self.engine.kv_cache_tokens()
+
+    def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
+        """Decode a batch."""
+        return self.engine.decode(prompts, max_tokens)
+
+    def forward_times(
+        self, prompts: Sequence[Sequence[int]], num_steps: int, row_counts: Sequence[int]
+    ) -> dict[int, list[ForwardTime]]:
+        """t(M) of every M, as timed steps."""
+        return measure_forward_times(self.engine, prompts, num_steps, row_counts)
+
+    def where(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Where:
+        """Where the time of a step goes."""
+        return measure_where(self.engine, prompts, max_tokens)
+
+    def memory(self) -> Memory:
+        """Since the system was ready."""
+        return Memory.read()
+
+
+WORKERS: dict[str, Callable[[Mapping[str, object]], TransformersWorker | VllmWorker]] = {
+    "vllm": VllmWorker,
+    "transformers": TransformersWorker,
+}
+
+
+def main() -> None:
+    """Start the system that the first message names, then answer one command after the other."""
+    logging.basicConfig()
+    connection = Connection(int(sys.argv[1]))
+    try:
+        kind, arguments = connection.recv()
+        started = time.perf_counter()
+        worker = WORKERS[kind](arguments)
+        ready = Ready(time.perf_counter() - started, Memory.read(), worker.kv_cache_tokens)
+        reset_peak()
+        connection.send(ready)
+    except Exception:
+        connection.send(Failure(traceback.format_exc()))
+        return
+    while (command := connection.recv()) is not None:
+        method, arguments = command
+        try:
+            connection.send(getattr(worker, method)(**arguments))
+        except Exception:
+            connection.send(Failure(traceback.format_exc()))
+
+
+if __name__ == "__main__":
+    main()
