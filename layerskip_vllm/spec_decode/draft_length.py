@@ -42,8 +42,9 @@ class RowTimes:
         """Add a measured time."""
         bucket = int(_bucket_of(num_rows))
         self._samples.setdefault(bucket, deque(maxlen=TIMES_KEPT)).append(seconds)
-        self._buckets = np.array(sorted(self._samples))
-        times = (sorted(self._samples[bucket]) for bucket in self._buckets)
+        buckets = sorted(self._samples)
+        self._buckets = np.array(buckets)
+        times = (sorted(self._samples[bucket]) for bucket in buckets)
         self._seconds = np.array([some[len(some) // 4] for some in times])
 
     def estimate(self, num_rows: np.ndarray) -> np.ndarray:
@@ -96,12 +97,12 @@ class DraftOutcomes:
 
     @property
     def match_rate(self) -> float:
-        """matched / reached, in [0, 1]."""
+        """Matched of reached, in [0, 1]."""
         return self._matched / self._reached
 
     @property
     def submit_rate(self) -> float:
-        """submitted / drafted, in [0, 1]."""
+        """Submitted of drafted, in [0, 1]."""
         return self._submitted / self._drafted
 
 

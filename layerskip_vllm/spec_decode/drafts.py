@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,33 @@ class Outcomes:
     is_match: np.ndarray  # [num_reached], bool: whether the target's token is the same
     num_submitted_matches: int
     """Matches among the drafts that were submitted."""
+
+
+class DraftChoice(NamedTuple):
+    """What one draft step says: the next draft of each request."""
+
+    token_ids: torch.Tensor  # [num_drafting], int64
+    top_probs: torch.Tensor | None = None  # [num_drafting], float32: of the most probable token
+    sampling_probs: torch.Tensor | None = None  # [num_drafting, vocab_size], float32; None: greedy
+
+
+class DraftReach:
+    """How far each request drafts, as it turns out step by step."""
+
+    def __init__(self, num_drafts: np.ndarray) -> None:
+        self.num_drafted = num_drafts.copy()
+        """[num_drafting]: drafts that count."""
+        self.num_submitted = num_drafts.copy()
+        """[num_drafting]: those that are to be verified."""
+
+    def cut(self, step: int, is_improbable: np.ndarray) -> None:
+        """Let requests stop whose draft of step `step` is improbable, [num_drafting] bool."""
+        is_cut = is_improbable & (self.num_drafted > step)
+        self.num_drafted[is_cut], self.num_submitted[is_cut] = step + 1, step
+
+    def ends_with(self, step: int) -> bool:
+        """Whether no request drafts after this step."""
+        return bool((self.num_drafted <= step + 1).all())
 
 
 @dataclass(frozen=True)
@@ -33,6 +61,28 @@ class Drafts:
     num_drafted: np.ndarray  # [num_drafting], int64, in [1, K']
     num_submitted: np.ndarray  # [num_drafting], int64, num_drafted or one less
     sampling_probs: torch.Tensor | None = None  # [num_drafting, K', vocab_size], float32; or greedy
+
+    @classmethod
+    def of_steps(
+        cls,
+        req_ids: Sequence[str],
+        start_positions: np.ndarray,
+        choices: Sequence[DraftChoice],
+        reach: DraftReach,
+    ) -> Drafts:
+        """Put the steps side by side. Waits for the device."""
+        token_ids = torch.stack([choice.token_ids for choice in choices], dim=1).cpu().numpy()
+        top_probs = [c.top_probs for c in choices if c.top_probs is not None]
+        sampling_probs = [c.sampling_probs for c in choices if c.sampling_probs is not None]
+        return cls(
+            req_ids,
+            start_positions,
+            token_ids,
+            torch.stack(top_probs, dim=1).cpu().numpy() if top_probs else np.ones(token_ids.shape),
+            reach.num_drafted,
+            reach.num_submitted,
+            torch.stack(sampling_probs, dim=1) if sampling_probs else None,
+        )
 
     def submitted(self, row: int) -> list[int]:
         """Token ids that request `row` wants verified."""

@@ -107,3 +107,42 @@ class DraftSchedule:
             next_token_ids=sampled_token_ids[rows, num_sampled[rows] - 1].astype(np.int64),
             num_drafts=num_drafts[rows].astype(np.int64),
         )
+
+
+@dataclass(frozen=True)
+class DraftPlan:
+    """Where each draft step of a cycle reads and writes: one row a step, all made at once.
+
+    A request that may draft no further than others repeats its last position, with no slot to
+    write to.
+    """
+
+    positions: torch.Tensor  # [num_steps, num_drafting], int64
+    seq_lens: torch.Tensor  # [num_steps, num_drafting], int32, the step's own token included
+    seq_lens_cpu: torch.Tensor  # the same on the host
+    slot_mapping: torch.Tensor  # [num_steps, num_drafting], int64
+
+    @classmethod
+    def from_schedule(
+        cls,
+        schedule: DraftSchedule,
+        num_steps: int,
+        block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
+        block_size: int,
+        padding_slot: int,
+    ) -> DraftPlan:
+        """Lay the steps out, on the device of `block_table`."""
+        steps = np.arange(num_steps)[:, None]
+        positions_np = schedule.start_positions + np.minimum(steps, schedule.num_drafts - 1)
+        positions = torch.from_numpy(positions_np).to(block_table.device)
+        seq_lens_cpu = torch.from_numpy(positions_np + 1).to(torch.int32)
+        is_done = torch.from_numpy(schedule.num_drafts <= steps).to(block_table.device)
+        # Kernels read a step's row as it lies in memory, so the transposed copy must be one.
+        blocks = block_table.gather(1, (positions // block_size).T).T.contiguous()
+        slot_mapping = blocks.to(torch.int64) * block_size + positions % block_size
+        return cls(
+            positions=positions,
+            seq_lens=seq_lens_cpu.to(block_table.device),
+            seq_lens_cpu=seq_lens_cpu,
+            slot_mapping=slot_mapping.masked_fill_(is_done, padding_slot),
+        )

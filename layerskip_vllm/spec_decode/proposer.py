@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,20 +30,12 @@ from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
 from layerskip_vllm.models.split import ExitState
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
-from layerskip_vllm.spec_decode.drafts import Drafts
+from layerskip_vllm.spec_decode.drafts import DraftChoice, DraftReach, Drafts
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
-from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan
 
 if TYPE_CHECKING:
     from layerskip_vllm.models.split import SplitForwardMixin
-
-
-class DraftChoice(NamedTuple):
-    """The next draft of each request."""
-
-    token_ids: torch.Tensor  # [num_drafting], int64
-    top_probs: torch.Tensor | None = None  # [num_drafting], float32: of the most probable token
-    sampling_probs: torch.Tensor | None = None  # [num_drafting, vocab_size], float32; None: greedy
 
 
 class LayerSkipProposer(DraftModelProposer):
@@ -59,6 +51,7 @@ class LayerSkipProposer(DraftModelProposer):
         super().__init__(vllm_config, device)
         # The base class sizes these for a second model's prefill, which never happens here.
         self.hidden_states = self.inputs_embeds = torch.empty(0, device=device)
+        self._arange_cpu = torch.arange(self.max_batch_size + 1, dtype=torch.int32)
         self.draft_head: DraftHead | None = None
         self.use_exit_query_cache = self.speculative_config.layerskip.exit_query_cache
         self.exit_query_cache = ExitQueryCache(
@@ -111,46 +104,33 @@ class LayerSkipProposer(DraftModelProposer):
         stop_below: float | None,  # a draft of a lower probability is cut off, and the last
     ) -> Drafts:
         """Step 1 of the cycle: up to K early-layer steps over the target's own KV blocks."""
-        num_drafted = np.minimum(schedule.num_drafts, num_speculative_tokens)
-        num_submitted = num_drafted.copy()
-        token_ids = torch.empty(
-            (len(req_ids), num_speculative_tokens + 1), dtype=torch.int64, device=self.device
+        plan = DraftPlan.from_schedule(
+            schedule, num_speculative_tokens, block_table, self.block_size, PADDING_SLOT_ID
         )
-        token_ids[:, 0] = torch.from_numpy(schedule.next_token_ids)
-        top_probs = np.ones((len(req_ids), num_speculative_tokens))
-        sampling_probs = []
+        reach = DraftReach(np.minimum(schedule.num_drafts, num_speculative_tokens))
+        input_ids = torch.from_numpy(schedule.next_token_ids).to(self.device, torch.int32)
+        choices: list[DraftChoice] = []
         for k in range(num_speculative_tokens):
-            with self._draft_step(k, schedule.start_positions, num_drafted, block_table) as at:
-                exit_state = self.model.run_early_layers(token_ids[:, k].to(torch.int32), at)
+            with self._draft_step(k, plan, block_table):
+                exit_state = self.model.run_early_layers(input_ids, plan.positions[k])
             if self.use_exit_query_cache:
                 self.exit_query_cache.store(k, exit_state)
             choice = self._choose_drafts(exit_state, sampling_metadata, stop_below is not None)
-            token_ids[:, k + 1] = choice.token_ids
+            choices.append(choice)
             if choice.top_probs is not None:
-                top_probs[:, k] = choice.top_probs.cpu().numpy()
-                is_cut = (top_probs[:, k] < stop_below) & (num_drafted > k)
-                num_drafted[is_cut], num_submitted[is_cut] = k + 1, k
-            if choice.sampling_probs is not None:
-                sampling_probs.append(choice.sampling_probs)
-            if (num_drafted <= k + 1).all():
+                reach.cut(k, choice.top_probs.cpu().numpy() < stop_below)
+            if reach.ends_with(k):
                 break
+            input_ids = choice.token_ids.to(torch.int32)
 
-        token_ids_np = token_ids[:, : k + 2].cpu().numpy()
+        drafts = Drafts.of_steps(req_ids, schedule.start_positions, choices, reach)
         if self.use_exit_query_cache:
+            # The last draft's state is not there: its early layers have not run.
+            with_state = np.column_stack([schedule.next_token_ids, drafts.token_ids[:, :-1]])
             self.exit_query_cache.publish(
-                ExitQueryEntries(
-                    req_ids, schedule.start_positions, token_ids_np[:, :-1], num_drafted
-                )
+                ExitQueryEntries(req_ids, schedule.start_positions, with_state, reach.num_drafted)
             )
-        return Drafts(
-            req_ids,
-            schedule.start_positions,
-            token_ids_np[:, 1:],
-            top_probs[:, : k + 1],
-            num_drafted,
-            num_submitted,
-            torch.stack(sampling_probs, dim=1) if sampling_probs else None,
-        )
+        return drafts
 
     def _choose_drafts(
         self, exit_state: ExitState, sampling_metadata: SamplingMetadata, wants_top_probs: bool
@@ -209,43 +189,31 @@ class LayerSkipProposer(DraftModelProposer):
     def _draft_step(
         self,
         step: int,
-        start_positions: np.ndarray,  # [num_drafting]
-        num_drafted: np.ndarray,  # [num_drafting], steps that each request takes
+        plan: DraftPlan,
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
-    ) -> Generator[torch.Tensor]:
-        """Set the forward context of one draft step; yields its positions, [num_drafting] int64.
-
-        A request that has all its drafts repeats its last position, with no slot to write to.
-        """
-        batch_size = len(start_positions)
-        positions_np = start_positions + np.minimum(step, num_drafted - 1)
-        seq_lens_cpu = torch.from_numpy(positions_np + 1).to(torch.int32)
-        positions = torch.from_numpy(positions_np).to(self.device)
-        is_done = torch.from_numpy(num_drafted <= step).to(self.device)
-        blocks = block_table.gather(1, (positions // self.block_size).unsqueeze(1)).squeeze(1)
-        slot_mapping = blocks.to(torch.int64) * self.block_size + positions % self.block_size
-        slot_mapping.masked_fill_(is_done, PADDING_SLOT_ID)
-        query_start_loc = torch.arange(batch_size + 1, dtype=torch.int32)
+    ) -> Generator[None]:
+        """Set the forward context of one draft step."""
+        batch_size = len(block_table)
         attn_metadata = self._early_attn_metadata(
             CommonAttentionMetadata(
-                query_start_loc=query_start_loc.to(self.device),
-                query_start_loc_cpu=query_start_loc,
-                seq_lens=seq_lens_cpu.to(self.device),
-                seq_lens_cpu_upper_bound=seq_lens_cpu,
+                query_start_loc=self.arange[: batch_size + 1],
+                query_start_loc_cpu=self._arange_cpu[: batch_size + 1],
+                seq_lens=plan.seq_lens[step],
+                seq_lens_cpu_upper_bound=plan.seq_lens_cpu[step],
                 num_reqs=batch_size,
                 num_actual_tokens=batch_size,
                 max_query_len=1,
-                max_seq_len=int(seq_lens_cpu.max()),
+                max_seq_len=int(plan.seq_lens_cpu[step].max()),
                 block_table_tensor=block_table,
-                slot_mapping=slot_mapping,
-                positions=positions,
+                slot_mapping=plan.slot_mapping[step],
+                positions=plan.positions[step],
             )
         )
-        slot_mappings = dict.fromkeys(attn_metadata, slot_mapping)
+        slot_mappings = dict.fromkeys(attn_metadata, plan.slot_mapping[step])
         with set_forward_context(
             attn_metadata, self.vllm_config, num_tokens=batch_size, slot_mapping=slot_mappings
         ):
-            yield positions
+            yield
 
     @contextmanager
     def _fresh_tokens_only(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> Generator[None]:

@@ -169,7 +169,7 @@ PROPOSE_AND_VERIFY = (
     Takes(f"{BASE_PROPOSER}._sample_from_logits", positional=("logits", "sampling_metadata")),
     Sets(
         f"{BASE_PROPOSER}.__init__",
-        ("_enable_probabilistic_draft_probs", "use_local_argmax_reduction"),
+        ("_enable_probabilistic_draft_probs", "arange", "use_local_argmax_reduction"),
     ),
     Reads(
         "vllm.model_executor.layers.logits_processor:LogitsProcessor._apply_head",

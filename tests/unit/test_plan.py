@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan
 
 WIDTH = 4
 
@@ -95,3 +95,32 @@ def test_draft_schedule_equals_a_loop_over_the_requests(
         strict=True,
     )
     assert [tuple(map(int, entry)) for entry in actual] == expected
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(1, WIDTH)), min_size=1, max_size=6),
+    st.integers(1, WIDTH),
+    st.data(),
+)
+def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_steps, data):
+    block_size, padding_slot = 4, -1
+    table = [data.draw(st.permutations(range(14))) for _ in reqs]
+    schedule = DraftSchedule(
+        rows=np.arange(len(reqs)),
+        start_positions=np.array([start for start, _ in reqs]),
+        next_token_ids=np.zeros(len(reqs), np.int64),
+        num_drafts=np.array([num for _, num in reqs]),
+    )
+    block_table = torch.tensor(table, dtype=torch.int32)
+    plan = DraftPlan.from_schedule(schedule, num_steps, block_table, block_size, padding_slot)
+    for step in range(num_steps):
+        for row, (start, num_drafts) in enumerate(reqs):
+            position = start + min(step, num_drafts - 1)
+            slot = table[row][position // block_size] * block_size + position % block_size
+            assert plan.positions[step, row] == position
+            assert plan.seq_lens[step, row] == plan.seq_lens_cpu[step, row] == position + 1
+            assert plan.slot_mapping[step, row] == (slot if step < num_drafts else padding_slot)
+    for rows in (plan.positions, plan.seq_lens, plan.slot_mapping):
+        assert rows.is_contiguous()  # kernels take a row's address
+    assert (plan.positions.dtype, plan.seq_lens.dtype) == (torch.int64, torch.int32)
+    assert plan.slot_mapping.dtype == torch.int64
