@@ -26,6 +26,15 @@ logger = logging.getLogger(__name__)
 
 BATCH_SIZES = (1, 2, 4, 8, 16)
 
+SMOKE = {
+    "model": ["small"],
+    "batch_size": [1, 2],
+    "num_rounds": 1,
+    "num_starts": 0,
+    "eager": True,
+}
+"""What `--smoke` changes, unless it is said otherwise beside it."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 1 where a float32 text differs from plain's."""
@@ -36,14 +45,15 @@ def main(argv: list[str] | None = None) -> int:
     logging.getLogger("benchmarks").setLevel(logging.INFO)
     args.output.mkdir(parents=True, exist_ok=True)
     results = []
-    for name in args.model:
-        result = measure_model(prepare(name), args)
-        draw(result, args.output / f"{name}.png")
+    # All of them first: what is missing shows before hours of measuring.
+    for model in [prepare(name) for name in args.model]:
+        result = measure_model(model, args)
+        draw(result, args.output / f"{model.name}.png")
         results.append(result)
         # After each model: what is measured so far outlives a failure of the next one.
         save(results, args.output / "results.json")
         (args.output / "report.md").write_text(markdown(results), encoding="utf-8")
-        print(f"\n{name}: {result.description}\n\n{thresholds(result)}\n", flush=True)
+        print(f"\n{model.name}: {result.description}\n\n{thresholds(result)}\n", flush=True)
     logger.info("everything is in %s", args.output)
     return int(any(result.dtype == "float32" and not result.is_exact for result in results))
 
@@ -69,7 +79,10 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--num-starts", type=int, default=3, help="timed starts of the systems whose start counts")
     add("--no-forward-times", action="store_true", help="leave out t(M), and so the ideal")
     add("--no-where", action="store_true", help="leave out where the time goes")
+    add("--smoke", action="store_true", help="a short run on a tiny model, to see that all works")
     add("--output", type=Path, default=Path("build/bench"), metavar="FOLDER")
+    if parser.parse_args(argv).smoke:
+        parser.set_defaults(**SMOKE)
     return parser.parse_args(argv)
 
 

@@ -11,13 +11,8 @@ from benchmarks.decoding import Decoding, DraftCounts, Recording
 if TYPE_CHECKING:
     from torch import nn
     from vllm import RequestOutput
+    from vllm.outputs import CompletionOutput
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-COUNTERS = (
-    "vllm:spec_decode_num_drafts",
-    "vllm:spec_decode_num_draft_tokens",
-    "vllm:spec_decode_num_accepted_tokens",
-)
 
 
 class VllmEngine:
@@ -95,7 +90,6 @@ class VllmEngine:
         after_step: Callable[[], object] = lambda: None,
     ) -> Decoding:
         """Decode all prompts at once, greedily, to exactly `max_tokens` tokens each."""
-        counters_before = self._counters()
         recording = Recording(len(prompts))
         rows = {req_id: row for row, req_id in enumerate(self.add(prompts, max_tokens))}
         finished: dict[int, RequestOutput] = {}
@@ -107,37 +101,34 @@ class VllmEngine:
             finished |= {rows[output.request_id]: output for output in outputs if output.finished}
             after_step()
         stats = [finished[row].metrics for row in range(len(prompts))]
-        num_drafts, num_drafted, num_accepted = (
-            now - before for now, before in zip(self._counters(), counters_before, strict=True)
-        )
         return Decoding(
             recording.step_s,
             recording.num_new_tokens,
             recording.token_ids,
             [s.first_token_latency for s in stats],
             [(s.last_token_ts - s.first_token_ts) / (max_tokens - 1) for s in stats],
-            DraftCounts(
-                num_drafts,
-                num_drafted,
-                num_accepted,
-                sum(_num_cut_short(output.outputs[0]) for output in finished.values()),
-            ),
+            sum((_counts(output.outputs[0]) for output in finished.values()), DraftCounts()),
         )
 
-    def _counters(self) -> list[int]:
-        """As vLLM keeps them, in a registry of the process: only differences mean something."""
-        values = {metric.name: metric for metric in self.llm.get_metrics()}
-        return [int(values[name].value) if name in values else 0 for name in COUNTERS]
+    def close(self) -> None:
+        """End the engine; in one process with others, its memory is free again afterwards."""
+        self.engine.engine_core.shutdown()
 
 
-def _num_cut_short(completion) -> int:  # type: ignore[no-untyped-def]
-    """Drafts of a finished request of which not every token was accepted."""
+def _counts(completion: CompletionOutput) -> DraftCounts:
+    """Acceptance of a finished request.
+
+    vLLM counts it where it counts `vllm:spec_decode_num_accepted_tokens` and its like
+    (`Scheduler.update_from_output`), but per request and, unlike these, also where several engines
+    share a process.
+    """
     metrics = completion.spec_decode_metrics
     if metrics is None:
-        return 0
-    return sum(
-        accepted < drafted
-        for accepted, drafted in zip(
-            metrics.per_step_accepted, metrics.per_step_drafted, strict=True
-        )
+        return DraftCounts()
+    accepted, drafted = metrics.per_step_accepted, metrics.per_step_drafted
+    return DraftCounts(
+        num_drafts=len(drafted),
+        num_drafted=sum(drafted),
+        num_accepted=sum(accepted),
+        num_cut_short=sum(a < d for a, d in zip(accepted, drafted, strict=True)),
     )

@@ -1,0 +1,126 @@
+"""The yardstick itself, end to end: real engines in processes of their own, on a tiny model.
+
+In float32 every system must write the same text. That is what makes their speeds comparable.
+"""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+SYSTEMS = ("self", "self-default", "draft_model", "ngram", "transformers-early-exit")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    command = [sys.executable, "-m", "benchmarks.compare", "--smoke", "--output", str(folder)]
+    completed = subprocess.run(
+        [*command, "--num-threads", "1", "--system", *SYSTEMS, "transformers"],
+        env=os.environ | {"LAYERSKIP_CACHE": str(tmp_path_factory.mktemp("cache"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(folder):
+    (result,) = json.loads((folder / "results.json").read_text())
+    return result
+
+
+@pytest.fixture(scope="module")
+def systems(result):
+    return {system["name"]: system for system in result["systems"]}
+
+
+def test_every_system_writes_plain_text(systems):
+    assert list(systems) == ["plain", *SYSTEMS[:-1], "transformers", SYSTEMS[-1]]
+    for system in systems.values():
+        for batch in system["batches"]:
+            assert batch["num_texts"] == batch["batch_size"]
+            assert batch["num_texts_equal"] == batch["num_texts"], system["name"]
+
+
+def test_batch_sizes_are_those_that_a_system_serves(systems):
+    sizes = {
+        name: [batch["batch_size"] for batch in system["batches"]]
+        for name, system in systems.items()
+    }
+    assert sizes["self"] == sizes["ngram"] == [1, 2]
+    assert sizes["transformers"] == sizes["transformers-early-exit"] == [1]
+
+
+def test_acceptance_is_what_was_dialled(result, systems):
+    assert abs(result["dial"]["agreement"]["mean"] - 0.8) <= 0.01
+    for name in ("self", "draft_model", "transformers-early-exit"):
+        assert 0.6 < systems[name]["batches"][0]["acceptance_per_token"] < 0.95, name
+
+
+def test_equal_drafts_are_accepted_equally(systems):
+    """A checkpoint of the first E layers drafts what exit E does, so vLLM must count the same."""
+    counted = [
+        [batch[key] for key in ("acceptance_rate", "mean_acceptance_length")]
+        for name in ("self", "draft_model")
+        for batch in systems[name]["batches"]
+    ]
+    assert counted[:2] == counted[2:]
+
+
+def test_plain_decodes_one_token_a_step(systems):
+    for name in ("plain", "transformers"):
+        assert [batch["tokens_per_step"] for batch in systems[name]["batches"]].count(1) >= 1
+        assert systems[name]["batches"][0]["acceptance_rate"] is None
+
+
+def test_self_speculation_leaves_plain_its_kv_cache_and_a_draft_model_does_not(systems):
+    tokens = {name: system["starts"][0]["kv_cache_tokens"] for name, system in systems.items()}
+    assert tokens["self"] == tokens["self-default"] == tokens["plain"]
+    assert tokens["draft_model"] < tokens["plain"]
+    assert tokens["transformers"] is None
+
+
+def test_ideal_rests_on_measured_rows(result):
+    assert {"1", "2", "5", "10", "128"} <= set(result["forward_times"])
+    for ideal in result["ideals"]:
+        assert ideal["speedup"] == pytest.approx(
+            ideal["tokens_per_cycle"]
+            * ideal["cycle"]["plain_s"]
+            / sum(value for key, value in ideal["cycle"].items() if key != "plain_s")
+        )
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("plain", {"verify: rest", "LM head", "sampling", "scheduling"}),
+        (
+            "self",
+            {
+                "draft: layers",
+                "draft: LM head",
+                "verify: early layers",
+                "verify: remaining layers",
+                "LM head",
+                "sampling",
+                "scheduling",
+            },
+        ),
+        ("draft_model", {"draft: layers", "draft: LM head", "verify: rest", "LM head"}),
+    ],
+)
+def test_parts_of_a_step_add_up(systems, name, parts):
+    for where in systems[name]["where"]:
+        assert sum(where["parts_ms"].values()) == pytest.approx(where["step_ms"])
+        assert all(where["parts_ms"][part] > 0 for part in parts)
+        assert where["parts_ms"]["rest"] > 0
+
+
+def test_report_and_picture_lie_beside_the_figures(folder):
+    assert "## small" in (folder / "report.md").read_text()
+    assert (folder / "small.png").read_bytes().startswith(b"\x89PNG")
