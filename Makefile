@@ -3,12 +3,14 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= smollm2
+# For example: make bench BENCH_OPTIONS="--model dialled --batch-size 1"
+BENCH_OPTIONS ?=
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 LOCKS := requirements/cpu.txt requirements/dev.txt
 
-.PHONY: setup demo test quality style build clean help
+.PHONY: setup demo test bench quality style build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +38,9 @@ demo: setup ## serve a model plainly and with self-speculation, side by side
 
 test: setup ## the test suite, about 20 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+bench: setup ## every way to decode, measured side by side, into build/bench; takes hours
+	$(BIN)/python -m benchmarks.compare --output build/bench $(BENCH_OPTIONS)
 
 quality: setup ## lint, format check, types
 	$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from benchmarks.report import markdown, thresholds
 from benchmarks.result import ModelResult, save
 from benchmarks.rounds import REFERENCE, Schedule
 from benchmarks.run import Run
-from benchmarks.systems import table
+from benchmarks.systems import MAX_NUM_SEQS, SYSTEMS, table
 from layerskip_vllm.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 
 logger = logging.getLogger(__name__)
@@ -63,27 +63,75 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.compare", description="Compare ways to decode, in one run."
     )
-    add = parser.add_argument
-    add("--model", nargs="+", choices=MODELS, default=list(DEFAULT_MODELS), metavar="NAME",
-        help=f"of {', '.join(MODELS)}; default: {' '.join(DEFAULT_MODELS)}")  # fmt: skip
-    add("--system", nargs="+", metavar="NAME", help="default: all; plain always takes part")
-    add("--batch-size", nargs="+", type=int, default=list(BATCH_SIZES), metavar="N")
-    add("--num-rounds", type=int, default=5, help="that count, after one that warms up")
-    add("--max-tokens", type=int, help="output tokens per request; default: what suits the model")
-    add("--num-speculative-tokens", type=int, default=DEFAULT_NUM_SPECULATIVE_TOKENS, metavar="K")
-    add("--eager", action="store_true", help="run vLLM without compilation")
-    add("--preload", nargs="*", choices=PRELOADS, default=[], help="libraries for every system")
-    add("--num-threads", type=int, default=len(os.sched_getaffinity(0)), metavar="N",
-        help="OpenMP threads of every system; default: one per core")  # fmt: skip
-    add("--bind", action="store_true", help="bind each OpenMP thread to a core of its own")
-    add("--num-starts", type=int, default=3, help="timed starts of the systems whose start counts")
-    add("--no-forward-times", action="store_true", help="leave out t(M), and so the ideal")
-    add("--no-where", action="store_true", help="leave out where the time goes")
-    add("--smoke", action="store_true", help="a short run on a tiny model, to see that all works")
-    add("--output", type=Path, default=Path("build/bench"), metavar="FOLDER")
+    add_arguments(parser)
     if parser.parse_args(argv).smoke:
         parser.set_defaults(**SMOKE)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if max(row_counts(args)) > MAX_NUM_SEQS:
+        parser.error(
+            f"batch size * (K + 1) = {max(row_counts(args))} must be at most {MAX_NUM_SEQS}, the "
+            "most requests that run at a time"
+        )
+    return args
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command line's arguments."""
+    what = parser.add_argument_group("what is measured")
+    what.add_argument(
+        "--model",
+        nargs="+",
+        choices=MODELS,
+        default=list(DEFAULT_MODELS),
+        metavar="NAME",
+        help=f"of {', '.join(MODELS)}; default: {' '.join(DEFAULT_MODELS)}",
+    )
+    what.add_argument(
+        "--system",
+        nargs="+",
+        choices=SYSTEMS,
+        default=list(SYSTEMS),
+        metavar="NAME",
+        help=f"of {', '.join(SYSTEMS)}; default: all; {REFERENCE} always takes part",
+    )
+    what.add_argument(
+        "--batch-size", nargs="+", type=positive, default=list(BATCH_SIZES), metavar="N"
+    )
+    what.add_argument(
+        "--num-speculative-tokens",
+        type=positive,
+        default=DEFAULT_NUM_SPECULATIVE_TOKENS,
+        metavar="K",
+    )
+    what.add_argument("--no-forward-times", action="store_true", help="without t(M) and the ideal")
+    what.add_argument("--no-where", action="store_true", help="without where the time goes")
+    length = parser.add_argument_group("how long")
+    length.add_argument("--num-rounds", type=positive, default=5, help="after one that warms up")
+    length.add_argument(
+        "--max-tokens", type=positive, help="output per request; default: what suits the model"
+    )
+    length.add_argument("--num-starts", type=int, default=3, help="timed starts; 0 for none")
+    length.add_argument("--smoke", action="store_true", help="a tiny model, to see that all works")
+    how = parser.add_argument_group("how every system runs")
+    how.add_argument("--eager", action="store_true", help="vLLM without compilation")
+    how.add_argument("--preload", nargs="+", choices=PRELOADS, default=[], help="libraries")
+    how.add_argument(
+        "--num-threads",
+        type=positive,
+        default=len(os.sched_getaffinity(0)),
+        metavar="N",
+        help="OpenMP threads; default: one per core",
+    )
+    how.add_argument("--bind", action="store_true", help="bind each thread to a core of its own")
+    parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="FOLDER")
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number
 
 
 def prepare(name: str) -> PreparedModel:
@@ -97,22 +145,23 @@ def prepare(name: str) -> PreparedModel:
 def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult:
     """Measure all systems on one model."""
     systems = table(model, args.num_speculative_tokens, args.eager)
-    if args.system:
-        systems = {name: systems[name] for name in systems if name in {REFERENCE, *args.system}}
+    systems = {name: systems[name] for name in systems if name in {REFERENCE, *args.system}}
     variables = child_variables(tuple(args.preload), args.num_threads, args.bind)
     schedule = Schedule(
         batch_sizes=args.batch_size,
         num_rounds=args.num_rounds,
         max_tokens=args.max_tokens or model.max_tokens,
         row_counts=() if args.no_forward_times else row_counts(args),
-        where=not args.no_where,
+        look_into=()
+        if args.no_where
+        else [name for name, system in systems.items() if system.engine == "vllm"],
     )
     log_dir = args.output / "logs" / model.name
     log_dir.mkdir(parents=True, exist_ok=True)
     run = Run(model, systems, schedule, os.environ | variables, log_dir)
     starts = run.measure_starts(args.num_starts)
     names = run.group_names()
-    groups = [run.measure_group(members) for members in names]
+    groups = run.measure_groups(names)
     environment = Environment.read(variables)
     return model_result(run, args.num_speculative_tokens, environment, names, groups, starts)
 

@@ -26,8 +26,8 @@ COLOURS = {
 }
 PART_COLOURS = (
     "#08519c", "#3182bd", "#9ecae1",
-    "#a63603", "#e6550d", "#fdae6b",
-    "#31a354", "#756bb1", "#bcbddc", "#dadaeb", "#bbbbbb",
+    "#a63603", "#d94801", "#f16913", "#fdae6b",
+    "#31a354", "#756bb1", "#9e9ac8", "#bcbddc", "#dadaeb", "#bbbbbb",
 )  # fmt: skip
 
 

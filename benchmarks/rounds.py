@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.child import Child
@@ -34,7 +34,7 @@ class Schedule:
         max_tokens: Output tokens of each request.
         row_counts: Every M of t(M); empty where it is not measured.
         num_forward_steps: Timed steps of each M in each round.
-        where: Whether to look, after the rounds, where the time goes.
+        look_into: Systems of vLLM's of which, after the rounds, it is shown where the time goes.
     """
 
     batch_sizes: Sequence[int]
@@ -42,7 +42,7 @@ class Schedule:
     max_tokens: int
     row_counts: Sequence[int] = ()
     num_forward_steps: int = 4
-    where: bool = True
+    look_into: Collection[str] = ()
 
     @property
     def num_warm_up_tokens(self) -> int:
@@ -114,13 +114,11 @@ def measure(
         _measure_round(group, model, [systems[name] for name in turns], children, schedule)
         if schedule.row_counts:
             group.forward_times.append(_forward_times(model, children[REFERENCE], schedule))
-    if schedule.where:
-        for name, system in systems.items():
-            if system.engine == "vllm":
-                group.where[name] = [
-                    _where(model, children[name], batch_size, schedule)
-                    for batch_size in schedule.batch_sizes
-                ]
+    for name in schedule.look_into:
+        group.where[name] = [
+            _where(model, children[name], batch_size, schedule)
+            for batch_size in schedule.batch_sizes
+        ]
     group.memory = {name: child.memory() for name, child in children.items()}
     return group
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks import groups
@@ -56,6 +56,13 @@ class Run:
                     starts[name].append(Start.of(child))
         return starts
 
+    def measure_groups(self, names: Sequence[Sequence[str]]) -> list[Group]:
+        """Run one group after the other."""
+        return [
+            self.measure_group(members, earlier={name for group in names[:i] for name in group})
+            for i, members in enumerate(names)
+        ]
+
     def group_names(self) -> list[list[str]]:
         """Systems that are alive together; as many as memory holds."""
         return groups.split(
@@ -64,9 +71,20 @@ class Run:
             in_every_group=[REFERENCE, JUDGED],
         )
 
-    def measure_group(self, names: Sequence[str]) -> Group:
-        """Run all rounds of one group."""
+    def measure_group(self, names: Sequence[str], earlier: Collection[str]) -> Group:
+        """Run all rounds of one group.
+
+        Args:
+            names: Its systems.
+            earlier: Systems of the groups before it. They are here only to be compared with: what
+                was found about them alone is not looked for again.
+        """
         logger.info("%s: starting %s", self.model.name, ", ".join(names))
         systems = {name: self.systems[name] for name in names}
+        schedule = replace(
+            self.schedule,
+            row_counts=() if REFERENCE in earlier else self.schedule.row_counts,
+            look_into=[n for n in names if n in self.schedule.look_into and n not in earlier],
+        )
         with children(systems, self.env, self.log_dir) as started:
-            return measure(self.model, systems, started, self.schedule)
+            return measure(self.model, systems, started, schedule)

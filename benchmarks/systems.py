@@ -7,6 +7,19 @@ from dataclasses import dataclass
 
 from benchmarks.models import PreparedModel
 
+SYSTEMS = (
+    "plain",
+    "self",
+    "self-default",
+    "self-recompute",
+    "self-draft-vocab",
+    "draft_model",
+    "ngram",
+    "transformers",
+    "transformers-early-exit",
+)
+"""Every name in the table."""
+
 FIXED: dict[str, object] = {"adaptive": False, "stop_drafting": False}
 """Options of `self:E` under which it drafts exactly K tokens, whatever that costs."""
 
@@ -39,7 +52,7 @@ class System:
 def table(
     model: PreparedModel, num_speculative_tokens: int, eager: bool, seed: int = 0
 ) -> dict[str, System]:
-    """All systems for one model, the reference first.
+    """All systems for one model, in the order of SYSTEMS.
 
     Args:
         model: The target.

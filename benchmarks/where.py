@@ -15,19 +15,21 @@ PARTS: dict[str, tuple[Path, ...]] = {
     "draft: layers": (("draft", "early"),),
     "draft: LM head": (("draft", "head"),),
     "draft: rest": (("draft",),),
-    "verify: early layers": (("forward", "early"),),
-    "verify: remaining layers": (("forward", "remaining"),),
-    "verify: rest": (("forward",),),
+    "verify: all layers": (("forward",),),
+    "verify: early layers": (("split forward", "early"),),
+    "verify: remaining layers": (("split forward", "remaining"),),
+    "verify: rest": (("split forward",),),
     "LM head": (("head",),),
     "sampling": (("sampling",),),
-    "scheduling": (("schedule",), ("update",)),
+    "scheduling": (("scheduling",),),
+    "batch preparation": (("batch",),),
     "outputs": (("outputs",),),
 }
-"""Part of a step -> the paths of timed calls that belong to it. A model that is not split runs all
-its layers in "verify: rest"."""
+"""Part of a step -> the paths of timed calls that belong to it. Plain decoding's forward counts as
+a verification, of no drafts; so does that of a model that is not split."""
 
 REST = "rest"
-"""What no timed call holds: batch preparation, bookkeeping, the engine's loop."""
+"""What no timed call holds, most of it the engine's loop."""
 
 
 @dataclass(frozen=True)
@@ -64,19 +66,24 @@ def _methods(engine: VllmEngine) -> list[tuple[object, str, str]]:
     """The engine's methods to time; those of a split model and of a draft where there is one."""
     runner, model = engine.runner, engine.model
     scheduler = engine.engine.engine_core.engine_core.scheduler
+    is_split = hasattr(model, "run_early_layers")
     methods: list[tuple[object, str, str]] = [
-        (runner, "_model_forward", "forward"),
+        (runner, "_model_forward", "split forward" if is_split else "forward"),
         (model.logits_processor, "forward", "head"),
         (runner, "_sample", "sampling"),
-        (scheduler, "schedule", "schedule"),
-        (scheduler, "update_from_output", "update"),
+        (scheduler, "schedule", "scheduling"),
+        (scheduler, "update_from_output", "scheduling"),
+        (runner, "_update_states", "batch"),
+        (runner, "_prepare_inputs", "batch"),
+        (runner, "_build_attention_metadata", "batch"),
+        (runner, "_bookkeeping_sync", "batch"),
         (engine.engine.output_processor, "process_outputs", "outputs"),
     ]
     drafter = getattr(runner, "drafter", None)
     if drafter is None:
         return methods
     methods.append((runner, "propose_draft_token_ids", "draft"))
-    if hasattr(model, "run_early_layers"):
+    if is_split:
         methods.append((model, "run_early_layers", "early"))
         methods.append((model, "run_remaining_layers", "remaining"))
     elif hasattr(drafter, "model"):

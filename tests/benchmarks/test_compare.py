@@ -98,7 +98,7 @@ def test_ideal_rests_on_measured_rows(result):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("plain", {"verify: rest", "LM head", "sampling", "scheduling"}),
+        ("plain", {"verify: all layers", "LM head", "sampling", "scheduling"}),
         (
             "self",
             {
@@ -111,7 +111,7 @@ def test_ideal_rests_on_measured_rows(result):
                 "scheduling",
             },
         ),
-        ("draft_model", {"draft: layers", "draft: LM head", "verify: rest", "LM head"}),
+        ("draft_model", {"draft: layers", "draft: LM head", "verify: all layers", "LM head"}),
     ],
 )
 def test_parts_of_a_step_add_up(systems, name, parts):

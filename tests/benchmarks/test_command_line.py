@@ -1,0 +1,71 @@
+"""The arguments of `python -m benchmarks.compare`."""
+
+import pytest
+
+from benchmarks.compare import parse_arguments, row_counts
+from benchmarks.models import PreparedModel
+from benchmarks.systems import SYSTEMS, table
+
+
+def model(**changes):
+    values = {
+        "name": "m",
+        "description": "",
+        "path": "/m",
+        "cut_path": "/cut",
+        "dtype": "float32",
+        "exit_layer": 2,
+        "num_layers": 6,
+        "weight_bytes": 1,
+        "hidden_size": 8,
+        "kv_cache_bytes": 1,
+        "max_model_len": 64,
+        "prompts": [[1]],
+        "max_tokens": 8,
+    }
+    return PreparedModel(**(values | changes))
+
+
+def test_smoke_yields_to_what_is_said_beside_it():
+    args = parse_arguments(["--smoke", "--num-rounds", "3"])
+    assert (args.model, args.num_rounds, args.num_starts) == (["small"], 3, 0)
+
+
+def test_rows_are_those_of_batches_and_of_their_verification():
+    args = parse_arguments(["--batch-size", "3", "--num-speculative-tokens", "6"])
+    assert {3, 21} <= set(row_counts(args))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--batch-size", "16", "--num-speculative-tokens", "8"], "144 must be at most 128"),
+        (["--batch-size", "0"], "0 must be at least 1"),
+        (["--system", "medusa"], "invalid choice: 'medusa'"),
+        (["--model", "gpt"], "invalid choice: 'gpt'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(argv, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(argv)
+    assert message in capsys.readouterr().err
+
+
+def test_every_system_has_its_place_in_the_table():
+    with_vocab = model(draft_vocab={"draft_vocab_size": 4})
+    assert tuple(table(with_vocab, 4, eager=True)) == SYSTEMS
+    assert set(SYSTEMS) - set(table(model(), 4, eager=True)) == {"self-draft-vocab"}
+
+
+def test_default_settings_name_nothing_but_the_exit_layer():
+    systems = table(model(), 4, eager=True)
+    extra = dict(systems["self-default"].arguments.items() - systems["plain"].arguments.items())
+    assert extra == {"spec_model": "self:2"}
+
+
+def test_all_systems_of_vllm_share_every_other_argument():
+    systems = table(model(), 4, eager=True)
+    plain = systems["plain"].arguments
+    for system in systems.values():
+        if system.engine == "vllm":
+            assert {key: system.arguments[key] for key in plain} == plain
