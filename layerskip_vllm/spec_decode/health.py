@@ -37,13 +37,16 @@ class AcceptanceMonitor:
         if self.acceptance_rate < break_even:
             logger.warning(
                 "LayerSkip: acceptance rate %.1f%% after %d drafted tokens is below break-even, "
-                "%.1f%% for self:%d of %d layers: this speculation costs more than it yields "
-                "(the output is right all the same). Use a checkpoint trained for early exit, try "
-                "another exit layer, or serve without self:%d",
+                "%.1f%% for self:%d of %d layers: %s (the output is right all the same). Use a "
+                "checkpoint trained for early exit, try another exit layer, or serve without "
+                "self:%d",
                 100 * self.acceptance_rate,
                 self.num_drafted,
                 100 * break_even,
                 self._config.exit_layer,
                 self._config.num_layers,
+                "little is drafted, and little gained"
+                if self._config.adaptive
+                else "this speculation costs more than it yields",
                 self._config.exit_layer,
             )

@@ -83,6 +83,8 @@ class LayerSkipRunnerMixin(HostRunner):
         )
 
     def _plan_resume(self) -> ResumePlan | None:
+        if not self._exit_entries.req_ids:
+            return None
         num_reqs = self.input_batch.num_reqs
         query_lens = np.diff(self.query_start_loc.np[: num_reqs + 1])
         num_computed = self.input_batch.num_computed_tokens_cpu[:num_reqs]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from vllm import LLM, SamplingParams
 
+from tests.options import FIXED
+
 COUNTERS = {
     "vllm:spec_decode_num_drafts": "num_drafts",
     "vllm:spec_decode_num_draft_tokens": "num_drafted",
@@ -32,10 +34,6 @@ def make_llm(model: str, **overrides) -> LLM:
     llm = LLM(model, **(settings | overrides))
     OPEN.append(llm)
     return llm
-
-
-FIXED = {"adaptive": False, "stop_drafting": False}
-"""Options of `additional_config["layerskip"]` under which every step drafts K tokens a request."""
 
 
 def make_self_llm(

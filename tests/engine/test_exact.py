@@ -5,7 +5,6 @@ import itertools
 import pytest
 
 from tests.engine.engines import (
-    FIXED,
     as_prompts,
     close,
     counts,
@@ -16,6 +15,7 @@ from tests.engine.engines import (
     num_preemptions,
     random_prompts,
 )
+from tests.options import FIXED
 
 NUM_LAYERS = 6
 LENGTHS = [5, 17, 40, 90, 3, 20]

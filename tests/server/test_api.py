@@ -11,6 +11,7 @@ import jsonschema
 import openai
 import pytest
 
+from tests.options import FIXED
 from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm, serve
 
 NUM_SPECULATIVE_TOKENS = 3
@@ -51,9 +52,12 @@ class Servers:
 @pytest.fixture(scope="module")
 def servers(random_llama):
     model = random_llama(num_layers=6, late_scale=0.3)
-    draft = ("--speculative-model", "self:4")
-    num_tokens = ("--num-speculative-tokens", str(NUM_SPECULATIVE_TOKENS))
-    starting = [serve(model, *NO_WHITESPACE), serve(model, *NO_WHITESPACE, *draft, *num_tokens)]
+    draft = (
+        *("--speculative-model", "self:4"),
+        *("--num-speculative-tokens", str(NUM_SPECULATIVE_TOKENS)),
+        *("--additional-config", json.dumps({"layerskip": FIXED})),
+    )
+    starting = [serve(model, *NO_WHITESPACE), serve(model, *NO_WHITESPACE, *draft)]
     with ExitStack() as stack:
         with ThreadPoolExecutor() as executor:
             running = list(executor.map(stack.enter_context, starting))

@@ -12,7 +12,7 @@ BREAK_EVEN = 0.25  # self:6 of 24 layers
 
 @pytest.fixture
 def monitor():
-    return AcceptanceMonitor(LayerSkipConfig(exit_layer=6, num_layers=24))
+    return AcceptanceMonitor(LayerSkipConfig(exit_layer=6, num_layers=24, adaptive=False))
 
 
 @pytest.fixture
@@ -30,7 +30,13 @@ def test_one_warning_names_the_rate_and_the_way_out(monitor, warnings):
     assert "0.0%" in message
     assert "25.0%" in message
     assert "self:6" in message
+    assert "costs more than it yields" in message
     assert "checkpoint trained for early exit" in message
+
+
+def test_where_k_adapts_little_is_lost_either(warnings):
+    AcceptanceMonitor(LayerSkipConfig(exit_layer=6, num_layers=24)).observe(1000, 0)
+    assert "little is drafted, and little gained" in warnings.text
 
 
 def test_nothing_is_said_before_1000_drafts(monitor, warnings):
