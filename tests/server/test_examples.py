@@ -16,7 +16,7 @@ from tests.commands import LAYERSKIP_VLLM
 from tests.server.servers import user_environment
 
 ROOT = Path(__file__).parents[2]
-DEMO = [LAYERSKIP_VLLM, "demo", "--model", "smollm2", "--num-prompts", "2", "--max-tokens", "24"]
+DEMO = [LAYERSKIP_VLLM, "demo", "--num-prompts", "2", "--max-tokens", "24"]
 
 
 def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
@@ -56,11 +56,16 @@ def test_the_client_streams_from_the_served_example(random_llama, tmp_path):
     assert done.stdout == f"abc{expected.choices[0].text}\n"
 
 
-def test_the_demo_compares_the_two_servers():
-    done = run(DEMO, COLUMNS="120")
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [([], "layerskip-python-10m"), (["--model", "smollm2"], "HumanEval/1")],
+    ids=["the checkpoint that ships", "a real LLM"],
+)
+def test_the_demo_compares_the_two_servers(flags, expected):
+    done = run([*DEMO, *flags], COLUMNS="120")
     assert done.returncode == 0, done.stdout
     assert "Every text equals plain decoding's." in done.stdout
-    assert "HumanEval/1" in done.stdout
+    assert expected in done.stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

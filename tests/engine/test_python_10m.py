@@ -1,0 +1,38 @@
+"""The checkpoint that ships: trained for early exit, and worth drafting with."""
+
+import json
+
+import pytest
+
+from layerskip_vllm.demo.models import MODELS, PYTHON_10M
+from tests.engine.engines import close, counts, generate, greedy, make_llm, make_self_llm
+
+EXIT_LAYER, NUM_SPECULATIVE_TOKENS = 4, 4
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    lines = (PYTHON_10M / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["prompt"] for line in lines]
+
+
+def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
+    """0.50 at E = 4, K = 4, greedy, on prompts from held-out files: the least that may ship."""
+    plain = make_llm(str(PYTHON_10M))
+    expected = generate(plain, prompts, greedy(128))
+    close(plain)
+    llm = make_self_llm(str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS)
+    before = counts(llm)
+    assert generate(llm, prompts, greedy(128)) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert counted.num_drafts > 500
+    assert counted.num_accepted / counted.num_drafted >= 0.5
+
+
+def test_what_ships_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in PYTHON_10M.iterdir()}
+    assert sum(files.values()) <= 25_000_000
+    assert {"README.md", "SOURCES.md", "curves.png", "tokenizer.json", "prompts.jsonl"} <= set(files)
+    assert json.loads((PYTHON_10M / "config.json").read_text())["dtype"] == "bfloat16"
+    assert MODELS["python-10m"].exit_layer == EXIT_LAYER
