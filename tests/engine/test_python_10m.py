@@ -33,6 +33,6 @@ def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
 def test_what_ships_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in PYTHON_10M.iterdir()}
     assert sum(files.values()) <= 25_000_000
-    assert {"README.md", "SOURCES.md", "curves.png", "tokenizer.json", "prompts.jsonl"} <= set(files)
+    assert {"README.md", "SOURCES.md", "curves.png", "prompts.jsonl", "tokenizer.json"} <= {*files}
     assert json.loads((PYTHON_10M / "config.json").read_text())["dtype"] == "bfloat16"
     assert MODELS["python-10m"].exit_layer == EXIT_LAYER
