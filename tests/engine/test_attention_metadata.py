@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
+from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
-from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan
 from tests.engine.engines import close, make_self_llm, runner
 
 BLOCK_SIZE, MAX_BLOCKS, HEADS, KV_HEADS, HEAD_SIZE = 32, 5, 4, 2, 32
@@ -165,6 +166,10 @@ def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
     )
 
 
+def draft_plan(schedule, num_steps, block_table) -> DraftPlan:
+    return DraftPlan.from_schedule(schedule, num_steps, block_table, BLOCK_SIZE, PADDING_SLOT_ID)
+
+
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(1, 120), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
 def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
@@ -173,8 +178,9 @@ def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
     paged.write(context)
     rows = np.arange(len(context))
     schedule = DraftSchedule(rows, np.array(context), rows, np.full(len(rows), num_steps))
-    for step in range(num_steps):
-        with drafter._draft_step(step, schedule, paged.block_table) as positions:
+    plan = draft_plan(schedule, num_steps, paged.block_table)
+    for step, positions in enumerate(plan.positions):
+        with drafter._draft_step(step, plan, paged.block_table):
             metadata = get_forward_context().attn_metadata[paged.layer_name]
         assert positions.tolist() == [n + step for n in context]
         paged.seq_lens = (positions + 1).to(torch.int32)
@@ -187,12 +193,12 @@ def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
 def test_a_request_that_has_all_its_drafts_writes_nowhere(drafter):
     paged = PagedBatch(drafter, [9, 9], seed=0)
     schedule = DraftSchedule(*map(np.array, ([0, 1], [3, 4], [0, 0], [4, 2])))
-    slots, positions = [], []
+    plan = draft_plan(schedule, 4, paged.block_table)
+    slots = []
     for step in range(4):
-        with drafter._draft_step(step, schedule, paged.block_table) as step_positions:
+        with drafter._draft_step(step, plan, paged.block_table):
             slots.append(get_forward_context().slot_mapping[paged.layer_name].tolist())
-            positions.append(step_positions.tolist())
     first = (paged.block_table[:, 0] * BLOCK_SIZE).tolist()
-    assert positions == [[3, 4], [4, 5], [5, 5], [6, 5]]
+    assert plan.positions.tolist() == [[3, 4], [4, 5], [5, 5], [6, 5]]
     assert [row[0] - first[0] for row in slots] == [3, 4, 5, 6]
     assert [row[1] for row in slots] == [first[1] + 4, first[1] + 5, -1, -1]

@@ -136,7 +136,7 @@ TABLE = [
         early_exit(3, exit_query_cache=True),
         "{'exit_query_cache': True} has no effect without self-speculation",
     ),
-    (early_exit(3, exit=1), "unknown key.*: exit; known keys: exit_query_cache, early_exit"),
+    (early_exit(3, exit=1), "unknown key.*: exit; known keys: exit_query_cache, .*early_exit"),
     ({"additional_config": {"layerskip": {}}}, "{} has no effect without self-speculation"),
     ({"additional_config": {"layerskip": 3}}, "=3 must be an object"),
     (EXIT | {"enable_lora": True}, r"early exit \(early_exit=N\) does not support LoRA; leave it"),
