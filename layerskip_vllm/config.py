@@ -55,7 +55,8 @@ class LayerSkipConfig:
         adaptive: Choose K, from 0 to num_speculative_tokens, by measured times and acceptance.
             False drafts num_speculative_tokens in every step.
         stop_drafting: Cut a request's drafts where their probability falls below a threshold that
-            is learnt online. False drafts on.
+            is learnt online. Off by default: on a model whose right drafts are improbable as well
+            it costs more than it saves (docs/performance.md).
         draft_vocab_size: Tokens among which the draft chooses, the most frequent ones. None: all.
         draft_vocab_counts: JSON file of token counts that say which are frequent. None: the order
             of the tokenizer's merges says it.
@@ -65,7 +66,7 @@ class LayerSkipConfig:
     num_layers: int
     exit_query_cache: bool = True
     adaptive: bool = True
-    stop_drafting: bool = True
+    stop_drafting: bool = False
     draft_vocab_size: int | None = None
     draft_vocab_counts: str | None = None
 
