@@ -55,7 +55,7 @@ def system_result(system: System, groups: Sequence[Group], starts: Sequence[Star
 
 
 def batch_figures(decodings: Sequence[Decoding], plain: Sequence[Decoding]) -> BatchFigures:
-    """One system at one batch size, beside plain on the same prompts, round by round."""
+    """One system at one batch size, beside plain on the same prompts, turn by turn."""
     drafts = sum((decoding.drafts for decoding in decodings), DraftCounts())
     speeds = tokens_per_s(decodings)
     per_token_ms = [1000 * s for d in decodings for s in d.time_per_output_token_s]
@@ -83,7 +83,7 @@ def batch_figures(decodings: Sequence[Decoding], plain: Sequence[Decoding]) -> B
 
 
 def tokens_per_s(decodings: Iterable[Decoding]) -> list[float]:
-    """A value a round."""
+    """A value a turn."""
     return [decoding.tokens_per_s for decoding in decodings]
 
 
@@ -149,7 +149,7 @@ def _ratio(
 def _ideal_ratio(
     system: str, batch_size: int, groups: Sequence[Group], ideals: Sequence[IdealFigures]
 ) -> Spread | None:
-    """Measured speed-up over the ideal one, at each round's own acceptance."""
+    """Measured speed-up over the ideal one, at each turn's own acceptance."""
     group = group_of(groups, system)
     ideal = next((ideal for ideal in ideals if ideal.batch_size == batch_size), None)
     if group is None or ideal is None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NUM_PROMPTS = 160
+NUM_PROMPTS = 180
 """As many as the default rounds and batch sizes need, none twice."""
 
 KV_CACHE_TOKENS = 24_576

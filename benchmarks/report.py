@@ -24,8 +24,8 @@ def markdown(results: Sequence[ModelResult]) -> str:
             "### Thresholds",
             thresholds(result),
             "### Speed",
-            "Output tokens/s of decoding, all requests together: median of the rounds, with the "
-            "ratio to plain in the same round (median, quartiles).",
+            "Output tokens/s of decoding, all requests together: median of the turns, with the "
+            "ratio to plain in the same turn (median, quartiles).",
             _speeds(result),
             "### Latency and acceptance",
             _latencies(result),

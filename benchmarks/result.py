@@ -22,7 +22,7 @@ class BatchFigures:
 
     Attributes:
         batch_size: Concurrent requests.
-        tokens_per_s: Output tokens/s of decoding, all requests together, a value a round.
+        tokens_per_s: Output tokens/s of decoding, all requests together, a value a turn.
         speedup: Over plain, ratio by ratio.
         tokens_per_step: Of one request; from the full steps, which are what is timed.
         time_to_first_token_ms: Of one request; the values are the medians of the rounds.

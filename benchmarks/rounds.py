@@ -20,6 +20,9 @@ logger = logging.getLogger(__name__)
 REFERENCE = "plain"
 """The system to which every other is compared; it takes part in every group."""
 
+MIN_TEXTS_PER_ROUND = 4
+"""Acceptance differs from text to text, and so does the speed of what speculates."""
+
 FORWARD_PROMPT_LEN = 8
 """Short: what t(M) is measured on is prefilled for nothing."""
 
@@ -30,7 +33,7 @@ class Schedule:
 
     Attributes:
         batch_sizes: Concurrent requests.
-        num_rounds: Turns that count; one more comes first and warms up.
+        num_rounds: Those that count; one more comes first and warms up.
         max_tokens: Output tokens of each request.
         row_counts: Every M of t(M); empty where it is not measured.
         num_forward_steps: Timed steps of each M in each round.
@@ -44,6 +47,10 @@ class Schedule:
     num_forward_steps: int = 4
     look_into: Collection[str] = ()
 
+    def turns_per_round(self, batch_size: int) -> int:
+        """Batches that each system decodes in a round; one text alone would say little."""
+        return -(-MIN_TEXTS_PER_ROUND // batch_size)
+
     @property
     def num_warm_up_tokens(self) -> int:
         """Output tokens of each request in the warm-up round."""
@@ -55,7 +62,7 @@ class Group:
     """Systems that were measured side by side.
 
     Attributes:
-        decodings: System -> batch size -> one entry a round.
+        decodings: System -> batch size -> one entry a turn.
         forward_times: One entry a round: M -> timed steps.
         where: System -> one entry a batch size.
         memory: System -> after the last round.
@@ -142,15 +149,16 @@ def _measure_round(
     children: Mapping[str, Child],
     schedule: Schedule,
 ) -> None:
-    round_index = len(group.decodings.get(REFERENCE, {}).get(schedule.batch_sizes[0], ()))
-    offset = round_index * sum(schedule.batch_sizes)
+    done = group.decodings.get(REFERENCE, {}).values()
+    offset = sum(decoding.batch_size for decodings in done for decoding in decodings)
     for batch_size in schedule.batch_sizes:
-        prompts = [model.prompts[(offset + i) % len(model.prompts)] for i in range(batch_size)]
-        offset += batch_size
-        for system in _serving(turns, batch_size):
-            decoding = decode(children[system.name], prompts, schedule.max_tokens)
-            by_batch_size = group.decodings.setdefault(system.name, defaultdict(list))
-            by_batch_size[batch_size].append(decoding)
+        for _ in range(schedule.turns_per_round(batch_size)):
+            prompts = [model.prompts[(offset + i) % len(model.prompts)] for i in range(batch_size)]
+            offset += batch_size
+            for system in _serving(turns, batch_size):
+                decoding = decode(children[system.name], prompts, schedule.max_tokens)
+                by_batch_size = group.decodings.setdefault(system.name, defaultdict(list))
+                by_batch_size[batch_size].append(decoding)
 
 
 def _serving(systems: Iterable[System], batch_size: int) -> list[System]:

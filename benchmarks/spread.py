@@ -1,4 +1,4 @@
-"""A figure that was measured several times: its median, and how far the rounds lie apart."""
+"""A figure that was measured several times: its median, and how far the turns lie apart."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Spread:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Ratio round by round, then its spread: what slows a whole round down cancels out."""
+    """Ratio turn by turn, then its spread: what slows a whole turn down cancels out."""
     return Spread.of(a / b for a, b in zip(numerators, denominators, strict=True))
 
 

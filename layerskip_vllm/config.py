@@ -54,9 +54,9 @@ class LayerSkipConfig:
             False verifies with the full forward: same output, more work; for ablation, debugging.
         adaptive: Choose K, from 0 to num_speculative_tokens, by measured times and acceptance.
             False drafts num_speculative_tokens in every step.
-        stop_drafting: Cut a request's drafts where their probability falls below a threshold that
-            is learnt online. Off by default: on a model whose right drafts are improbable as well
-            it costs more than it saves (docs/performance.md).
+        stop_drafting: Let each request stop where one more draft is not worth its time, by how far
+            the drafts' logits lead. Off by default: in what was measured it saved drafts, and no
+            time (docs/performance.md).
         draft_vocab_size: Tokens among which the draft chooses, the most frequent ones. None: all.
         draft_vocab_counts: JSON file of token counts that say which are frequent. None: the order
             of the tokenizer's merges says it.

@@ -22,6 +22,10 @@ class ExitState(NamedTuple):
     hidden_states: torch.Tensor  # [num_tokens, hidden_size], model dtype
     residual: torch.Tensor  # [num_tokens, hidden_size], model dtype
 
+    def first(self, num_tokens: int) -> ExitState:
+        """The states of the first tokens alone, as views."""
+        return ExitState(*(states[:num_tokens] for states in self))
+
 
 @support_torch_compile(
     dynamic_arg_dims={
@@ -31,7 +35,11 @@ class ExitState(NamedTuple):
     }
 )
 class EarlyLayers(nn.Module):
-    """Embedding and decoder layers [0, E)."""
+    """Embedding and decoder layers [0, E), and the final norm at layer E beside them.
+
+    The norm belongs to the draft alone. Compiled with the layers it costs nothing; alone it would
+    be eight small operations in each draft step.
+    """
 
     def __init__(
         self,
@@ -40,27 +48,32 @@ class EarlyLayers(nn.Module):
         prefix: str = "",
         embed_tokens: nn.Module,
         layers: Sequence[nn.Module],
+        norm: nn.Module,
     ) -> None:
         super().__init__()
         # Tuples hide the target's modules from nn.Module: registered here as well, every
         # parameter would have two names, and loading would look for both.
         self._embed_tokens = (embed_tokens,)
         self._layers = tuple(layers)
+        self._norm = (norm,)
 
     def forward(
         self,
         input_ids: torch.Tensor | None,  # [num_tokens], integers
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return hidden states and residual, [num_tokens, hidden_size] each."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return hidden states, residual and normed states, [num_tokens, hidden_size] each."""
         hidden_states = (
             inputs_embeds if inputs_embeds is not None else self._embed_tokens[0](input_ids)
         )
         residual = None
         for layer in self._layers:
             hidden_states, residual = layer(positions, hidden_states, residual)
-        return hidden_states, residual
+        assert residual is not None  # E >= 1
+        # Copies: without compilation the norm may overwrite what it is given.
+        normed_states, _ = self._norm[0](hidden_states.clone(), residual.clone())
+        return hidden_states, residual, normed_states
 
 
 @support_torch_compile(
@@ -115,6 +128,7 @@ class SplitForwardMixin(nn.Module):
                 vllm_config=vllm_config,
                 embed_tokens=decoder.embed_tokens,
                 layers=decoder.layers[:exit_layer],
+                norm=decoder.norm,
             )
         with set_model_tag("layerskip_remaining"):
             self.remaining_layers = RemainingLayers(
@@ -131,9 +145,15 @@ class SplitForwardMixin(nn.Module):
         input_ids: torch.Tensor | None,  # [num_tokens], integers
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
-    ) -> ExitState:
-        """Embed and run layers [0, E); writes their KV at the forward context's slots."""
-        return ExitState(*self.early_layers(input_ids, positions, inputs_embeds))
+    ) -> tuple[ExitState, torch.Tensor]:
+        """Embed and run layers [0, E); writes their KV at the forward context's slots.
+
+        Returns:
+            (exit_state, normed_states): what layer E passes on, and what the early exit makes of
+            it, [num_tokens, hidden_size], ready for `compute_logits`.
+        """
+        hidden_states, residual, normed = self.early_layers(input_ids, positions, inputs_embeds)
+        return ExitState(hidden_states, residual), normed
 
     def run_remaining_layers(
         self,
@@ -147,14 +167,6 @@ class SplitForwardMixin(nn.Module):
         """
         return self.remaining_layers(positions, *exit_state)
 
-    def norm_exit_state(self, exit_state: ExitState) -> torch.Tensor:
-        """Apply the final norm at layer E, as the early exit does. Overwrites `exit_state`.
-
-        Returns:
-            [num_tokens, hidden_size], ready for `compute_logits`.
-        """
-        return self.model.norm(*exit_state)[0]
-
     def forward(
         self,
         input_ids: torch.Tensor | None,
@@ -163,5 +175,5 @@ class SplitForwardMixin(nn.Module):
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The full forward, as the host class's own: [num_tokens, hidden_size]."""
-        exit_state = self.run_early_layers(input_ids, positions, inputs_embeds)
+        exit_state, _ = self.run_early_layers(input_ids, positions, inputs_embeds)
         return self.run_remaining_layers(positions, exit_state)

@@ -7,18 +7,20 @@ included, that promises the most tokens per second by what it has measured so fa
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_right, insort
 from collections import deque
+from functools import lru_cache
 
 import numpy as np
+
+from layerskip_vllm.spec_decode.draft_stop import PRIOR_MATCH_RATE, PRIOR_TRIALS, Prices
 
 TIMES_KEPT = 8
 """Recent times per bucket of rows. Their lower quartile counts: disturbances only add time."""
 
 BUCKETS_PER_DOUBLING = 4
 """Row counts within about 19 % of each other share a bucket."""
-
-PRIOR_MATCH_RATE, PRIOR_TRIALS = 0.7, 4.0
-"""What is believed before the first drafts: enough to try, and little enough to unlearn at once."""
 
 DECAY_PER_STEP = 0.98
 """Weight that past outcomes keep in each step that has new ones."""
@@ -35,75 +37,64 @@ class RowTimes:
 
     def __init__(self) -> None:
         self._samples: dict[int, deque[float]] = {}
-        self._buckets = np.zeros(0, np.int64)  # ascending
-        self._seconds = np.zeros(0)
+        self._seconds: dict[int, float] = {}
+        self._buckets: list[int] = []  # ascending
 
     def observe(self, num_rows: int, seconds: float) -> None:
         """Add a measured time."""
-        bucket = int(_bucket_of(num_rows))
-        self._samples.setdefault(bucket, deque(maxlen=TIMES_KEPT)).append(seconds)
-        buckets = sorted(self._samples)
-        self._buckets = np.array(buckets)
-        times = (sorted(self._samples[bucket]) for bucket in buckets)
-        self._seconds = np.array([some[len(some) // 4] for some in times])
+        bucket = _bucket_of(num_rows)
+        if bucket not in self._samples:
+            self._samples[bucket] = deque(maxlen=TIMES_KEPT)
+            insort(self._buckets, bucket)
+        samples = self._samples[bucket]
+        samples.append(seconds)
+        self._seconds[bucket] = sorted(samples)[len(samples) // 4]
 
-    def estimate(self, num_rows: np.ndarray) -> np.ndarray:
-        """Seconds for each number of rows; at least one time must have been observed.
+    def estimate(self, num_rows: int) -> float:
+        """Seconds for a number of rows; at least one time must have been observed.
 
         What was never measured is taken to cost as little as it may: as much as the next smaller
         forward, or below the smallest in proportion. So it is tried, and then it is measured.
         """
-        buckets = _bucket_of(num_rows)
-        index = np.searchsorted(self._buckets, buckets, side="right") - 1
-        smallest = 2.0 ** ((buckets - self._buckets[0]) / BUCKETS_PER_DOUBLING)
-        return np.where(index >= 0, 1.0, smallest) * self._seconds[np.maximum(index, 0)]
+        bucket = _bucket_of(num_rows)
+        smaller = bisect_right(self._buckets, bucket) - 1
+        if smaller >= 0:
+            return self._seconds[self._buckets[smaller]]
+        smallest = self._buckets[0]
+        return self._seconds[smallest] * 2.0 ** ((bucket - smallest) / BUCKETS_PER_DOUBLING)
 
     def __bool__(self) -> bool:
         return bool(self._samples)
 
 
-def _bucket_of(num_rows: np.ndarray | float) -> np.ndarray:
-    return np.rint(BUCKETS_PER_DOUBLING * np.log2(num_rows)).astype(np.int64)
+@lru_cache(maxsize=4096)
+def _bucket_of(num_rows: int) -> int:
+    return round(BUCKETS_PER_DOUBLING * math.log2(num_rows))
 
 
 class DraftOutcomes:
-    """How often a draft is what the target says, and how often a request goes on drafting.
-
-    Decayed counts over all requests, the prior among them.
-    """
+    """How often a draft is what the target says: decayed counts over all requests."""
 
     def __init__(self) -> None:
         self._reached, self._matched = PRIOR_TRIALS, PRIOR_TRIALS * PRIOR_MATCH_RATE
-        self._drafted = self._submitted = PRIOR_TRIALS
         self.all_matched = False
         """Whether every draft of the last step that had some was right."""
 
-    def observe(self, *, reached: int, matched: int, drafted: int, submitted: int) -> None:
-        """Add one step's outcomes; a step without drafts says nothing.
+    def observe(self, is_match: np.ndarray) -> None:
+        """Add one step's drafts whose outcome was told, [num_reached] bool; without any, nothing.
 
-        Args:
-            reached: Drafts whose outcome was told, every draft before them being right.
-            matched: Those of them that were submitted and accepted.
-            drafted: All drafts.
-            submitted: Those of them that were not cut off (`draft_stop.py`).
+        A draft's outcome is told where every draft before it is right.
         """
-        if drafted == 0:
+        if len(is_match) == 0:
             return
-        self._reached = self._reached * DECAY_PER_STEP + reached
-        self._matched = self._matched * DECAY_PER_STEP + matched
-        self._drafted = self._drafted * DECAY_PER_STEP + drafted
-        self._submitted = self._submitted * DECAY_PER_STEP + submitted
-        self.all_matched = matched == reached > 0
+        self._reached = self._reached * DECAY_PER_STEP + len(is_match)
+        self._matched = self._matched * DECAY_PER_STEP + is_match.sum()
+        self.all_matched = bool(is_match.all())
 
     @property
     def match_rate(self) -> float:
         """Matched of reached, in [0, 1]."""
-        return self._matched / self._reached
-
-    @property
-    def submit_rate(self) -> float:
-        """Submitted of drafted, in [0, 1]."""
-        return self._submitted / self._drafted
+        return float(self._matched / self._reached)
 
 
 class DraftLengthController:
@@ -124,25 +115,36 @@ class DraftLengthController:
         if max_drafts == 0 or not self.draft_seconds or not self.verify_seconds:
             return max_drafts
         rates = self.tokens_per_second(batch_size, max_drafts)
-        best = int(rates.argmax())
+        best = rates.index(max(rates))
         if rates[best] < MIN_GAIN * rates[0]:
             best = 0
         return self._probe(best, max_drafts)
 
-    def tokens_per_second(self, batch_size: int, max_drafts: int) -> np.ndarray:
+    def tokens_per_second(self, batch_size: int, max_drafts: int) -> list[float]:
         """What a cycle with K = 0 .. max_drafts promises, all requests together: [max_drafts + 1].
 
-        A request's k-th draft is right only if those before it are, and is made only if none of
-        them was cut off. A draft step runs while any request of the batch still drafts.
+        A request's k-th draft is right only if those before it are.
         """
-        step = np.arange(max_drafts + 1)
-        num_tokens = np.cumsum(self.outcomes.match_rate**step)
-        num_rows = np.cumsum(self.outcomes.submit_rate**step)
-        is_running = 1 - (1 - self.outcomes.submit_rate ** np.maximum(step - 1, 0)) ** batch_size
-        num_draft_steps = np.cumsum(is_running) - 1
-        seconds = self.verify_seconds.estimate(batch_size * num_rows)
-        seconds += num_draft_steps * self.draft_seconds.estimate(np.array(batch_size))
-        return batch_size * num_tokens / seconds
+        match_rate, draft_step = self.outcomes.match_rate, self.draft_seconds.estimate(batch_size)
+        rates, num_tokens, is_right = [], 0.0, 1.0
+        for num_drafts in range(max_drafts + 1):
+            num_tokens += is_right
+            is_right *= match_rate
+            verify = self.verify_seconds.estimate(batch_size * (num_drafts + 1))
+            rates.append(batch_size * num_tokens / (num_drafts * draft_step + verify))
+        return rates
+
+    def prices(self, batch_size: int, max_drafts: int) -> Prices:
+        """By which requests decide how far to draft; drafts are free while nothing is measured."""
+        if not self.draft_seconds or not self.verify_seconds:
+            return Prices(token=1, draft_step=0, verify_row=0)
+        fewest = self.verify_seconds.estimate(batch_size)
+        most = self.verify_seconds.estimate(batch_size * (max_drafts + 1))
+        return Prices(
+            token=1 / max(self.tokens_per_second(batch_size, max_drafts)),
+            draft_step=self.draft_seconds.estimate(batch_size),
+            verify_row=max(0.0, most - fewest) / (batch_size * max_drafts),
+        )
 
     def _probe(self, best: int, max_drafts: int) -> int:
         """Now and then, measure a choice not taken: acceptance and times change.

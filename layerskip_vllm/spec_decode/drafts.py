@@ -14,17 +14,15 @@ import torch
 class Outcomes:
     """Drafts whose outcome a step has told, over all requests."""
 
-    probs: np.ndarray  # [num_reached], float: the draft's top probability
+    leads: np.ndarray  # [num_reached], float
     is_match: np.ndarray  # [num_reached], bool: whether the target's token is the same
-    num_submitted_matches: int
-    """Matches among the drafts that were submitted."""
 
 
 class DraftChoice(NamedTuple):
     """What one draft step says: the next draft of each request."""
 
     token_ids: torch.Tensor  # [num_drafting], int64
-    top_probs: torch.Tensor | None = None  # [num_drafting], float32: of the most probable token
+    leads: torch.Tensor | None = None  # [num_drafting]: best logit over second best
     sampling_probs: torch.Tensor | None = None  # [num_drafting, vocab_size], float32; None: greedy
 
 
@@ -37,10 +35,11 @@ class DraftReach:
         self.num_submitted = num_drafts.copy()
         """[num_drafting]: those that are to be verified."""
 
-    def cut(self, step: int, is_improbable: np.ndarray) -> None:
-        """Let requests stop whose draft of step `step` is improbable, [num_drafting] bool."""
-        is_cut = is_improbable & (self.num_drafted > step)
-        self.num_drafted[is_cut], self.num_submitted[is_cut] = step + 1, step
+    def stop(self, step: int, submits: np.ndarray, goes_on: np.ndarray) -> None:
+        """Let requests end with the draft of step `step`; both are [num_drafting], bool."""
+        ends = ~goes_on & (self.num_drafted > step)
+        self.num_drafted[ends] = step + 1
+        self.num_submitted[ends] = step + submits[ends]
 
     def ends_with(self, step: int) -> bool:
         """Whether no request drafts after this step."""
@@ -57,7 +56,7 @@ class Drafts:
     req_ids: Sequence[str]  # [num_drafting]
     start_positions: np.ndarray  # [num_drafting], int64, n: position of the token before the drafts
     token_ids: np.ndarray  # [num_drafting, K'], int64
-    top_probs: np.ndarray  # [num_drafting, K'], float; 1 where nobody asked for them
+    leads: np.ndarray  # [num_drafting, K'], float; 0 where nobody asked for them
     num_drafted: np.ndarray  # [num_drafting], int64, in [1, K']
     num_submitted: np.ndarray  # [num_drafting], int64, num_drafted or one less
     sampling_probs: torch.Tensor | None = None  # [num_drafting, K', vocab_size], float32; or greedy
@@ -72,13 +71,13 @@ class Drafts:
     ) -> Drafts:
         """Put the steps side by side. Waits for the device."""
         token_ids = torch.stack([choice.token_ids for choice in choices], dim=1).cpu().numpy()
-        top_probs = [c.top_probs for c in choices if c.top_probs is not None]
+        leads = [c.leads for c in choices if c.leads is not None]
         sampling_probs = [c.sampling_probs for c in choices if c.sampling_probs is not None]
         return cls(
             req_ids,
             start_positions,
             token_ids,
-            torch.stack(top_probs, dim=1).cpu().numpy() if top_probs else np.ones(token_ids.shape),
+            torch.stack(leads, dim=1).float().cpu().numpy() if leads else np.zeros(token_ids.shape),
             reach.num_drafted,
             reach.num_submitted,
             torch.stack(sampling_probs, dim=1) if sampling_probs else None,
@@ -108,9 +107,7 @@ class Drafts:
         said[:, : some.shape[1]] = some
         step = np.arange(width)
         is_reached = stands[:, None] & (said >= 0) & (step < self.num_drafted[:, None])
-        is_match = is_reached & (said == self.token_ids)
         return Outcomes(
-            probs=self.top_probs[is_reached],
-            is_match=is_match[is_reached],
-            num_submitted_matches=int((is_match & (step < self.num_submitted[:, None])).sum()),
+            leads=self.leads[is_reached],
+            is_match=(said == self.token_ids)[is_reached],
         )

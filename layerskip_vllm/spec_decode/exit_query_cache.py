@@ -64,21 +64,19 @@ class ExitQueryCache:
         device: torch.device,
     ) -> None:
         self.width = num_speculative_tokens
-        shape = (max_num_reqs, num_speculative_tokens, hidden_size)
-        self._hidden_states = torch.empty(shape, dtype=dtype, device=device)
-        self._residual = torch.empty(shape, dtype=dtype, device=device)
+        shape = (len(ExitState._fields), max_num_reqs, num_speculative_tokens, hidden_size)
+        self._states = torch.empty(shape, dtype=dtype, device=device)
         self._entries = ExitQueryEntries()
 
     @property
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
-        return self._hidden_states.nbytes + self._residual.nbytes
+        return self._states.nbytes
 
     def store(self, step: int, exit_state: ExitState) -> None:
         """Copy the states of draft step `step`, row r to entry [r, step]."""
-        num_rows = exit_state.hidden_states.shape[0]
-        self._hidden_states[:num_rows, step] = exit_state.hidden_states
-        self._residual[:num_rows, step] = exit_state.residual
+        for entries, rows in zip(self._states, exit_state, strict=True):
+            entries[: len(rows), step] = rows
 
     def publish(self, entries: ExitQueryEntries) -> None:
         """Say what the stored states belong to; they can be taken once, in the next step."""
@@ -90,8 +88,5 @@ class ExitQueryCache:
         return entries
 
     def gather(self, exit_state_indices: torch.Tensor) -> ExitState:
-        """Copy states out: [num_resumed_tokens, hidden_size] each."""
-        return ExitState(
-            self._hidden_states.flatten(0, 1)[exit_state_indices],
-            self._residual.flatten(0, 1)[exit_state_indices],
-        )
+        """Copy states out: [len(exit_state_indices), hidden_size] each."""
+        return ExitState(*self._states.flatten(1, 2).index_select(1, exit_state_indices))

@@ -17,8 +17,9 @@ class ResumePlan:
     a suffix of the request's query, and bottom-right causal alignment holds for them alone.
     """
 
-    resumed_token_indices: torch.Tensor  # [num_resumed_tokens], int64, into the packed batch
-    exit_state_indices: torch.Tensor  # [num_resumed_tokens], int64, into the flat exit query cache
+    exit_state_indices: (
+        torch.Tensor
+    )  # [num_tokens], int64, into the flat exit query cache; 0: fresh
     fresh_token_indices: torch.Tensor  # [num_fresh_tokens], int64, into the packed batch
     fresh_rows: torch.Tensor  # [num_fresh_reqs], int64, requests with at least one fresh token
     fresh_query_start_loc: torch.Tensor  # [num_fresh_reqs + 1], int32
@@ -41,8 +42,7 @@ class ResumePlan:
         fresh_rows = np.flatnonzero(num_fresh)
         fresh_query_start_loc = np.concatenate([[0], np.cumsum(num_fresh[fresh_rows])])
         return cls(
-            resumed_token_indices=torch.from_numpy(np.flatnonzero(is_resumed)),
-            exit_state_indices=torch.from_numpy(exit_state_indices[is_resumed]),
+            exit_state_indices=torch.from_numpy(np.where(is_resumed, exit_state_indices, 0)),
             fresh_token_indices=torch.from_numpy(np.flatnonzero(~is_resumed)),
             fresh_rows=torch.from_numpy(fresh_rows),
             fresh_query_start_loc=torch.from_numpy(fresh_query_start_loc.astype(np.int32)),
@@ -51,7 +51,7 @@ class ResumePlan:
     @property
     def num_resumed_tokens(self) -> int:
         """Tokens that skip the early layers."""
-        return len(self.resumed_token_indices)
+        return len(self.exit_state_indices) - self.num_fresh_tokens
 
     @property
     def num_fresh_tokens(self) -> int:
@@ -114,35 +114,43 @@ class DraftPlan:
     """Where each draft step of a cycle reads and writes: one row a step, all made at once.
 
     A request that may draft no further than others repeats its last position, with no slot to
-    write to.
+    write to. Rows beyond the requests are idle: they fill a forward up to the least that is run.
     """
 
-    positions: torch.Tensor  # [num_steps, num_drafting], int64
+    positions: torch.Tensor  # [num_steps, num_rows], int64
+    slot_mapping: torch.Tensor  # [num_steps, num_rows], int64
     seq_lens: torch.Tensor  # [num_steps, num_drafting], int32, the step's own token included
     seq_lens_cpu: torch.Tensor  # the same on the host
-    slot_mapping: torch.Tensor  # [num_steps, num_drafting], int64
+    max_seq_lens: list[int]  # [num_steps]
 
     @classmethod
     def from_schedule(
         cls,
         schedule: DraftSchedule,
         num_steps: int,
+        num_rows: int,  # at least num_drafting
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
         block_size: int,
         padding_slot: int,
     ) -> DraftPlan:
         """Lay the steps out, on the device of `block_table`."""
+        device, num_drafting = block_table.device, len(schedule.rows)
         steps = np.arange(num_steps)[:, None]
-        positions_np = schedule.start_positions + np.minimum(steps, schedule.num_drafts - 1)
-        positions = torch.from_numpy(positions_np).to(block_table.device)
-        seq_lens_cpu = torch.from_numpy(positions_np + 1).to(torch.int32)
-        is_done = torch.from_numpy(schedule.num_drafts <= steps).to(block_table.device)
-        # Kernels read a step's row as it lies in memory, so the transposed copy must be one.
-        blocks = block_table.gather(1, (positions // block_size).T).T.contiguous()
-        slot_mapping = blocks.to(torch.int64) * block_size + positions % block_size
+        positions_np = np.zeros((num_steps, num_rows), np.int64)
+        own = positions_np[:, :num_drafting]
+        own[:] = schedule.start_positions + np.minimum(steps, schedule.num_drafts - 1)
+        positions = torch.from_numpy(positions_np).to(device)
+        blocks = block_table.gather(1, torch.from_numpy(own // block_size).to(device).T).T
+        slots = blocks.to(torch.int64) * block_size + positions[:, :num_drafting] % block_size
+        is_done = torch.from_numpy(schedule.num_drafts <= steps).to(device)
+        # Kernels read a step's row as it lies in memory, so it must be a row here.
+        slot_mapping = torch.full_like(positions, padding_slot)
+        slot_mapping[:, :num_drafting] = slots.masked_fill_(is_done, padding_slot)
+        seq_lens_cpu = torch.from_numpy(own + 1).to(torch.int32)
         return cls(
             positions=positions,
-            seq_lens=seq_lens_cpu.to(block_table.device),
+            slot_mapping=slot_mapping,
+            seq_lens=seq_lens_cpu.to(device),
             seq_lens_cpu=seq_lens_cpu,
-            slot_mapping=slot_mapping.masked_fill_(is_done, padding_slot),
+            max_seq_lens=(own.max(axis=1) + 1).tolist(),
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 from layerskip_vllm.config import LayerSkipConfig
 from layerskip_vllm.spec_decode.draft_length import DraftLengthController
-from layerskip_vllm.spec_decode.draft_stop import StopThreshold
+from layerskip_vllm.spec_decode.draft_stop import MatchRates, StopRule
 from layerskip_vllm.spec_decode.drafts import Drafts
 
 
@@ -17,16 +17,12 @@ class DraftPolicy:
     """Learns from every step; without `adaptive` and `stop_drafting` it asks for all drafts."""
 
     def __init__(self, config: LayerSkipConfig) -> None:
-        self.controller = DraftLengthController() if config.adaptive else None
-        self.threshold = StopThreshold() if config.stop_drafting else None
+        self.is_adaptive = config.adaptive
+        self.controller = DraftLengthController()
+        self.match_rates = MatchRates() if config.stop_drafting else None
         self._drafts: Drafts | None = None
         self._step_ended: float | None = None
         self._propose_started = 0.0
-
-    @property
-    def stop_below(self) -> float | None:
-        """Probability below which a draft is cut off; None: never."""
-        return None if self.threshold is None else self.threshold.value
 
     def verified(
         self,
@@ -37,33 +33,38 @@ class DraftPolicy:
     ) -> None:
         """Hear of a step whose tokens are sampled; to be called before the next propose."""
         now = time.perf_counter()
-        if self.controller is not None and num_rows is not None and self._step_ended is not None:
+        if num_rows is not None and self._step_ended is not None:
             self.controller.verify_seconds.observe(num_rows, now - self._step_ended)
         drafts, self._drafts = self._drafts, None
         if drafts is not None:
             outcomes = drafts.outcomes(req_ids, num_computed, sampled_token_ids)
-            if self.threshold is not None:
-                self.threshold.observe(outcomes.probs, outcomes.is_match)
-            if self.controller is not None:
-                self.controller.outcomes.observe(
-                    reached=len(outcomes.is_match),
-                    matched=outcomes.num_submitted_matches,
-                    drafted=int(drafts.num_drafted.sum()),
-                    submitted=int(drafts.num_submitted.sum()),
-                )
+            self.controller.outcomes.observe(outcomes.is_match)
+            if self.match_rates is not None:
+                self.match_rates.observe(outcomes.leads, outcomes.is_match)
         self._step_ended = self._propose_started = now
 
     def num_drafts(self, batch_size: int, max_drafts: int) -> int:
-        """K of the coming propose step, in [0, max_drafts], for `batch_size` drafting requests."""
-        if self.controller is None or batch_size == 0:
+        """Most drafts of the coming propose step, in [0, max_drafts], 0 to make none at all.
+
+        `batch_size` requests would draft.
+        """
+        if not self.is_adaptive or batch_size == 0:
             return max_drafts
-        return self.controller.choose(batch_size, max_drafts)
+        num_drafts = self.controller.choose(batch_size, max_drafts)
+        # Where requests stop by themselves it is for them to say how far they go.
+        return max_drafts if num_drafts > 0 and self.match_rates is not None else num_drafts
+
+    def stop_rule(self, batch_size: int, max_drafts: int) -> StopRule | None:
+        """Who stops where in the coming propose step; None: nobody does."""
+        if self.match_rates is None:
+            return None
+        prices = self.controller.prices(batch_size, max_drafts)
+        return StopRule(self.match_rates, prices, batch_size)
 
     def proposed(self, drafts: Drafts) -> None:
         """Hear of a propose step's drafts; they are on the host, so its work is done."""
         self._step_ended = time.perf_counter()
         self._drafts = drafts
-        if self.controller is not None:
-            batch_size, num_steps = drafts.token_ids.shape
-            seconds = (self._step_ended - self._propose_started) / num_steps
-            self.controller.draft_seconds.observe(batch_size, seconds)
+        batch_size, num_steps = drafts.token_ids.shape
+        seconds = (self._step_ended - self._propose_started) / num_steps
+        self.controller.draft_seconds.observe(batch_size, seconds)

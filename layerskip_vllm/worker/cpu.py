@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 
     from vllm.config import VllmConfig
 
+MIN_ROWS = 5
+"""oneDNN multiplies 4 to 6 rows by a matrix faster than 1 to 3 (docs/performance.md)."""
+
 
 class LayerSkipCPUModelRunner(LayerSkipRunnerMixin, CPUModelRunner):
     """vLLM's CPU model runner with the LayerSkip cycle."""
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
+        self.drafter.min_rows = MIN_ROWS
         wrap(rejection_sampler, "expand_batch_to_tokens", _expand_batch_to_tokens)
 
 

@@ -156,7 +156,7 @@ class LayerSkipRunnerMixin(HostRunner):
             [self.input_batch.req_ids[row] for row in schedule.rows],
             common_attn_metadata.block_table_tensor[rows],
             _of_rows(sampling_metadata, rows),
-            self.policy.stop_below,
+            self.policy.stop_rule(len(schedule.rows), max_drafts),
         )
         self.policy.proposed(proposed)
         for i, row in enumerate(schedule.rows):

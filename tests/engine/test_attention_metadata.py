@@ -5,6 +5,8 @@ them to keys and values laid out without any paging. vLLM's kernel must agree wh
 metadata for the fresh tokens, or for one draft step, over a paged cache with shuffled blocks.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -147,8 +149,10 @@ def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
         context_now = get_forward_context()
         metadata = context_now.attn_metadata[paged.layer_name]
         slots = context_now.slot_mapping[paged.layer_name]
-    assert torch.equal(slots, common.slot_mapping[plan.fresh_token_indices])
-    assert torch.equal(slots, metadata.slot_mapping)
+    assert torch.equal(metadata.slot_mapping, common.slot_mapping[plan.fresh_token_indices])
+    assert torch.equal(slots[: plan.num_fresh_tokens], metadata.slot_mapping)
+    assert len(slots) >= drafter.min_rows
+    assert slots[plan.num_fresh_tokens :].eq(PADDING_SLOT_ID).all()  # idle rows write nowhere
 
     rows, query_lens = plan.fresh_rows.tolist(), fresh[fresh > 0].tolist()
     queries = torch.randn(plan.num_fresh_tokens, HEADS, HEAD_SIZE)
@@ -166,8 +170,19 @@ def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
     )
 
 
-def draft_plan(schedule, num_steps, block_table) -> DraftPlan:
-    return DraftPlan.from_schedule(schedule, num_steps, block_table, BLOCK_SIZE, PADDING_SLOT_ID)
+def draft_plan(schedule, num_steps, block_table, num_idle_rows=0) -> DraftPlan:
+    num_rows = len(block_table) + num_idle_rows
+    return DraftPlan.from_schedule(
+        schedule, num_steps, num_rows, block_table, BLOCK_SIZE, PADDING_SLOT_ID
+    )
+
+
+@contextmanager
+def draft_step(drafter, step, plan, block_table):
+    """The forward context of one draft step."""
+    with set_forward_context(None, drafter.vllm_config):
+        drafter._enter_draft_step(step, plan, block_table)
+        yield get_forward_context()
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -180,8 +195,8 @@ def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
     schedule = DraftSchedule(rows, np.array(context), rows, np.full(len(rows), num_steps))
     plan = draft_plan(schedule, num_steps, paged.block_table)
     for step, positions in enumerate(plan.positions):
-        with drafter._draft_step(step, plan, paged.block_table):
-            metadata = get_forward_context().attn_metadata[paged.layer_name]
+        with draft_step(drafter, step, plan, paged.block_table) as context_now:
+            metadata = context_now.attn_metadata[paged.layer_name]
         assert positions.tolist() == [n + step for n in context]
         paged.seq_lens = (positions + 1).to(torch.int32)
         queries = torch.randn(len(context), HEADS, HEAD_SIZE)
@@ -196,9 +211,21 @@ def test_a_request_that_has_all_its_drafts_writes_nowhere(drafter):
     plan = draft_plan(schedule, 4, paged.block_table)
     slots = []
     for step in range(4):
-        with drafter._draft_step(step, plan, paged.block_table):
-            slots.append(get_forward_context().slot_mapping[paged.layer_name].tolist())
+        with draft_step(drafter, step, plan, paged.block_table) as context_now:
+            slots.append(context_now.slot_mapping[paged.layer_name].tolist())
     first = (paged.block_table[:, 0] * BLOCK_SIZE).tolist()
     assert plan.positions.tolist() == [[3, 4], [4, 5], [5, 5], [6, 5]]
     assert [row[0] - first[0] for row in slots] == [3, 4, 5, 6]
     assert [row[1] for row in slots] == [first[1] + 4, first[1] + 5, -1, -1]
+
+
+def test_idle_rows_write_nowhere_and_are_no_requests(drafter):
+    paged = PagedBatch(drafter, [9, 9], seed=0)
+    schedule = DraftSchedule(*map(np.array, ([0, 1], [3, 4], [0, 0], [4, 4])))
+    plan = draft_plan(schedule, 4, paged.block_table, num_idle_rows=3)
+    with draft_step(drafter, 1, plan, paged.block_table) as context_now:
+        metadata = context_now.attn_metadata[paged.layer_name]
+        slots = context_now.slot_mapping[paged.layer_name]
+    assert slots[2:].tolist() == [PADDING_SLOT_ID] * 3
+    assert metadata.num_actual_tokens == len(metadata.seq_lens) == 2
+    assert torch.equal(metadata.slot_mapping, slots[:2])

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from layerskip_vllm.spec_decode.draft_length import DraftLengthController
+from layerskip_vllm.spec_decode.draft_stop import Prices
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -102,15 +103,14 @@ def test_adaptive_goes_on_where_drafts_are_right(random_llama, chosen):
 
 def test_drafts_are_cut_where_they_are_improbable(run):
     full, _ = run({})
-    cut, its_runner = run({"stop_drafting": True})
-    threshold = its_runner.policy.threshold
-    assert 0 < threshold.value < 1
+    cut, _ = run({"stop_drafting": True})
     assert cut.num_drafted < full.num_drafted
     assert cut.num_accepted / cut.num_drafted > full.num_accepted / full.num_drafted
 
 
-def test_a_threshold_that_cuts_all_leaves_plain_decoding(run, monkeypatch):
-    monkeypatch.setattr("layerskip_vllm.spec_decode.draft_stop.StopThreshold.value", 2.0)
+def test_where_every_draft_is_cut_off_plain_decoding_is_left(run, monkeypatch):
+    prices = Prices(token=0, draft_step=1, verify_row=1)
+    monkeypatch.setattr(DraftLengthController, "prices", lambda *args: prices)
     counted, _ = run({"stop_drafting": True})
     assert counted.num_drafted == 0
     assert counted.num_resumed > 0  # the one draft step's state is not lost

@@ -1,11 +1,9 @@
-"""What became of drafts, against a loop; and the threshold that is learnt from it."""
+"""What became of drafts, against a loop."""
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerskip_vllm.spec_decode.draft_stop import StopThreshold
 from layerskip_vllm.spec_decode.drafts import Drafts
 
 WIDTH = 4
@@ -38,7 +36,7 @@ def test_outcomes_equal_a_loop_over_the_requests(cycle):
         req_ids=[row[0] for row in rows],
         start_positions=np.array([row[1] for row in rows]),
         token_ids=np.array([row[2] for row in rows]),
-        top_probs=np.arange(len(rows) * WIDTH).reshape(-1, WIDTH) / 100,
+        leads=np.arange(len(rows) * WIDTH).reshape(-1, WIDTH) / 100,
         num_drafted=np.array([row[3] for row in rows]),
         num_submitted=np.array([row[4] for row in rows]),
     )
@@ -48,17 +46,15 @@ def test_outcomes_equal_a_loop_over_the_requests(cycle):
     for i, (_, start, token_ids, _, _, accepted, extra, fate) in enumerate(order):
         sampled[i, : accepted + 1] = [*token_ids[:accepted], extra]
         computed[i] = start + (fate == "moved")
-    expected, num_submitted_matches = [], 0
-    for i, (_, _, token_ids, drafted, submitted, accepted, extra, fate) in enumerate(rows):
+    expected = []
+    for i, (_, _, token_ids, drafted, _, accepted, extra, fate) in enumerate(rows):
         if fate != "verified":
             continue
         for k, said in enumerate([*token_ids[:accepted], extra][:drafted]):
             expected.append(((WIDTH * i + k) / 100, said == token_ids[k]))
-            num_submitted_matches += said == token_ids[k] and k < submitted
 
     outcomes = drafts.outcomes([row[0] for row in order] + ["other"], np.array(computed), sampled)
-    assert list(zip(outcomes.probs, outcomes.is_match, strict=True)) == expected
-    assert outcomes.num_submitted_matches == num_submitted_matches
+    assert list(zip(outcomes.leads, outcomes.is_match, strict=True)) == expected
 
 
 def test_a_step_that_sampled_one_token_each_tells_the_first_drafts():
@@ -68,22 +64,3 @@ def test_a_step_that_sampled_one_token_each_tells_the_first_drafts():
     outcomes = drafts.outcomes(["a"], np.array([5]), np.array([[9]]))
     assert outcomes.is_match.tolist() == [False]
     assert drafts.submitted(0) == [7, 8]
-
-
-def test_the_threshold_lies_between_right_and_wrong_drafts():
-    threshold = StopThreshold()
-    assert threshold.value == 0
-    threshold.observe(np.array([0.9, 0.7]), np.array([True, True]))
-    assert threshold.value == 0  # nothing is known of wrong ones
-    threshold.observe(np.array([0.2]), np.array([False]))
-    assert threshold.value == pytest.approx((0.8 + 0.2) / 2)
-    threshold.observe(np.array([]), np.array([], dtype=bool))
-    assert threshold.value == pytest.approx(0.5)
-
-
-def test_the_threshold_forgets():
-    threshold = StopThreshold()
-    threshold.observe(np.array([0.9, 0.5]), np.array([True, False]))
-    for _ in range(100):
-        threshold.observe(np.array([0.4, 0.2]), np.array([True, False]))
-    assert threshold.value == pytest.approx(0.3, abs=0.01)

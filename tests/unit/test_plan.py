@@ -23,14 +23,14 @@ def schedules(draw):
 @given(schedules())
 def test_resume_plan_equals_a_loop_over_the_tokens(schedule):
     query_lens, num_resumed, cache_rows = schedule
-    resumed, exit_states, fresh, rows, start_loc = [], [], [], [], [0]
+    exit_states, fresh, rows, start_loc = [], [], [], [0]
     token = 0
     for req, query_len in enumerate(query_lens):
         for i in range(query_len):
             if i < num_resumed[req]:
-                resumed.append(token)
                 exit_states.append(cache_rows[req] * WIDTH + i)
             else:
+                exit_states.append(0)
                 fresh.append(token)
             token += 1
         if query_len > num_resumed[req]:
@@ -38,13 +38,12 @@ def test_resume_plan_equals_a_loop_over_the_tokens(schedule):
             start_loc.append(len(fresh))
 
     plan = ResumePlan.from_schedule(query_lens, num_resumed, cache_rows, WIDTH)
-    assert plan.resumed_token_indices.tolist() == resumed
     assert plan.exit_state_indices.tolist() == exit_states
     assert plan.fresh_token_indices.tolist() == fresh
     assert plan.fresh_rows.tolist() == rows
     assert plan.fresh_query_start_loc.tolist() == start_loc
     assert plan.fresh_query_start_loc.dtype == torch.int32
-    assert plan.num_resumed_tokens + plan.num_fresh_tokens == query_lens.sum()
+    assert plan.num_resumed_tokens == num_resumed.sum()
 
 
 @st.composite
@@ -100,9 +99,10 @@ def test_draft_schedule_equals_a_loop_over_the_requests(
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, WIDTH)), min_size=1, max_size=6),
     st.integers(1, WIDTH),
+    st.integers(0, 3),
     st.data(),
 )
-def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_steps, data):
+def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_steps, num_idle_rows, data):
     block_size, padding_slot = 4, -1
     table = [data.draw(st.permutations(range(14))) for _ in reqs]
     schedule = DraftSchedule(
@@ -112,7 +112,14 @@ def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_steps, data)
         num_drafts=np.array([num for _, num in reqs]),
     )
     block_table = torch.tensor(table, dtype=torch.int32)
-    plan = DraftPlan.from_schedule(schedule, num_steps, block_table, block_size, padding_slot)
+    num_rows = len(reqs) + num_idle_rows
+    plan = DraftPlan.from_schedule(
+        schedule, num_steps, num_rows, block_table, block_size, padding_slot
+    )
+    assert plan.positions.shape == plan.slot_mapping.shape == (num_steps, num_rows)
+    assert plan.positions[:, len(reqs) :].eq(0).all()
+    assert plan.slot_mapping[:, len(reqs) :].eq(padding_slot).all()
+    assert plan.max_seq_lens == plan.seq_lens.amax(dim=1).tolist()
     for step in range(num_steps):
         for row, (start, num_drafts) in enumerate(reqs):
             position = start + min(step, num_drafts - 1)
