@@ -53,15 +53,20 @@ class RowTimes:
     def estimate(self, num_rows: int) -> float:
         """Seconds for a number of rows; at least one time must have been observed.
 
-        What was never measured is taken to cost as little as it may: as much as the next smaller
-        forward, or below the smallest in proportion. So it is tried, and then it is measured.
+        What was never measured is taken to cost as little as it may. So it is tried, and then it
+        is measured. Between measured forwards it costs as much as the next smaller one. Time grows
+        with rows, and ever faster: below the smallest forward it falls at most in proportion, and
+        beyond the largest it rises at least as between the smallest and the largest.
         """
         bucket = _bucket_of(num_rows)
-        smaller = bisect_right(self._buckets, bucket) - 1
-        if smaller >= 0:
-            return self._seconds[self._buckets[smaller]]
-        smallest = self._buckets[0]
-        return self._seconds[smallest] * 2.0 ** ((bucket - smallest) / BUCKETS_PER_DOUBLING)
+        smallest, largest = self._buckets[0], self._buckets[-1]
+        first, last = self._seconds[smallest], self._seconds[largest]
+        if bucket < smallest:
+            return first * _rows_of(bucket) / _rows_of(smallest)
+        if bucket > largest > smallest:
+            slope = max(0.0, last - first) / (_rows_of(largest) - _rows_of(smallest))
+            return last + slope * (_rows_of(bucket) - _rows_of(largest))
+        return self._seconds[self._buckets[bisect_right(self._buckets, bucket) - 1]]
 
     def __bool__(self) -> bool:
         return bool(self._samples)
@@ -70,6 +75,10 @@ class RowTimes:
 @lru_cache(maxsize=4096)
 def _bucket_of(num_rows: int) -> int:
     return round(BUCKETS_PER_DOUBLING * math.log2(num_rows))
+
+
+def _rows_of(bucket: int) -> float:
+    return 2.0 ** (bucket / BUCKETS_PER_DOUBLING)
 
 
 class DraftOutcomes:

@@ -127,30 +127,32 @@ class DraftPlan:
     def from_schedule(
         cls,
         schedule: DraftSchedule,
-        num_steps: int,
         num_rows: int,  # at least num_drafting
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
         block_size: int,
         padding_slot: int,
     ) -> DraftPlan:
-        """Lay the steps out, on the device of `block_table`."""
-        device, num_drafting = block_table.device, len(schedule.rows)
-        steps = np.arange(num_steps)[:, None]
-        positions_np = np.zeros((num_steps, num_rows), np.int64)
-        own = positions_np[:, :num_drafting]
-        own[:] = schedule.start_positions + np.minimum(steps, schedule.num_drafts - 1)
-        positions = torch.from_numpy(positions_np).to(device)
-        blocks = block_table.gather(1, torch.from_numpy(own // block_size).to(device).T).T
-        slots = blocks.to(torch.int64) * block_size + positions[:, :num_drafting] % block_size
-        is_done = torch.from_numpy(schedule.num_drafts <= steps).to(device)
-        # Kernels read a step's row as it lies in memory, so it must be a row here.
-        slot_mapping = torch.full_like(positions, padding_slot)
-        slot_mapping[:, :num_drafting] = slots.masked_fill_(is_done, padding_slot)
-        seq_lens_cpu = torch.from_numpy(own + 1).to(torch.int32)
+        """Lay the steps out, on the device of `block_table`.
+
+        All on the host, which knows everything already: a few copies instead of many small kernels.
+        """
+        steps = np.arange(schedule.num_drafts.max())[:, None]
+        requests = np.arange(len(schedule.rows))
+        own = schedule.start_positions + np.minimum(steps, schedule.num_drafts - 1)
+        slots = block_table.cpu().numpy()[requests, own // block_size].astype(np.int64)
+        slots = slots * block_size + own % block_size
+        slots[schedule.num_drafts <= steps] = padding_slot
+
+        def laid_out(values: np.ndarray, idle: int) -> torch.Tensor:
+            rows = np.full((len(steps), num_rows), idle, np.int64)
+            rows[:, requests] = values
+            return torch.from_numpy(rows).to(block_table.device)
+
+        seq_lens_cpu = torch.from_numpy((own + 1).astype(np.int32))
         return cls(
-            positions=positions,
-            slot_mapping=slot_mapping,
-            seq_lens=seq_lens_cpu.to(device),
+            positions=laid_out(own, 0),
+            slot_mapping=laid_out(slots, padding_slot),
+            seq_lens=seq_lens_cpu.to(block_table.device),
             seq_lens_cpu=seq_lens_cpu,
             max_seq_lens=(own.max(axis=1) + 1).tolist(),
         )

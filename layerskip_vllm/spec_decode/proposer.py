@@ -14,8 +14,7 @@ Request r has n computed tokens, KV valid in all layers, and a sampled next toke
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,7 +42,7 @@ class LayerSkipProposer(DraftModelProposer):
     """Drafts with the target's early layers and verifies from where they stopped.
 
     It derives from vLLM's `DraftModelProposer` because the V1 runner asserts on that type, and for
-    its attention groups (`initialize_attn_backend`) and draft sampling (`_sample_draft_tokens`).
+    its attention groups (`initialize_attn_backend`) and draft sampling (`_sample_from_logits`).
     """
 
     model: SplitForwardMixin
@@ -99,7 +98,6 @@ class LayerSkipProposer(DraftModelProposer):
     @torch.inference_mode()
     def propose_drafts(
         self,
-        num_speculative_tokens: int,  # K of this step, at least 1
         schedule: DraftSchedule,
         req_ids: Sequence[str],  # [num_drafting]
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
@@ -110,19 +108,14 @@ class LayerSkipProposer(DraftModelProposer):
         num_drafting = len(req_ids)
         num_rows = max(num_drafting, self.min_rows)
         plan = DraftPlan.from_schedule(
-            schedule,
-            num_speculative_tokens,
-            num_rows,
-            block_table,
-            self.block_size,
-            PADDING_SLOT_ID,
+            schedule, num_rows, block_table, self.block_size, PADDING_SLOT_ID
         )
-        reach = DraftReach(np.minimum(schedule.num_drafts, num_speculative_tokens))
+        reach = DraftReach(schedule.num_drafts)
         input_ids = torch.zeros(num_rows, dtype=torch.int32, device=self.device)
         input_ids[:num_drafting] = torch.from_numpy(schedule.next_token_ids)
         choices: list[DraftChoice] = []
         with set_forward_context(None, self.vllm_config, num_tokens=num_rows):
-            for k in range(num_speculative_tokens):
+            for k in range(len(plan.positions)):
                 self._enter_draft_step(k, plan, block_table)
                 exit_state, hidden_states = self.model.run_early_layers(
                     input_ids, plan.positions[k]
@@ -194,10 +187,10 @@ class LayerSkipProposer(DraftModelProposer):
         exit_state = self.exit_query_cache.gather(plan.exit_state_indices)
         if plan.num_fresh_tokens:
             fresh = plan.fresh_token_indices
-            with self._fresh_tokens_only(plan, common_attn_metadata):
-                fresh_state, _ = self.model.run_early_layers(
-                    self._filled_up(input_ids[fresh]), self._filled_up(positions[fresh])
-                )
+            self._enter_fresh_tokens(plan, common_attn_metadata)
+            fresh_state, _ = self.model.run_early_layers(
+                self._filled_up(input_ids[fresh]), self._filled_up(positions[fresh])
+            )
             for rows, fresh_rows in zip(exit_state, fresh_state.first(len(fresh)), strict=True):
                 rows[fresh] = fresh_rows
         return self.model.run_remaining_layers(positions, exit_state)
@@ -233,8 +226,7 @@ class LayerSkipProposer(DraftModelProposer):
         """Append idle rows, up to the least that a forward is run with."""
         return pad(rows, (0, max(0, self.min_rows - len(rows))), value=value)
 
-    @contextmanager
-    def _fresh_tokens_only(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> Generator[None]:
+    def _enter_fresh_tokens(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> None:
         """Let the early layers see a batch of the fresh tokens alone.
 
         The forward context keeps metadata and slots by layer name, so the remaining layers' stay.
@@ -261,7 +253,6 @@ class LayerSkipProposer(DraftModelProposer):
         context.attn_metadata.update(attn_metadata)
         slot_mapping = self._filled_up(slot_mapping, PADDING_SLOT_ID)
         context.slot_mapping.update(dict.fromkeys(attn_metadata, slot_mapping))
-        yield
 
     def _early_attn_metadata(self, cm: CommonAttentionMetadata) -> dict[str, object]:
         """Let each backend build its own metadata for the early layers, by layer name."""

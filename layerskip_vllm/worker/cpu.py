@@ -26,7 +26,9 @@ class LayerSkipCPUModelRunner(LayerSkipRunnerMixin, CPUModelRunner):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
-        self.drafter.min_rows = MIN_ROWS
+        # No more than the model is compiled for.
+        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+        self.drafter.min_rows = min(MIN_ROWS, max_rows)
         wrap(rejection_sampler, "expand_batch_to_tokens", _expand_batch_to_tokens)
 
 

@@ -141,22 +141,24 @@ class LayerSkipRunnerMixin(HostRunner):
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
         num_verified = np.array(spec_decode_metadata.num_draft_tokens)
         max_drafts = scheduler_output.num_spec_tokens_to_schedule
-        schedule = self._schedule_drafts(max_drafts, sampled, num_verified)
         self._observe(sampled, num_verified)
-        num_drafts = self.policy.num_drafts(len(schedule.rows), max_drafts)
+        is_decoding = ~self.discard_request_mask.np[: self.input_batch.num_reqs]
+        num_drafts = self.policy.num_drafts(int(is_decoding.sum()), max_drafts)
 
-        drafts: list[list[int]] = [[] for _ in range(self.input_batch.num_reqs)]
+        drafts: list[list[int]] = [[] for _ in is_decoding]
         self._draft_probs = self._draft_prob_req_ids = None
-        if num_drafts == 0 or len(schedule.rows) == 0:
+        if num_drafts == 0:
+            return drafts
+        schedule = self._schedule_drafts(num_drafts, sampled, num_verified)
+        if len(schedule.rows) == 0:
             return drafts
         rows = torch.from_numpy(schedule.rows).to(self.device)
         proposed = self.drafter.propose_drafts(
-            num_drafts,
             schedule,
             [self.input_batch.req_ids[row] for row in schedule.rows],
             common_attn_metadata.block_table_tensor[rows],
             _of_rows(sampling_metadata, rows),
-            self.policy.stop_rule(len(schedule.rows), max_drafts),
+            self.policy.stop_rule(len(schedule.rows), num_drafts),
         )
         self.policy.proposed(proposed)
         for i, row in enumerate(schedule.rows):

@@ -140,12 +140,10 @@ def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
 
     plan = ResumePlan.from_schedule(scheduled, resumed, np.arange(len(reqs)), 4)
     common = paged.common_metadata(scheduled.tolist())
-    with (
-        set_forward_context(
-            {}, drafter.vllm_config, slot_mapping={"remaining": common.slot_mapping}
-        ),
-        drafter._fresh_tokens_only(plan, common),
+    with set_forward_context(
+        {}, drafter.vllm_config, slot_mapping={"remaining": common.slot_mapping}
     ):
+        drafter._enter_fresh_tokens(plan, common)
         context_now = get_forward_context()
         metadata = context_now.attn_metadata[paged.layer_name]
         slots = context_now.slot_mapping[paged.layer_name]
@@ -170,11 +168,9 @@ def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
     )
 
 
-def draft_plan(schedule, num_steps, block_table, num_idle_rows=0) -> DraftPlan:
+def draft_plan(schedule, block_table, num_idle_rows=0) -> DraftPlan:
     num_rows = len(block_table) + num_idle_rows
-    return DraftPlan.from_schedule(
-        schedule, num_steps, num_rows, block_table, BLOCK_SIZE, PADDING_SLOT_ID
-    )
+    return DraftPlan.from_schedule(schedule, num_rows, block_table, BLOCK_SIZE, PADDING_SLOT_ID)
 
 
 @contextmanager
@@ -193,7 +189,7 @@ def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
     paged.write(context)
     rows = np.arange(len(context))
     schedule = DraftSchedule(rows, np.array(context), rows, np.full(len(rows), num_steps))
-    plan = draft_plan(schedule, num_steps, paged.block_table)
+    plan = draft_plan(schedule, paged.block_table)
     for step, positions in enumerate(plan.positions):
         with draft_step(drafter, step, plan, paged.block_table) as context_now:
             metadata = context_now.attn_metadata[paged.layer_name]
@@ -208,7 +204,7 @@ def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
 def test_a_request_that_has_all_its_drafts_writes_nowhere(drafter):
     paged = PagedBatch(drafter, [9, 9], seed=0)
     schedule = DraftSchedule(*map(np.array, ([0, 1], [3, 4], [0, 0], [4, 2])))
-    plan = draft_plan(schedule, 4, paged.block_table)
+    plan = draft_plan(schedule, paged.block_table)
     slots = []
     for step in range(4):
         with draft_step(drafter, step, plan, paged.block_table) as context_now:
@@ -222,7 +218,7 @@ def test_a_request_that_has_all_its_drafts_writes_nowhere(drafter):
 def test_idle_rows_write_nowhere_and_are_no_requests(drafter):
     paged = PagedBatch(drafter, [9, 9], seed=0)
     schedule = DraftSchedule(*map(np.array, ([0, 1], [3, 4], [0, 0], [4, 4])))
-    plan = draft_plan(schedule, 4, paged.block_table, num_idle_rows=3)
+    plan = draft_plan(schedule, paged.block_table, num_idle_rows=3)
     with draft_step(drafter, 1, plan, paged.block_table) as context_now:
         metadata = context_now.attn_metadata[paged.layer_name]
         slots = context_now.slot_mapping[paged.layer_name]

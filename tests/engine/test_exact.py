@@ -99,8 +99,10 @@ def test_local_argmax_drafts_the_same_tokens(mixed_model, plain_outputs):
     assert_speculated(counted[0])
 
 
-def test_both_segments_compile(random_llama, monkeypatch, tmp_path):
+def test_both_segments_compile_once(random_llama, monkeypatch, tmp_path):
     """`vllm serve` compiles by default: both cuts of the model, for any number of tokens."""
+    from vllm.compilation.counter import compilation_counter
+
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     model = random_llama(num_layers=3, late_scale=0.3)
     prompts = as_prompts(random_prompts([5, 33, 9]))
@@ -108,11 +110,16 @@ def test_both_segments_compile(random_llama, monkeypatch, tmp_path):
     plain = make_llm(model)
     expected = generate(plain, prompts, params)
     close(plain)
-    llm = make_self_llm(model, 2, 3, enforce_eager=False)
-    before = counts(llm)
-    assert generate(llm, prompts, params) == expected
-    assert_speculated(counts(llm).since(before))
-    close(llm)
+    nothing = {"num_aot_compiles": 0, "num_inductor_compiles": 0}
+    for first_start in (True, False):
+        compiled, loaded = (2, 0) if first_start else (0, 2)
+        with compilation_counter.expect(num_aot_compiles=compiled, num_aot_artifacts_loaded=loaded):
+            llm = make_self_llm(model, 2, 3, enforce_eager=False)
+        before = counts(llm)
+        with compilation_counter.expect(**nothing):  # whatever the shapes of the steps
+            assert generate(llm, prompts, params) == expected
+        assert_speculated(counts(llm).since(before))
+        close(llm)
     artifacts = {path.parent.parent.name for path in tmp_path.rglob("model") if path.is_file()}
     assert len(artifacts) == 2
 

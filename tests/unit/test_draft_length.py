@@ -26,7 +26,8 @@ def test_what_was_not_measured_is_taken_to_cost_little():
     times = RowTimes()
     times.observe(4, 2)
     times.observe(8, 4)
-    assert [times.estimate(rows) for rows in (4, 5, 6, 8, 9, 100)] == [2, 2, 2, 4, 4, 4]
+    assert [times.estimate(rows) for rows in (4, 5, 6, 8)] == [2, 2, 2, 4]
+    assert [times.estimate(rows) for rows in (16, 64)] == [8, 32]  # as from 4 to 8
     assert [times.estimate(rows) for rows in (1, 2)] == [0.5, 1]
 
 

@@ -200,7 +200,7 @@ PROPOSE_AND_VERIFY = (
     Takes(
         "vllm.forward_context:set_forward_context",
         positional=("attn_metadata", "vllm_config"),
-        keyword=("num_tokens", "slot_mapping"),
+        keyword=("num_tokens",),
     ),
     Takes("vllm.forward_context:get_forward_context"),
     Has("vllm.forward_context:ForwardContext", ("attn_metadata", "slot_mapping")),

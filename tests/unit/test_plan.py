@@ -98,12 +98,11 @@ def test_draft_schedule_equals_a_loop_over_the_requests(
 
 @given(
     st.lists(st.tuples(st.integers(0, 50), st.integers(1, WIDTH)), min_size=1, max_size=6),
-    st.integers(1, WIDTH),
     st.integers(0, 3),
     st.data(),
 )
-def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_steps, num_idle_rows, data):
-    block_size, padding_slot = 4, -1
+def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_idle_rows, data):
+    block_size, padding_slot, num_steps = 4, -1, max(num for _, num in reqs)
     table = [data.draw(st.permutations(range(14))) for _ in reqs]
     schedule = DraftSchedule(
         rows=np.arange(len(reqs)),
@@ -113,9 +112,7 @@ def test_draft_plan_equals_a_loop_over_steps_and_requests(reqs, num_steps, num_i
     )
     block_table = torch.tensor(table, dtype=torch.int32)
     num_rows = len(reqs) + num_idle_rows
-    plan = DraftPlan.from_schedule(
-        schedule, num_steps, num_rows, block_table, block_size, padding_slot
-    )
+    plan = DraftPlan.from_schedule(schedule, num_rows, block_table, block_size, padding_slot)
     assert plan.positions.shape == plan.slot_mapping.shape == (num_steps, num_rows)
     assert plan.positions[:, len(reqs) :].eq(0).all()
     assert plan.slot_mapping[:, len(reqs) :].eq(padding_slot).all()
