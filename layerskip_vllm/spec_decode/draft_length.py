@@ -25,7 +25,7 @@ BUCKETS_PER_DOUBLING = 4
 DECAY_PER_STEP = 0.98
 """Weight that past outcomes keep in each step that has new ones."""
 
-MIN_GAIN = 1.02
+MIN_GAIN = 1.05
 """Drafting must promise this much more than plain decoding, or noise would decide."""
 
 FIRST_PROBE, LAST_PROBE = 8, 128
