@@ -60,7 +60,19 @@ def table(
         eager: Run vLLM without compilation.
         seed: Of the engines.
     """
-    common = {
+    common = _common(model, eager, seed)
+    systems = (
+        System("plain", "vllm", common),
+        *_self_speculation(model, num_speculative_tokens, common),
+        *_vllm_drafts(model, num_speculative_tokens, common),
+        *_transformers(model, num_speculative_tokens),
+    )
+    return {system.name: system for system in systems}
+
+
+def _common(model: PreparedModel, eager: bool, seed: int) -> dict[str, object]:
+    """What all engines of vLLM's share."""
+    return {
         "model": model.path,
         "dtype": model.dtype,
         "max_model_len": model.max_model_len,
@@ -73,62 +85,48 @@ def table(
         # A prompt that comes again would skip its prefill.
         "enable_prefix_caching": False,
     }
-    own = {"spec_model": f"self:{model.exit_layer}"}
+
+
+def _self_speculation(
+    model: PreparedModel, num_speculative_tokens: int, common: Mapping[str, object]
+) -> list[System]:
+    own = {**common, "spec_model": f"self:{model.exit_layer}"}
     own_fixed = own | {"spec_tokens": num_speculative_tokens}
-    transformers = {"model": model.path, "dtype": model.dtype}
-    systems = (
-        System("plain", "vllm", common),
-        System("self", "vllm", common | own_fixed | _options(FIXED)),
-        System("self-default", "vllm", common | own),
-        System(
-            "self-recompute",
-            "vllm",
-            common | own_fixed | _options(FIXED | {"exit_query_cache": False}),
-        ),
-        *_with_draft_vocabulary(model, common | own_fixed),
-        System(
-            "draft_model",
-            "vllm",
-            common
-            | _speculative(
-                method="draft_model",
-                model=model.cut_path,
-                num_speculative_tokens=num_speculative_tokens,
-            ),
-        ),
-        System(
-            "ngram",
-            "vllm",
-            common | _speculative(method="ngram", num_speculative_tokens=num_speculative_tokens),
-        ),
-        System("transformers", "transformers", transformers, max_batch_size=1),
-        System(
-            "transformers-early-exit",
-            "transformers",
-            transformers
-            | {
-                "exit_layer": model.exit_layer,
-                "num_speculative_tokens": num_speculative_tokens,
-            },
-            max_batch_size=1,
-        ),
-    )
-    return {system.name: system for system in systems}
+    systems = [
+        System("self", "vllm", own_fixed | _options(FIXED)),
+        System("self-default", "vllm", own),
+        System("self-recompute", "vllm", own_fixed | _options(FIXED | {"exit_query_cache": False})),
+    ]
+    if model.draft_vocab:
+        options = _options(FIXED | model.draft_vocab)
+        systems.append(System("self-draft-vocab", "vllm", own_fixed | options))
+    return systems
 
 
-def _with_draft_vocabulary(
-    model: PreparedModel, arguments: Mapping[str, object]
-) -> tuple[System, ...]:
-    """As `self`, with the draft's LM head restricted; only where the model is to show that."""
-    if not model.draft_vocab:
-        return ()
-    options = _options(FIXED | model.draft_vocab)
-    return (System("self-draft-vocab", "vllm", {**arguments, **options}),)
+def _vllm_drafts(
+    model: PreparedModel, num_speculative_tokens: int, common: Mapping[str, object]
+) -> list[System]:
+    def speculative(**config: object) -> dict[str, object]:
+        config["num_speculative_tokens"] = num_speculative_tokens
+        return {**common, "speculative_config": config}
+
+    return [
+        System("draft_model", "vllm", speculative(method="draft_model", model=model.cut_path)),
+        System("ngram", "vllm", speculative(method="ngram")),
+    ]
+
+
+def _transformers(model: PreparedModel, num_speculative_tokens: int) -> list[System]:
+    plain: dict[str, object] = {"model": model.path, "dtype": model.dtype}
+    early_exit = plain | {
+        "exit_layer": model.exit_layer,
+        "num_speculative_tokens": num_speculative_tokens,
+    }
+    return [
+        System("transformers", "transformers", plain, max_batch_size=1),
+        System("transformers-early-exit", "transformers", early_exit, max_batch_size=1),
+    ]
 
 
 def _options(layerskip: Mapping[str, object]) -> dict[str, object]:
     return {"additional_config": {"layerskip": dict(layerskip)}}
-
-
-def _speculative(**config: object) -> dict[str, object]:
-    return {"speculative_config": config}
