@@ -68,6 +68,15 @@ def test_the_demo_compares_the_two_servers(flags, expected):
     assert expected in done.stdout
 
 
+@pytest.fixture
+def _as_in_the_foreground():
+    """Tests that a shell started in the background ignore Ctrl-C, and so would their child."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("_as_in_the_foreground")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_stops_its_server_when_it_is_interrupted(number):
     with subprocess.Popen(
