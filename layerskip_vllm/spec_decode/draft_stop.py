@@ -77,7 +77,7 @@ class StopRule:
 
     def __init__(self, rates: MatchRates, prices: Prices, batch_size: int) -> None:
         self._rates, self._prices = rates, prices
-        self._chance = np.ones(batch_size)  # that all drafts so far are right; 0 once stopped
+        self._chance = np.ones(batch_size)  # that all drafts so far are right: it never rises
 
     def after(self, leads: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Hear of a draft step.
@@ -96,5 +96,4 @@ class StopRule:
         goes_on = gain > 0
         # A step costs the same for one request as for many.
         goes_on &= gain[goes_on].sum() > prices.draft_step
-        self._chance[~goes_on] = 0
         return submits, goes_on
