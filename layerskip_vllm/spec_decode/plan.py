@@ -17,9 +17,7 @@ class ResumePlan:
     a suffix of the request's query, and bottom-right causal alignment holds for them alone.
     """
 
-    exit_state_indices: (
-        torch.Tensor
-    )  # [num_tokens], int64, into the flat exit query cache; 0: fresh
+    exit_state_indices: torch.Tensor  # [num_tokens], int64, into the flat cache; 0 where fresh
     fresh_token_indices: torch.Tensor  # [num_fresh_tokens], int64, into the packed batch
     fresh_rows: torch.Tensor  # [num_fresh_reqs], int64, requests with at least one fresh token
     fresh_query_start_loc: torch.Tensor  # [num_fresh_reqs + 1], int32

@@ -159,6 +159,7 @@ class LayerSkipProposer(DraftModelProposer):
         # The lead tells nothing of the draft that is drawn, so stopping by it leaves the
         # distribution of what is submitted, and with it the output's, alone. `max` takes half of
         # the time of `argmax` on a CPU in bfloat16.
+        wants_leads = wants_leads and logits.shape[-1] > 1  # a draft vocabulary of one has none
         best = logits.topk(2, dim=-1) if wants_leads else logits.max(dim=-1, keepdim=True)
         leads = best.values[:, 0] - best.values[:, 1] if wants_leads else None
         token_ids, probs = best.indices[:, 0], None

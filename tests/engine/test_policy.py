@@ -127,6 +127,14 @@ def test_a_draft_vocabulary_costs_drafts_only(run, tmp_path):
     assert part.num_resumed > 0
 
 
+def test_a_draft_vocabulary_of_one_token_leads_nobody(run, tmp_path):
+    file = tmp_path / "counts.json"
+    file.write_text("{}")
+    options = {"draft_vocab_size": 1, "draft_vocab_counts": str(file), "stop_drafting": True}
+    counted, _ = run(options)
+    assert counted.num_drafted > 0
+
+
 def test_the_whole_vocabulary_drafts_as_without_one(run, tmp_path):
     file = tmp_path / "counts.json"
     file.write_text("{}")
