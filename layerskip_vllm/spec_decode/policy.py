@@ -14,10 +14,11 @@ from layerskip_vllm.spec_decode.drafts import Drafts
 
 
 class DraftPolicy:
-    """Learns from every step; without `adaptive` and `stop_drafting` it asks for all drafts."""
+    """Learns from every step; without `adaptive` and `stop_drafting` it just asks for all drafts."""
 
     def __init__(self, config: LayerSkipConfig) -> None:
         self.is_adaptive = config.adaptive
+        self._learns = config.adaptive or config.stop_drafting
         self.controller = DraftLengthController()
         self.match_rates = MatchRates() if config.stop_drafting else None
         self._drafts: Drafts | None = None
@@ -32,6 +33,8 @@ class DraftPolicy:
         num_rows: int | None,  # of the step's forward; None where it was more than decoding
     ) -> None:
         """Hear of a step whose tokens are sampled; to be called before the next propose."""
+        if not self._learns:
+            return
         now = time.perf_counter()
         if num_rows is not None and self._step_ended is not None:
             self.controller.verify_seconds.observe(num_rows, now - self._step_ended)
@@ -63,6 +66,8 @@ class DraftPolicy:
 
     def proposed(self, drafts: Drafts) -> None:
         """Hear of a propose step's drafts; they are on the host, so its work is done."""
+        if not self._learns:
+            return
         self._step_ended = time.perf_counter()
         self._drafts = drafts
         batch_size, num_steps = drafts.token_ids.shape
