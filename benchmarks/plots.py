@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.result import ModelResult
 from benchmarks.where import PARTS, REST
 
-SIZE_INCHES, DPI = (16, 9), 120
+SIZE_INCHES, DPI = (16, 14), 110
 TITLE_FONT_SIZE, FONT_SIZE, SMALL_FONT_SIZE = 18, 12, 10
 COLOURS = {
     "plain": "#777777",
@@ -42,11 +42,11 @@ def draw(result: ModelResult, path: Path) -> None:
         fontsize=TITLE_FONT_SIZE,
         parse_math=False,
     )
-    axes = figure.subplots(2, 2)
-    _draw_speedups(axes[0, 0], result)
-    _draw_ideal(axes[0, 1], result)
-    _draw_forward_times(axes[1, 0], result)
-    _draw_where(axes[1, 1], result)
+    axes = figure.subplot_mosaic([["speedups", "where"], ["ideal", "where"], ["times", "where"]])
+    _draw_speedups(axes["speedups"], result)
+    _draw_ideal(axes["ideal"], result)
+    _draw_forward_times(axes["times"], result)
+    _draw_where(axes["where"], result)
     figure.savefig(path, format="png")
 
 
@@ -130,9 +130,16 @@ def _draw_where(axes: Axes, result: ModelResult) -> None:
         widths = [max(where.parts_ms[part], 0) / where.tokens_per_step for _, where in bars]
         axes.barh(labels, widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
+    axes.margins(y=0.01)
     axes.set_xlabel("ms per output token of a request", fontsize=FONT_SIZE)
     _caption(axes, "Where the time goes (system, batch size)")
-    axes.legend(loc="best", ncols=2, fontsize=SMALL_FONT_SIZE - 2, frameon=False)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.06),
+        ncols=3,
+        fontsize=SMALL_FONT_SIZE,
+        frameon=False,
+    )
 
 
 def _label_batches(axes: Axes, result: ModelResult) -> None:
