@@ -10,7 +10,12 @@ import signal
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.environment import PRELOADS, Environment, child_variables
+from benchmarks.environment import (
+    PRELOADS,
+    Environment,
+    child_variables,
+    installed_preloads,
+)
 from benchmarks.figures import model_result
 from benchmarks.forward_time import ROW_COUNTS
 from benchmarks.models import DEFAULT_MODELS, MODELS, PreparedModel
@@ -114,7 +119,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--smoke", action="store_true", help="a tiny model, to see that all works")
     how = parser.add_argument_group("how every system runs")
     how.add_argument("--eager", action="store_true", help="vLLM without compilation")
-    how.add_argument("--preload", nargs="+", choices=PRELOADS, default=[], help="libraries")
+    how.add_argument(
+        "--preload",
+        nargs="*",
+        choices=PRELOADS,
+        default=installed_preloads(),
+        metavar="NAME",
+        help=f"libraries, of {', '.join(PRELOADS)}; default: what is installed; empty for none",
+    )
     how.add_argument(
         "--num-threads",
         type=positive,
@@ -146,7 +158,7 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
     """Measure all systems on one model."""
     systems = table(model, args.num_speculative_tokens, args.eager)
     systems = {name: systems[name] for name in systems if name in {REFERENCE, *args.system}}
-    variables = child_variables(tuple(args.preload), args.num_threads, args.bind)
+    variables = child_variables(args.preload, args.num_threads, args.bind)
     schedule = Schedule(
         batch_sizes=args.batch_size,
         num_rounds=args.num_rounds,

