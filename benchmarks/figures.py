@@ -163,9 +163,9 @@ def _ideal_ratio(
 
 
 def exit_query_cache_bytes(model: PreparedModel, num_speculative_tokens: int) -> int:
-    """Hidden state and residual of K tokens for each request that may run."""
-    states = 2 * MAX_NUM_SEQS * num_speculative_tokens * model.hidden_size
-    return states * DTYPE_BYTES[model.dtype]
+    """Hidden state and residual, which is float32, of K tokens for each request that may run."""
+    states = MAX_NUM_SEQS * num_speculative_tokens * model.hidden_size
+    return states * (DTYPE_BYTES[model.dtype] + DTYPE_BYTES["float32"])
 
 
 def model_result(

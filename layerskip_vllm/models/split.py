@@ -17,10 +17,14 @@ class ExitState(NamedTuple):
 
     vLLM's decoder layers pass two tensors. Both are kept: their sum, rounded, is not the same
     number, and verification that resumes from it would not be the full forward.
+
+    The residual is kept as it was before rounding to the model's dtype. Where layer E follows in
+    one compiled graph, inductor does not round it either; so the two segments compute, bit by bit,
+    what vLLM's own graph does.
     """
 
     hidden_states: torch.Tensor  # [num_tokens, hidden_size], model dtype
-    residual: torch.Tensor  # [num_tokens, hidden_size], model dtype
+    residual: torch.Tensor  # [num_tokens, hidden_size], float32
 
     def first(self, num_tokens: int) -> ExitState:
         """The states of the first tokens alone, as views."""
@@ -63,7 +67,7 @@ class EarlyLayers(nn.Module):
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return hidden states, residual and normed states, [num_tokens, hidden_size] each."""
+        """Return hidden states, residual (float32), normed states: [num_tokens, hidden_size]."""
         hidden_states = (
             inputs_embeds if inputs_embeds is not None else self._embed_tokens[0](input_ids)
         )
@@ -73,7 +77,7 @@ class EarlyLayers(nn.Module):
         assert residual is not None  # E >= 1
         # Copies: without compilation the norm may overwrite what it is given.
         normed_states, _ = self._norm[0](hidden_states.clone(), residual.clone())
-        return hidden_states, residual, normed_states
+        return hidden_states, residual.float(), normed_states
 
 
 @support_torch_compile(
@@ -102,9 +106,10 @@ class RemainingLayers(nn.Module):
         self,
         positions: torch.Tensor,  # [num_tokens], int64
         hidden_states: torch.Tensor,  # [num_tokens, hidden_size]
-        residual: torch.Tensor,  # [num_tokens, hidden_size]
+        residual: torch.Tensor,  # [num_tokens, hidden_size], float32
     ) -> torch.Tensor:
         """Return what the LM head takes, [num_tokens, hidden_size]."""
+        residual = residual.to(hidden_states.dtype)
         for layer in self._layers:
             hidden_states, residual = layer(positions, hidden_states, residual)
         hidden_states, _ = self._norm[0](hidden_states, residual)

@@ -64,14 +64,17 @@ class ExitQueryCache:
         device: torch.device,
     ) -> None:
         self.width = num_speculative_tokens
-        shape = (len(ExitState._fields), max_num_reqs, num_speculative_tokens, hidden_size)
-        self._states = torch.empty(shape, dtype=dtype, device=device)
+        shape = (max_num_reqs, num_speculative_tokens, hidden_size)
+        self._states = ExitState(
+            hidden_states=torch.empty(shape, dtype=dtype, device=device),
+            residual=torch.empty(shape, dtype=torch.float32, device=device),
+        )
         self._entries = ExitQueryEntries()
 
     @property
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
-        return self._states.nbytes
+        return sum(states.nbytes for states in self._states)
 
     def store(self, step: int, exit_state: ExitState) -> None:
         """Copy the states of draft step `step`, row r to entry [r, step]."""
@@ -89,4 +92,6 @@ class ExitQueryCache:
 
     def gather(self, exit_state_indices: torch.Tensor) -> ExitState:
         """Copy states out: [len(exit_state_indices), hidden_size] each."""
-        return ExitState(*self._states.flatten(1, 2).index_select(1, exit_state_indices))
+        return ExitState(
+            *(s.flatten(0, 1).index_select(0, exit_state_indices) for s in self._states)
+        )

@@ -14,7 +14,7 @@ from layerskip_vllm.spec_decode.drafts import Drafts
 
 
 class DraftPolicy:
-    """Learns from every step; without `adaptive` and `stop_drafting` it just asks for all drafts."""
+    """Learns from every step; without `adaptive` and `stop_drafting` it asks for all drafts."""
 
     def __init__(self, config: LayerSkipConfig) -> None:
         self.is_adaptive = config.adaptive

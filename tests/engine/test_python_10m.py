@@ -5,7 +5,15 @@ import json
 import pytest
 
 from layerskip_vllm.demo.models import MODELS, PYTHON_10M
-from tests.engine.engines import close, counts, generate, greedy, make_llm, make_self_llm
+from tests.engine.engines import (
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    runner,
+)
 
 EXIT_LAYER, NUM_SPECULATIVE_TOKENS = 4, 4
 
@@ -28,6 +36,20 @@ def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
     close(llm)
     assert counted.num_drafts > 500
     assert counted.num_accepted / counted.num_drafted >= 0.5
+
+
+def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(prompts):
+    """Where nothing is drafted every forward has plain's shape, so not a bit may differ."""
+    compiled = {"dtype": "bfloat16", "enforce_eager": False}
+    plain = make_llm(str(PYTHON_10M), **compiled)
+    expected = generate(plain, prompts, greedy(128))
+    close(plain)
+    llm = make_self_llm(
+        str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS, {"adaptive": True}, **compiled
+    )
+    runner(llm).policy.controller.choose = lambda *_: 0
+    assert generate(llm, prompts, greedy(128)) == expected
+    close(llm)
 
 
 def test_what_ships_is_small_and_complete():
