@@ -2,6 +2,7 @@
 
 import pytest
 
+from benchmarks import compare
 from benchmarks.compare import parse_arguments, row_counts
 from benchmarks.models import PreparedModel
 from benchmarks.systems import SYSTEMS, table
@@ -29,6 +30,13 @@ def model(**changes):
 def test_smoke_yields_to_what_is_said_beside_it():
     args = parse_arguments(["--smoke", "--num-rounds", "3"])
     assert (args.model, args.num_rounds, args.num_starts) == (["small"], 3, 0)
+
+
+def test_what_is_installed_is_preloaded_unless_something_else_is_said(monkeypatch):
+    monkeypatch.setattr(compare, "installed_preloads", lambda: ["tcmalloc"])
+    assert parse_arguments([]).preload == ["tcmalloc"]
+    assert parse_arguments(["--preload", "iomp"]).preload == ["iomp"]
+    assert parse_arguments(["--preload"]).preload == []
 
 
 def test_rows_are_those_of_batches_and_of_their_verification():
