@@ -216,7 +216,7 @@ MODELS: dict[str, DialledModel | TextModel] = {
             "acceptance dialled to 0.80",
             shape=LLAMA_128K,
             exit_layer=4,
-            draft_vocab_size=40_960,
+            draft_vocab_size=36_864,
         ),
         TextModel(
             name="trained",

@@ -1,0 +1,40 @@
+"""In which order systems are measured, and what of it is kept."""
+
+from types import SimpleNamespace
+
+from benchmarks.rounds import Schedule, measure
+from benchmarks.systems import System
+from benchmarks.where import Where
+from tests.benchmarks.test_command_line import model
+
+
+class Child:
+    """A system's process that says what was scripted and keeps in which order it was asked."""
+
+    start_s = 0.0
+    ready = SimpleNamespace(engine_start_s=0.0, starting=None, kv_cache_tokens=None)
+
+    def __init__(self, name, step_ms, asked):
+        self.name, self.step_ms, self.asked = name, iter(step_ms), asked
+
+    def call(self, _what, prompts, max_tokens):
+        self.asked.append(self.name)
+        return Where(len(prompts), next(self.step_ms), {}, float(max_tokens))
+
+    def memory(self):
+        return None
+
+
+def test_systems_are_looked_into_in_turns_and_the_median_look_is_kept():
+    asked = []
+    children = {
+        "plain": Child("plain", [3.0, 1.0, 9.0], asked),
+        "self": Child("self", [8.0, 2.0, 4.0], asked),
+    }
+    # They serve no batch, so nothing is decoded but to look into it.
+    systems = {name: System(name, "vllm", {}, max_batch_size=0) for name in children}
+    schedule = Schedule(batch_sizes=[1], num_rounds=1, max_tokens=8, look_into=list(systems))
+    group = measure(model(), systems, children, schedule)
+    assert asked == ["plain", "self"] * 3
+    kept = {name: [look.step_ms for look in looks] for name, looks in group.where.items()}
+    assert kept == {"plain": [3.0], "self": [4.0]}
