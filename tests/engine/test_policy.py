@@ -1,9 +1,12 @@
 """Greedy float32 output stays plain decoding's, whatever decides how far to draft."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+from vllm.model_executor.models.llama import LlamaDecoderLayer
 
+from layerskip_vllm.spec_decode import policy
 from layerskip_vllm.spec_decode.draft_length import DraftLengthController
 from layerskip_vllm.spec_decode.draft_stop import Prices
 from tests.engine.engines import (
@@ -70,6 +73,19 @@ def chosen(monkeypatch):
     return seen
 
 
+@pytest.fixture
+def _layers_take_time(monkeypatch):
+    """The policy's clock: a decoder layer takes a millisecond, and nothing else takes any."""
+    original, seconds = LlamaDecoderLayer.forward, [0.0]
+
+    def forward(self, *args, **kwargs):
+        seconds[0] += 1e-3
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
+    monkeypatch.setattr(policy, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+
+
 def test_the_defaults(run):
     counted, _ = run({"adaptive": True, "stop_drafting": True})
     assert counted.num_drafts > 0
@@ -83,14 +99,16 @@ def test_a_draft_length_that_changes_in_every_step(run, monkeypatch):
     assert 0 < counted.num_accepted < counted.num_drafted < 4 * counted.num_drafts
 
 
+@pytest.mark.usefixtures("_layers_take_time")
 def test_adaptive_stops_where_drafts_are_hopeless(random_llama, chosen):
-    """Random layers: draft and target have nothing in common."""
+    """Random layers: a draft costs nearly a step, and few are right."""
     llm = make_self_llm(random_llama(num_layers=6), 5, 4, {"adaptive": True})
     generate(llm, as_prompts(random_prompts([9])), greedy(200, ignore_eos=True))
     close(llm)
     assert sum(k > 0 for k in chosen[50:]) < 0.2 * len(chosen[50:])
 
 
+@pytest.mark.usefixtures("_layers_take_time")
 def test_adaptive_goes_on_where_drafts_are_right(random_llama, chosen):
     """Layers [1, L) add nothing, and there are many of them: one layer drafts for 24."""
     llm = make_self_llm(

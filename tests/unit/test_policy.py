@@ -1,5 +1,7 @@
 """What a policy hears and asks for; how far to draft is decided elsewhere."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,8 @@ from tests.options import FIXED
 def seconds(monkeypatch):
     """A clock that is a list; `seconds.append(t)` sets it, and an empty one cannot be read."""
     seconds = []
-    monkeypatch.setattr(policy_module.time, "perf_counter", lambda: seconds[-1])
+    clock = SimpleNamespace(perf_counter=lambda: seconds[-1])
+    monkeypatch.setattr(policy_module, "time", clock)
     return seconds
 
 
