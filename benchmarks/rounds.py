@@ -26,7 +26,6 @@ MIN_TEXTS_PER_ROUND = 4
 FORWARD_PROMPT_LEN = 8
 """Short: what t(M) is measured on is prefilled for nothing."""
 
-
 NUM_LOOKS = 3
 """Turns in which it is looked where the time goes; the one with the median step is kept."""
 
