@@ -51,8 +51,6 @@ Unsupported = tuple[tuple[str, Callable[["EngineArgs"], bool]], ...]
 
 UNSUPPORTED: Unsupported = (
     ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
-    ("tensor parallelism", lambda args: args.tensor_parallel_size > 1),
-    ("data parallelism", lambda args: args.data_parallel_size > 1),
     ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
     ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
     ("dual batch overlap", lambda args: bool(args.enable_dbo)),

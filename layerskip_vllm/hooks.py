@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from copy import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from vllm import SamplingParams
+from vllm import SamplingParams, envs
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
+from vllm.distributed.device_communicators.cpu_communicator import (
+    CpuCommunicator,
+    _CPUSHMDistributed,
+)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.models import ModelRegistry
+from vllm.platforms import current_platform
+from vllm.platforms.cpu import CpuPlatform
+from vllm.v1.executor.abstract import Executor
 
 from layerskip_vllm import early_exit
 from layerskip_vllm import engine_args as layerskip_engine_args
@@ -20,6 +28,8 @@ from layerskip_vllm.models import (
     early_exit_architecture,
     layerskip_architecture,
 )
+from layerskip_vllm.worker.host_identity import host_identity
+from layerskip_vllm.worker.sampling import biases_drafts_itself
 from layerskip_vllm.wrapping import wrap
 
 if TYPE_CHECKING:
@@ -35,10 +45,24 @@ def register_models() -> None:
                 ModelRegistry.register_model(name, f"{module}:{name}")
 
 
+class Hook(NamedTuple):
+    """A method of vLLM's that is wrapped, unless vLLM has the patch that makes it unnecessary."""
+
+    host: type
+    name: str
+    wrapper: Callable
+    is_patched: Callable[[], bool]
+
+
 def install() -> None:
-    """Install the hooks. Idempotent."""
-    for host, name, wrapper in HOOKS:
-        wrap(host, name, wrapper)
+    """Install the hooks that this vLLM needs. Idempotent."""
+    for hook in (*HOOKS, *(CPU_HOOKS if current_platform.is_cpu() else ())):
+        if not hook.is_patched():
+            wrap(hook.host, hook.name, hook.wrapper)
+    if _has_factories():
+        SpeculativeConfig.register_factory(_own_speculative_config)
+    if current_platform.is_cpu():
+        CpuPlatform.ray_device_key = "CPU"
 
 
 def _add_cli_args(
@@ -47,18 +71,32 @@ def _add_cli_args(
     return add_cli_args(original(parser))
 
 
+def _own_speculative_config(
+    engine_args: EngineArgs,
+    target_model_config: ModelConfig,
+    target_parallel_config: ParallelConfig,
+) -> SpeculativeConfig | None:
+    """What `self:E` asks for; None without it, the model cut where early exit is asked for."""
+    if layerskip_engine_args.asks_for_self_speculation(engine_args):
+        return layerskip_engine_args.create_speculative_config(
+            engine_args, target_model_config, target_parallel_config
+        )
+    early_exit.cut_model(engine_args, target_model_config)
+    return None
+
+
 def _create_speculative_config(
     original: Callable[..., SpeculativeConfig | None],
     engine_args: EngineArgs,
     target_model_config: ModelConfig,
     target_parallel_config: ParallelConfig,
 ) -> SpeculativeConfig | None:
-    if layerskip_engine_args.asks_for_self_speculation(engine_args):
-        return layerskip_engine_args.create_speculative_config(
-            engine_args, target_model_config, target_parallel_config
-        )
-    early_exit.cut_model(engine_args, target_model_config)
-    return original(engine_args, target_model_config, target_parallel_config)
+    arguments = (engine_args, target_model_config, target_parallel_config)
+    return _own_speculative_config(*arguments) or original(*arguments)
+
+
+def _has_factories() -> bool:
+    return hasattr(SpeculativeConfig, "register_factory")
 
 
 def _v2_model_runner_unsupported_features(
@@ -87,13 +125,57 @@ def _validate_spec_decode(
     original(sampling_params, speculative_config)
 
 
-HOOKS: tuple[tuple[type, str, Callable], ...] = (
-    (EngineArgs, "add_cli_args", _add_cli_args),
-    (EngineArgs, "create_speculative_config", _create_speculative_config),
-    (
+HOOKS = (
+    Hook(
+        EngineArgs,
+        "add_cli_args",
+        _add_cli_args,
+        lambda: "--speculative-model" in inspect.getsource(EngineArgs.add_cli_args),
+    ),
+    Hook(EngineArgs, "create_speculative_config", _create_speculative_config, _has_factories),
+    Hook(
         VllmConfig,
         "_get_v2_model_runner_unsupported_features",
         _v2_model_runner_unsupported_features,
+        lambda: hasattr(SpeculativeConfig, "get_v2_model_runner_unsupported_features"),
     ),
-    (SamplingParams, "_validate_spec_decode", _validate_spec_decode),
+    Hook(SamplingParams, "_validate_spec_decode", _validate_spec_decode, biases_drafts_itself),
 )
+
+
+def _executor_class(
+    original: Callable[[VllmConfig], type[Executor]], vllm_config: VllmConfig
+) -> type[Executor]:
+    parallel_config = vllm_config.parallel_config
+    if parallel_config.distributed_executor_backend != "ray":
+        return original(vllm_config)
+    if parallel_config.data_parallel_backend == "ray":
+        # Its placement groups have one more bundle with a CPU, which would pass for a worker's.
+        raise ValueError("--data-parallel-backend ray is not supported on CPU; use mp")
+    if not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        raise ValueError(
+            "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses a Ray executor that has no workers on CPU; "
+            "leave it out"
+        )
+    from layerskip_vllm.worker.ray_cpu import CPURayExecutor, share_ray_address
+
+    share_ray_address()
+    return CPURayExecutor
+
+
+def _shared_memory_name(
+    original: Callable[[CpuCommunicator], str], communicator: CpuCommunicator
+) -> str:
+    return f"{original(communicator)}-{host_identity()}"
+
+
+CPU_HOOKS = (
+    Hook(Executor, "get_class", _executor_class, lambda: CpuPlatform.ray_device_key == "CPU"),
+    Hook(
+        _CPUSHMDistributed,
+        "make_group_name",
+        _shared_memory_name,
+        lambda: hasattr(_CPUSHMDistributed, "host_identifier"),
+    ),
+)
+"""Installed where vLLM runs on CPUs."""

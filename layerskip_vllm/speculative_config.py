@@ -9,6 +9,7 @@ from vllm.utils.hashing import safe_hash
 
 from layerskip_vllm.config import LayerSkipConfig
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
+from layerskip_vllm.version import __version__
 
 
 @config
@@ -22,6 +23,8 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
 
     layerskip: SkipValidation[LayerSkipConfig] = None  # type: ignore[assignment]
     num_speculative_tokens_per_batch_size: list[tuple[int, int, int]] | None = None
+    package_version: str = __version__
+    """Of the process that made this; workers on other hosts compare it with theirs."""
 
     def __post_init__(self) -> None:
         """Make the target its own draft; vLLM's would load a second `ModelConfig` from `self:E`."""
@@ -45,6 +48,10 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
     def max_num_new_slots_for_drafting(self) -> int:
         """0: a draft step feeds one token a request, so the token budget stays the scheduler's."""
         return 0
+
+    def get_v2_model_runner_unsupported_features(self) -> list[str]:
+        """Rule model runner V2 out, on a vLLM that asks (patches/0003)."""
+        return ["LayerSkip self-speculation"]
 
     def compute_hash(self) -> str:
         """Hash what shapes the compiled graphs, as vLLM does, with the cut at layer E."""

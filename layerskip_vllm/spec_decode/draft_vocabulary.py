@@ -28,27 +28,56 @@ if TYPE_CHECKING:
 class DraftHead(nn.Module):
     """The rows of the LM head that belong to the draft's vocabulary, in a copy.
 
-    It stands in for a `ParallelLMHead` in vLLM's `LogitsProcessor`, which calls `quant_method`.
+    It stands in for a `ParallelLMHead` in vLLM's `LogitsProcessor`, which calls `quant_method` and
+    gathers the logits of all ranks. A rank copies the rows that lie in its shard; idle rows, whose
+    logit is -inf, give all ranks as many.
     """
 
-    token_ids: torch.Tensor  # [draft_vocab_size], int64, ascending; row -> token
+    token_ids: torch.Tensor  # [num_logits], int64: logit of the gathered ones -> token, 0 if idle
+    bias: torch.Tensor | None  # [num_rows], 0 or -inf; None where no row is idle
 
     def __init__(self, lm_head: ParallelLMHead, token_ids: np.ndarray) -> None:
         super().__init__()
-        device = lm_head.weight.device
-        self.register_buffer("token_ids", torch.from_numpy(token_ids).to(device), persistent=False)
-        self.weight = nn.Parameter(lm_head.weight[self.token_ids], requires_grad=False)
+        device, shard_size = lm_head.weight.device, lm_head.shard_indices.num_org_elements_padded
+        self.tp_size = lm_head.tp_size
+        self.vocab_size = lm_head.org_vocab_size
+        layout = shard_layout(token_ids, shard_size, self.tp_size)
+        own = layout[lm_head.tp_rank]
+        rows = torch.from_numpy(np.where(own < 0, 0, own % shard_size)).to(device)
+        self.weight = nn.Parameter(lm_head.weight[rows], requires_grad=False)
         self.num_bytes = self.weight.nbytes
         """Memory that the copy holds."""
-        self.tp_size = 1  # tensor parallelism is refused so far
+        bias = torch.from_numpy(np.where(own < 0, -np.inf, 0.0)).to(self.weight)
+        self.register_buffer("bias", bias if bias.any() else None, persistent=False)
+        # The logits beyond the vocabulary's size, all idle, are cut off by `LogitsProcessor`.
+        flat = torch.from_numpy(np.maximum(layout.reshape(-1), 0)[: self.vocab_size])
+        self.register_buffer("token_ids", flat.to(device), persistent=False)
         self.quant_method = UnquantizedLinearMethod()
         self.quant_method.process_weights_after_loading(self)
-        self.vocab_size = lm_head.org_vocab_size
 
     def expand(self, probs: torch.Tensor) -> torch.Tensor:
         """Probabilities of the draft's vocabulary as such of the target's: [*, vocab_size]."""
         full = probs.new_zeros(len(probs), self.vocab_size)
-        return full.index_copy_(1, self.token_ids, probs)
+        return full.index_add_(1, self.token_ids, probs)
+
+
+def shard_layout(
+    token_ids: np.ndarray,  # [draft_vocab_size], int64, ascending
+    shard_size: int,
+    tp_size: int,
+) -> np.ndarray:
+    """Which token each rank's rows stand for: [tp_size, num_rows], int64, -1 for an idle row.
+
+    Rank r holds tokens [r * shard_size, (r + 1) * shard_size) of the LM head
+    (`vllm/model_executor/layers/vocab_parallel_embedding.py`).
+    """
+    shards = token_ids // shard_size
+    num_rows = np.bincount(shards, minlength=tp_size).max()
+    layout = np.full((tp_size, num_rows), -1, dtype=np.int64)
+    for rank in range(tp_size):
+        own = token_ids[shards == rank]
+        layout[rank, : len(own)] = own
+    return layout
 
 
 def draft_token_ids(config: LayerSkipConfig, model_config: ModelConfig) -> np.ndarray | None:
@@ -65,6 +94,11 @@ def draft_token_ids(config: LayerSkipConfig, model_config: ModelConfig) -> np.nd
         raise ValueError(
             f"{OPTIONS_KEY}.draft_vocab_size={size} must be in [1, {vocab_size}], the model's "
             "vocabulary"
+        )
+    if model_config.head_dtype != model_config.dtype:
+        raise ValueError(
+            f"{OPTIONS_KEY}.draft_vocab_size={size} needs an LM head of the model's dtype: leave "
+            f"out head_dtype={model_config.head_dtype}, or the draft's vocabulary"
         )
     if config.draft_vocab_counts is not None:
         counts = read_counts(Path(config.draft_vocab_counts), vocab_size)

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from layerskip_vllm.config import LayerSkipConfig
 from layerskip_vllm.spec_decode.draft_length import DraftLengthController
-from layerskip_vllm.spec_decode.draft_stop import MatchRates, StopRule
+from layerskip_vllm.spec_decode.draft_stop import MatchRates, Prices, StopRule
 from layerskip_vllm.spec_decode.drafts import Drafts
 
 
 class DraftPolicy:
-    """Learns from every step; without `adaptive` and `stop_drafting` it asks for all drafts."""
+    """Learns from every step; without `adaptive` and `stop_drafting` it asks for all drafts.
 
-    def __init__(self, config: LayerSkipConfig) -> None:
+    Tensor-parallel ranks hear of the same tokens but measure different times, and must draft alike.
+    """
+
+    def __init__(
+        self,
+        config: LayerSkipConfig,
+        agree: Callable[[Sequence[float]], Sequence[float]] = lambda values: values,
+    ) -> None:
+        """Start without knowledge.
+
+        Args:
+            config: Whether K is chosen and requests stop by themselves.
+            agree: Makes all ranks' numbers the first rank's; each of them calls it.
+        """
         self.is_adaptive = config.adaptive
+        self._agree = agree
         self._learns = config.adaptive or config.stop_drafting
         self.controller = DraftLengthController()
         self.match_rates = MatchRates() if config.stop_drafting else None
@@ -53,7 +67,7 @@ class DraftPolicy:
         """
         if not self.is_adaptive or batch_size == 0:
             return max_drafts
-        num_drafts = self.controller.choose(batch_size, max_drafts)
+        num_drafts = int(*self._agree([self.controller.choose(batch_size, max_drafts)]))
         # Where requests stop by themselves it is for them to say how far they go.
         return max_drafts if num_drafts > 0 and self.match_rates is not None else num_drafts
 
@@ -61,7 +75,7 @@ class DraftPolicy:
         """Who stops where in the coming propose step; None: nobody does."""
         if self.match_rates is None:
             return None
-        prices = self.controller.prices(batch_size, max_drafts)
+        prices = Prices(*self._agree(self.controller.prices(batch_size, max_drafts)))
         return StopRule(self.match_rates, prices, batch_size)
 
     def proposed(self, drafts: Drafts) -> None:

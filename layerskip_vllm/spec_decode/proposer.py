@@ -152,10 +152,11 @@ class LayerSkipProposer(DraftModelProposer):
         is_greedy = not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy
         if self.use_local_argmax_reduction and is_greedy and self.draft_head is None:
             return DraftChoice(self.model.get_top_tokens(hidden_states)[:num_drafting])
-        if self.draft_head is None:
+        head = self.draft_head
+        if head is None:
             logits = self.model.compute_logits(hidden_states)[:num_drafting]
         else:
-            logits = self.model.logits_processor(self.draft_head, hidden_states)[:num_drafting]
+            logits = self.model.logits_processor(head, hidden_states, head.bias)[:num_drafting]
         # The lead tells nothing of the draft that is drawn, so stopping by it leaves the
         # distribution of what is submitted, and with it the output's, alone. `max` takes half of
         # the time of `argmax` on a CPU in bfloat16.
@@ -165,9 +166,9 @@ class LayerSkipProposer(DraftModelProposer):
         token_ids, probs = best.indices[:, 0], None
         if not is_greedy:
             token_ids, probs = self._sample_from_logits(logits, sampling_metadata)
-        if self.draft_head is not None:
-            token_ids = self.draft_head.token_ids[token_ids]
-            probs = self.draft_head.expand(probs) if probs is not None else None
+        if head is not None:
+            token_ids = head.token_ids[token_ids]
+            probs = head.expand(probs) if probs is not None else None
         return DraftChoice(token_ids, leads, probs)
 
     @torch.inference_mode()

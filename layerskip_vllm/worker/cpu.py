@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
@@ -26,10 +27,12 @@ class LayerSkipCPUModelRunner(LayerSkipRunnerMixin, CPUModelRunner):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
-        # No more than the model is compiled for.
-        max_rows = vllm_config.scheduler_config.max_num_batched_tokens
-        self.drafter.min_rows = min(MIN_ROWS, max_rows)
-        wrap(rejection_sampler, "expand_batch_to_tokens", _expand_batch_to_tokens)
+        if get_tp_group().world_size == 1:  # idle rows would cross the network too
+            # No more than the model is compiled for.
+            max_rows = vllm_config.scheduler_config.max_num_batched_tokens
+            self.drafter.min_rows = min(MIN_ROWS, max_rows)
+        if not _expands_floats():
+            wrap(rejection_sampler, "expand_batch_to_tokens", _expand_batch_to_tokens)
 
 
 class LayerSkipCPUWorker(CPUWorker):
@@ -39,6 +42,13 @@ class LayerSkipCPUWorker(CPUWorker):
         """Initialise as the host does, then replace its runner, which holds nothing yet."""
         super().init_device()
         self.model_runner = LayerSkipCPUModelRunner(self.vllm_config, self.device)
+
+
+def _expands_floats() -> bool:
+    """Whether vLLM's own function does what it is for (patches/0004)."""
+    values, ends = torch.tensor([0.3, 0.7]), torch.tensor([1, 3], dtype=torch.int32)
+    expanded = rejection_sampler.expand_batch_to_tokens(values, ends, 3)
+    return torch.equal(expanded, values[[0, 1, 1]])
 
 
 def _expand_batch_to_tokens(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from vllm.distributed.parallel_state import get_tp_group
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import SamplerOutput
@@ -19,7 +21,9 @@ from layerskip_vllm.spec_decode.health import AcceptanceMonitor
 from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
 from layerskip_vllm.spec_decode.policy import DraftPolicy
 from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
-from layerskip_vllm.worker.sampling import LayerSkipRejectionSampler
+from layerskip_vllm.version import __version__
+from layerskip_vllm.worker.agreement import with_first_rank
+from layerskip_vllm.worker.sampling import LayerSkipRejectionSampler, biases_drafts_itself
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -39,17 +43,20 @@ class LayerSkipRunnerMixin(HostRunner):
     drafter: LayerSkipProposer
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        require_same_version(vllm_config.speculative_config.package_version)
         super().__init__(vllm_config, device)
         self.drafter = LayerSkipProposer(vllm_config, device)
-        self.rejection_sampler = LayerSkipRejectionSampler(
-            self.sampler, vllm_config.speculative_config, device
-        )
-        # vLLM leaves this processor out under speculation, as its own sampler cannot serve it.
-        self.input_batch.logitsprocs.non_argmax_invariant.append(
-            LogitBiasLogitsProcessor(vllm_config, device, PIN_MEMORY)
-        )
-        self.acceptance = AcceptanceMonitor(vllm_config.speculative_config.layerskip)
-        self.policy = DraftPolicy(vllm_config.speculative_config.layerskip)
+        if not biases_drafts_itself():
+            self.rejection_sampler = LayerSkipRejectionSampler(
+                self.sampler, vllm_config.speculative_config, device
+            )
+            # vLLM leaves it out under speculation, as its own rejection sampler cannot serve it.
+            self.input_batch.logitsprocs.non_argmax_invariant.append(
+                LogitBiasLogitsProcessor(vllm_config, device, PIN_MEMORY)
+            )
+        layerskip = vllm_config.speculative_config.layerskip
+        self.acceptance = AcceptanceMonitor(layerskip)
+        self.policy = DraftPolicy(layerskip, with_first_rank(get_tp_group()))
         self.num_resumed_tokens = 0
         self._exit_entries = ExitQueryEntries()
         self._continuing_req_ids: set[str] = set()
@@ -184,10 +191,11 @@ class LayerSkipRunnerMixin(HostRunner):
             sampled,
             num_rows=int(query_lens.sum()) if is_decode else None,
         )
-        self.acceptance.observe(
-            num_drafted=int(num_verified.sum()),
-            num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
-        )
+        if get_tp_group().is_first_rank:  # the others would say the same
+            self.acceptance.observe(
+                num_drafted=int(num_verified.sum()),
+                num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
+            )
 
     def _schedule_drafts(
         self,
@@ -212,3 +220,16 @@ def _of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor) -> Samplin
     if sampling_metadata.temperature is None:
         return sampling_metadata
     return dataclasses.replace(sampling_metadata, temperature=sampling_metadata.temperature[rows])
+
+
+def require_same_version(driver_version: str) -> None:
+    """Compare this worker's version with that of the process that configured it.
+
+    Raises:
+        RuntimeError: They differ: the options would not mean the same.
+    """
+    if driver_version != __version__:
+        raise RuntimeError(
+            f"the worker on {socket.gethostname()} has layerskip_vllm {__version__}, and the "
+            f"engine that drives it has {driver_version}: install one version on all hosts"
+        )

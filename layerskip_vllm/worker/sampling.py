@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
+def biases_drafts_itself() -> bool:
+    """Whether this vLLM's rejection sampler applies `logit_bias` (patches/0005)."""
+    return hasattr(LogitBiasLogitsProcessor, "apply_with_spec_decode")
+
+
 class LayerSkipRejectionSampler(RejectionSampler):
     """vLLM's rejection sampler, with `logit_bias` applied where drafts are verified.
 

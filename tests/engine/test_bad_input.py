@@ -105,9 +105,7 @@ TABLE = [
         },
         "drafts up to 8 tokens, more than num_speculative_tokens=2",
     ),
-    (SELF | {"tensor_parallel_size": 2}, "does not support tensor parallelism"),
     (SELF | {"pipeline_parallel_size": 2}, "does not support pipeline parallelism"),
-    (SELF | {"data_parallel_size": 2}, "does not support data parallelism"),
     (
         SELF | {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
         "decode context parallelism",

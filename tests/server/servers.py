@@ -38,11 +38,12 @@ def user_environment() -> dict[str, str]:
 
 
 @contextmanager
-def serve(model: str, *args: str) -> Generator[Server]:
+def serve(model: str, *args: str, **variables: str) -> Generator[Server]:
     """Start `vllm serve`, wait until it answers, and leave none of its processes behind."""
     with tempfile.TemporaryDirectory(prefix="layerskip-server-") as directory:
         log = Path(directory) / "server.log"
-        with server.serve(model, *ENGINE_FLAGS, *args, log=log, env=user_environment()) as running:
+        env = user_environment() | variables
+        with server.serve(model, *ENGINE_FLAGS, *args, log=log, env=env) as running:
             yield running
 
 

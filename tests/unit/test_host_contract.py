@@ -21,6 +21,7 @@ PROPOSER = "vllm.v1.spec_decode.draft_model:DraftModelProposer"
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 CPU_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 INPUT_BATCH = "vllm.v1.worker.gpu_input_batch:InputBatch"
+RAY_EXECUTOR = "vllm.v1.executor.ray_executor_v2"
 LLAMA = "vllm.model_executor.models.llama"
 
 ENTRY_POINT = (
@@ -50,7 +51,6 @@ CONFIGURATION = (
             "compilation_config",
             "async_scheduling",
             "pipeline_parallel_size",
-            "data_parallel_size",
             "decode_context_parallel_size",
             "prefill_context_parallel_size",
             "enable_dbo",
@@ -71,7 +71,7 @@ CONFIGURATION = (
     Has(
         "vllm.config:ModelConfig",
         ("hf_config", "quantization", "get_total_num_hidden_layers", "get_model_arch_config"),
-        properties=("architecture", "architectures", "registry"),
+        properties=("architecture", "architectures", "registry", "head_dtype"),
     ),
     Sets(
         "vllm.config:ModelConfig.__post_init__",
@@ -190,7 +190,12 @@ PROPOSE_AND_VERIFY = (
     Takes("vllm.tokenizers:cached_tokenizer_from_config", positional=("model_config",)),
     Sets(
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.__init__",
-        ("org_vocab_size",),
+        ("org_vocab_size", "tp_size", "tp_rank", "shard_indices"),
+    ),
+    Has(
+        "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices",
+        (),
+        properties=("num_org_elements_padded",),
     ),
     Has("vllm.v1.spec_decode.utils", ("PADDING_SLOT_ID",)),
     Takes(
@@ -317,6 +322,33 @@ RUNNERS_AND_WORKERS = (
     Sets("vllm.v1.worker.worker_base:WorkerBase.__init__", ("vllm_config",)),
 )
 
+PARALLEL = (
+    Takes("vllm.distributed.parallel_state:get_tp_group"),
+    Sets("vllm.distributed.parallel_state:GroupCoordinator.__init__", ("world_size", "cpu_group")),
+    Has(
+        "vllm.distributed.parallel_state:GroupCoordinator",
+        (),
+        properties=("first_rank", "is_first_rank"),
+    ),
+    Takes("vllm.v1.executor.abstract:Executor.get_class", positional=("vllm_config",)),
+    Has("vllm.config:ParallelConfig", ("distributed_executor_backend", "data_parallel_backend")),
+    Takes(f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env"),
+    Has("vllm.platforms.interface:Platform", ("ray_device_key", "is_cpu")),
+    Has("vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND", ()),
+    Has(f"{RAY_EXECUTOR}:RayExecutorV2", ("_get_actor_resource_kwargs",)),
+    # The global that we replace is the one of which actors are made.
+    Calls(f"{RAY_EXECUTOR}:RayExecutorV2._init_executor", "ray.remote", num_positional=1),
+    Reads(f"{RAY_EXECUTOR}:RayExecutorV2._init_executor", ("RayWorkerProc",)),
+    Takes(f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids"),
+    Takes(
+        f"{RAY_EXECUTOR}:RayWorkerProc.initialize_worker", keyword=("assigned_physical_gpu_ids",)
+    ),
+    Takes(
+        "vllm.distributed.device_communicators.cpu_communicator:_CPUSHMDistributed.make_group_name",
+        positional=("communicator",),
+    ),
+)
+
 MODELS = (
     Takes(
         "vllm.compilation.decorators:support_torch_compile",
@@ -362,6 +394,7 @@ CONTRACT = (
     *CONFIGURATION,
     *PROPOSE_AND_VERIFY,
     *RUNNERS_AND_WORKERS,
+    *PARALLEL,
     *MODELS,
 )
 

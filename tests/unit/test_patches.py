@@ -77,10 +77,10 @@ def test_all_patches_apply_together_in_order(tmp_path):
 
 
 def test_the_ledger_has_an_entry_for_every_hook_and_names_every_patch():
-    from layerskip_vllm.hooks import HOOKS
+    from layerskip_vllm.hooks import CPU_HOOKS, HOOKS
 
     ledger = (PATCHES_DIR / "README.md").read_text()
-    for host, name, _ in HOOKS:
-        assert f"### `{host.__name__}.{name}`" in ledger
+    for hook in HOOKS + CPU_HOOKS:
+        assert f"### `{hook.host.__name__}.{hook.name}`" in ledger
     for patch in PATCHES:
         assert f"({patch.name})" in ledger

@@ -38,6 +38,6 @@ def test_registering_twice_leaves_the_same_hooks():
     from layerskip_vllm.hooks import HOOKS
 
     plugin.register()
-    installed = [getattr(owner, name) for owner, name, _ in HOOKS]
+    installed = [getattr(hook.host, hook.name) for hook in HOOKS]
     plugin.register()
-    assert [getattr(owner, name) for owner, name, _ in HOOKS] == installed
+    assert [getattr(hook.host, hook.name) for hook in HOOKS] == installed

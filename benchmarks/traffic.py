@@ -1,0 +1,59 @@
+"""In a tensor-parallel rank: what it hands to its collectives. For `LLM.collective_rpc`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.v1.worker.worker_base import WorkerBase
+
+COLLECTIVES = ("all_reduce", "all_gather", "gather")
+
+
+@dataclass
+class Traffic:
+    """What one rank hands to its collectives.
+
+    Attributes:
+        num_calls: By collective.
+        num_bytes: Of the tensors that the rank hands in.
+    """
+
+    num_calls: dict[str, int]
+    num_bytes: dict[str, int]
+
+
+def count(worker: WorkerBase) -> None:
+    """Count from now on what the rank's tensor-parallel group is handed."""
+    from vllm.distributed.parallel_state import get_tp_group
+
+    communicator = get_tp_group().device_communicator
+    worker.traffic = Traffic(dict.fromkeys(COLLECTIVES, 0), dict.fromkeys(COLLECTIVES, 0))
+    for name in COLLECTIVES:
+        counted = _counting(worker.traffic, name, getattr(communicator, name))
+        setattr(communicator, name, counted)
+
+
+def _counting(
+    traffic: Traffic, name: str, collective: Callable[..., torch.Tensor]
+) -> Callable[..., torch.Tensor]:
+    def counted(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        traffic.num_calls[name] += 1
+        traffic.num_bytes[name] += tensor.nbytes
+        return collective(tensor, *args, **kwargs)
+
+    return counted
+
+
+def reset(worker: WorkerBase) -> None:
+    """Forget what was counted."""
+    for counts in (worker.traffic.num_calls, worker.traffic.num_bytes):
+        counts.update(dict.fromkeys(COLLECTIVES, 0))
+
+
+def traffic_of(worker: WorkerBase) -> Traffic:
+    """What was counted."""
+    return worker.traffic

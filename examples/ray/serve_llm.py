@@ -1,0 +1,34 @@
+"""An OpenAI-compatible service with Ray Serve LLM: python examples/ray/serve_llm.py MODEL E
+
+Ray Serve scales, routes and restarts; each replica is vLLM with self-speculation. Ray 2.60 asks for
+vLLM 0.29; with vLLM 0.32 this was run on CPU. With GPUs leave `accelerator_config` out.
+"""
+
+import argparse
+
+from ray import serve
+from ray.serve.llm import LLMConfig, build_openai_app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Serve with Ray Serve LLM.")
+    parser.add_argument("model")
+    parser.add_argument("exit_layer", type=int)
+    args = parser.parse_args()
+
+    config = LLMConfig(
+        model_loading_config={"model_id": "layerskip", "model_source": args.model},
+        accelerator_config={"kind": "cpu"},
+        engine_kwargs={
+            "spec_model": f"self:{args.exit_layer}",
+            "max_model_len": 1024,
+            "enforce_eager": True,
+            "kv_cache_memory_bytes": 256 << 20,
+        },
+        deployment_config={"num_replicas": 1},
+    )
+    serve.run(build_openai_app({"llm_configs": [config]}), blocking=True)
+
+
+if __name__ == "__main__":
+    main()

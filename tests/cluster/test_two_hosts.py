@@ -1,0 +1,124 @@
+"""Tensor parallel across two hosts: a Ray head and a worker node, a real server and client."""
+
+import contextlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from layerskip_vllm.demo.server import process_group
+from tests.cluster.conftest import two_hosts
+from tests.engine.engines import random_prompts
+from tests.parallel.jobs import MAX_TOKENS, plain_outputs
+from tests.server.servers import ENGINE_FLAGS
+
+ROOT = Path(__file__).parents[2]
+PORT = 8000
+STARTS_IN_S, FAILS_IN_S = 300, 180
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    return random_llama(num_layers=6, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return random_prompts([5, 17, 40, 3])
+
+
+@pytest.fixture(scope="module")
+def plain_token_ids(model, prompts):
+    return plain_outputs(model, prompts)
+
+
+@contextlib.contextmanager
+def serve(host, model, log):
+    """The example's server on a host, ready; yields its process."""
+    command = host.inside(["examples/ray/serve.sh", model, "3", "2", *ENGINE_FLAGS])
+    with log.open("w") as file, process_group(command, file, host.variables()) as process:
+        deadline = time.monotonic() + STARTS_IN_S
+        while status(host) != 200:
+            assert process.poll() is None, log.read_text()[-6000:]
+            assert time.monotonic() < deadline, log.read_text()[-6000:]
+            time.sleep(1)
+        yield process
+
+
+def status(host) -> int | None:
+    """What the server's health check answers; None where nothing does."""
+    url = f"http://127.0.0.1:{PORT}/health"
+    ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=5).status)"
+    done = host.run([sys.executable, "-c", ask])
+    return int(done.stdout) if done.returncode == 0 else None
+
+
+def ask(host, prompts, max_tokens=MAX_TOKENS) -> list[list[int]]:
+    done = host.run(
+        [sys.executable, "-m", "tests.parallel.ask", str(PORT), str(max_tokens)],
+        stdin=json.dumps(prompts),
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def workers_on(host) -> int:
+    """How many of vLLM's worker actors run there."""
+    return sum("RayWorkerProc" in title for title in host.titles())
+
+
+def free_cpus(host) -> float:
+    """CPUs of the cluster that no placement group holds."""
+    script = "import ray; ray.init(log_to_driver=False); print(ray.available_resources()['CPU'])"
+    done = host.run([sys.executable, "-c", script])
+    return float(done.stdout.split()[-1]) if done.returncode == 0 else 0
+
+
+def until(condition, limit_s: float) -> bool:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(1)
+    return True
+
+
+def test_a_server_across_two_hosts_says_what_one_process_says(
+    hosts, model, prompts, plain_token_ids, tmp_path
+):
+    head, worker = hosts
+    with serve(head, model, tmp_path / "server.log"):
+        assert (workers_on(head), workers_on(worker)) == (1, 1)
+        assert ask(head, prompts) == plain_token_ids
+    assert until(lambda: free_cpus(head) == 2, FAILS_IN_S)
+
+
+def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_again(
+    model, prompts, plain_token_ids, tmp_path
+):
+    with two_hosts() as (head, worker):
+        log = tmp_path / "first.log"
+        with serve(head, model, log) as server:
+            client = subprocess.Popen(
+                head.inside([sys.executable, "-m", "tests.parallel.ask", str(PORT), "400"]),
+                env=head.variables(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            client.stdin.write(json.dumps(prompts[:1]))
+            client.stdin.close()
+            assert client.stderr.readline()  # it generates
+            worker.end_processes()
+            assert client.wait(FAILS_IN_S) != 0, client.stdout.read()
+            assert server.wait(FAILS_IN_S) != 0, log.read_text()[-6000:]
+            assert status(head) is None
+        assert until(lambda: free_cpus(head) == 1, FAILS_IN_S)  # of the node that is left
+
+        worker.start_ray(head=head.address, num_cpus=1)
+        with serve(head, model, tmp_path / "second.log"):
+            assert ask(head, prompts) == plain_token_ids

@@ -1,0 +1,180 @@
+"""Emulated hosts: processes with a network and a `/dev/shm` of their own, and Ray nodes on them.
+
+`ray start` listens on every interface whatever address it is given, so a Ray of a test runs where
+the only interface is the loopback, or one cable to another such host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from tests.server.servers import user_environment
+
+RAY_PORT = 6379
+WAITS_S = 300
+
+
+def why_not() -> str | None:
+    """Why hosts cannot be emulated here; None where they can."""
+    missing = [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]
+    if missing:
+        return f"emulated hosts need {' and '.join(missing)} (util-linux, iproute2)"
+    tried = subprocess.run(
+        ["unshare", "--net", "--mount", "true"], capture_output=True, text=True, check=False
+    )
+    return f"emulated hosts need root: {tried.stderr.strip()}" if tried.returncode else None
+
+
+class Host:
+    """One emulated host; it exists as long as a process in its namespaces sleeps."""
+
+    def __init__(self, home: Path, address: str, interface: str) -> None:
+        self.address = address
+        self.head: str | None = None
+        self.interface = interface
+        # Ray saves a token under HOME that `ray start` then asks for, and wants one path for the
+        # sockets of all nodes: each host mounts something of its own there.
+        self.home = home
+        home.mkdir(exist_ok=True)
+        mounts = f"mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {home}"
+        self._holder = subprocess.Popen(
+            [
+                *("unshare", "--net", "--mount", "--propagation", "private"),
+                *("sh", "-c", f"{mounts} && ip link set lo up && echo up && exec sleep infinity"),
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self._holder.stdout is not None
+        assert self._holder.stdout.readline() == "up\n"
+
+    @property
+    def pid(self) -> int:
+        """Of the process that holds the namespaces."""
+        return self._holder.pid
+
+    def variables(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """Environment of the host's processes."""
+        own = {
+            "HOME": str(self.home),
+            "RAY_ADDRESS": f"{self.head or self.address}:{RAY_PORT}",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "VLLM_HOST_IP": self.address,
+            "GLOO_SOCKET_IFNAME": self.interface,
+            "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        return user_environment() | own | (extra or {})
+
+    def inside(self, command: Sequence[str], directory: Path | None = None) -> list[str]:
+        """The command as it is run on the host, in a directory or where we are."""
+        enter = ["nsenter", "--target", str(self.pid), "--net", "--mount"]
+        enter += ["--wdns", str(directory or Path.cwd())]
+        return [*enter, "--", *command]
+
+    def run(
+        self,
+        command: Sequence[str],
+        stdin: str = "",
+        directory: Path | None = None,
+        **variables: str,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command on the host to its end."""
+        return subprocess.run(
+            self.inside(command, directory),
+            env=self.variables(variables),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=WAITS_S,
+            check=False,
+        )
+
+    def start_ray(self, head: str | None = None, num_cpus: int = 2, **variables: str) -> None:
+        """Start a Ray node: the head, or one that joins the head at an address."""
+        self.head = head
+        role = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
+        role.append(f"--temp-dir={self.home}/ray")
+        if head is not None:
+            role = [f"--address={head}:{RAY_PORT}"]
+        done = self.run(
+            [
+                *("ray", "start", *role),
+                *(f"--node-ip-address={self.address}", f"--num-cpus={num_cpus}"),
+                *("--object-store-memory=200000000", "--disable-usage-stats"),
+            ],
+            **variables,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def processes(self) -> list[int]:
+        """Process ids on the host, but the holder's."""
+        own = os.readlink(f"/proc/{self.pid}/ns/net")
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):
+                if entry.name.isdigit() and os.readlink(entry / "ns" / "net") == own:
+                    found.append(int(entry.name))
+        return [pid for pid in found if pid != self.pid]
+
+    def titles(self) -> list[str]:
+        """What the host's processes call themselves."""
+        titles = []
+        for pid in self.processes():
+            with contextlib.suppress(OSError):
+                titles.append(Path(f"/proc/{pid}/cmdline").read_text())
+        return titles
+
+    def end_processes(self) -> None:
+        """End everything that runs on the host at once; host and network stay."""
+        while pids := self.processes():
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def power_off(self) -> None:
+        """End everything, and the host."""
+        self.end_processes()
+        self._holder.kill()
+        self._holder.wait()
+
+
+def connect(first: Host, second: Host) -> None:
+    """Lay a cable between two hosts, and give its ends their addresses."""
+    ends = ((first, "lsk-a"), (second, "lsk-b"))
+    _ip("link", "add", "lsk-a", "type", "veth", "peer", "name", "lsk-b")
+    for host, end in ends:
+        _ip("link", "set", end, "netns", str(host.pid))
+        for command in (
+            ["link", "set", end, "name", host.interface],
+            ["addr", "add", f"{host.address}/24", "dev", host.interface],
+            ["link", "set", host.interface, "up"],
+        ):
+            subprocess.run(host.inside(["ip", *command]), check=True)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+@contextlib.contextmanager
+def one_host(**variables: str) -> Iterator[Host]:
+    """A host with the loopback alone, and a Ray head on it that has these variables set."""
+    with tempfile.TemporaryDirectory(prefix="lsk") as directory:
+        host = Host(Path(directory) / "home", "10.77.0.1", "lo")
+        try:
+            # What a name of the loopback stands for depends on the machine's own network.
+            add_address = ["ip", "addr", "add", f"{host.address}/32", "dev", host.interface]
+            subprocess.run(host.inside(add_address), check=True)
+            host.start_ray(**variables)
+            yield host
+        finally:
+            host.power_off()

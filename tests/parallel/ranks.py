@@ -1,0 +1,35 @@
+"""What tests ask of every worker: functions for `LLM.collective_rpc`, which get the worker."""
+
+from __future__ import annotations
+
+import functools
+
+
+def record_drafts(worker) -> None:
+    """Let the worker keep what it drafts; `drafts_of` returns it."""
+    runner = worker.model_runner
+    runner.recorded_drafts = []
+    propose = runner.propose_draft_token_ids
+
+    @functools.wraps(propose)
+    def recording(*args, **kwargs):
+        drafts = propose(*args, **kwargs)
+        runner.recorded_drafts.append(drafts)
+        return drafts
+
+    runner.propose_draft_token_ids = recording
+
+
+def drafts_of(worker) -> list[list[list[int]]]:
+    """Every propose step's drafts, request by request."""
+    return worker.model_runner.recorded_drafts
+
+
+def disagree(worker) -> None:
+    """Let each rank's clock favour another K."""
+    rank = worker.rank
+    worker.model_runner.policy.controller.choose = lambda *_: 3 - rank
+
+
+def num_resumed_tokens(worker) -> int:
+    return worker.model_runner.num_resumed_tokens

@@ -1,0 +1,38 @@
+"""Tensor-parallel workers in the actors of a Ray cluster of one node, on an emulated host."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+import layerskip_vllm
+from tests.parallel.hosts import one_host, why_not
+from tests.parallel.jobs import DECODE, RAY, assert_says, job
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+@pytest.fixture(scope="module")
+def host():
+    with one_host() as host:
+        yield host
+
+
+@pytest.mark.parametrize("inside_a_task", [False, True], ids=["from a script", "inside a task"])
+def test_two_actors_say_what_one_process_says(
+    host, model, token_prompts, plain_token_ids, inside_a_task
+):
+    done = host.run(DECODE, stdin=job(model, token_prompts, inside_a_task=inside_a_task, **RAY))
+    assert_says(done, plain_token_ids)
+
+
+def test_an_actor_of_another_version_is_refused_with_both_named(model, token_prompts, tmp_path):
+    """The node has another version of the package than the process that uses it."""
+    package = Path(layerskip_vllm.__file__).parent
+    shutil.copytree(package, tmp_path / package.name)
+    (tmp_path / package.name / "version.py").write_text('__version__ = "9.9.9"\n')
+    with one_host(PYTHONPATH=str(tmp_path)) as host:
+        # Ray lets actors import from the driver's directory first, and here ours would lie there.
+        done = host.run(DECODE, stdin=job(model, token_prompts, **RAY), directory=tmp_path.parent)
+    assert done.returncode != 0
+    assert "has layerskip_vllm 9.9.9, and the engine that drives it has" in done.stderr

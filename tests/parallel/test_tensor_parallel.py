@@ -1,0 +1,126 @@
+"""Two tensor-parallel workers say what one says without speculation, token for token."""
+
+import json
+
+import pytest
+
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+)
+from tests.parallel import ranks
+
+LENGTHS = [5, 17, 40, 3]
+MAX_TOKENS = 40
+
+UNTIED = {"num_layers": 6, "late_scale": 0.3}
+TIED_ONE_KV_HEAD = UNTIED | {"tied": True, "num_kv_heads": 1}
+
+pytestmark = pytest.mark.usefixtures("two_cores")
+
+
+@pytest.fixture(scope="module")
+def two_cores():
+    """vLLM's CPU workers share memory by being bound to cores of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return as_prompts(random_prompts(LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def plain_outputs(random_llama, prompts):
+    """`plain_outputs(shape)` -> outputs of one worker, without speculation."""
+    known = {}
+
+    def outputs(shape):
+        key = tuple(sorted(shape.items()))
+        if key not in known:
+            llm = make_llm(random_llama(**shape))
+            known[key] = generate(llm, prompts, greedy(MAX_TOKENS))
+            close(llm)
+        return known[key]
+
+    return outputs
+
+
+@pytest.fixture
+def open_llm(random_llama):
+    """`open_llm(shape, options, **arguments)` -> engine of two workers that record their drafts."""
+    opened = []
+
+    def open_llm(shape, options=None, **arguments):
+        llm = make_self_llm(
+            random_llama(**shape), 3, 4, options, tensor_parallel_size=2, **arguments
+        )
+        opened.append(llm)
+        llm.collective_rpc(ranks.record_drafts)
+        return llm
+
+    yield open_llm
+    for llm in opened:
+        close(llm)
+
+
+def agreed_drafts(llm) -> list[list[list[int]]]:
+    """Every propose step's drafts, which must be the same on both ranks."""
+    first, second = llm.collective_rpc(ranks.drafts_of)
+    assert first == second
+    return first
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        pytest.param(UNTIED, {}, id="untied head"),
+        pytest.param(TIED_ONE_KV_HEAD, {}, id="tied head, fewer KV heads than ranks"),
+        pytest.param(UNTIED, {"enforce_eager": False}, id="compiled"),
+        pytest.param(
+            UNTIED,
+            {"speculative_config": {"use_local_argmax_reduction": True}},
+            id="local argmax",
+        ),
+    ],
+)
+def test_two_ranks_say_what_one_says(open_llm, plain_outputs, prompts, shape, arguments):
+    llm = open_llm(shape, **arguments)
+    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(shape)
+    assert any(any(step) for step in agreed_drafts(llm))
+    resumed = llm.collective_rpc(ranks.num_resumed_tokens)
+    assert resumed[0] == resumed[1] > 0
+
+
+def test_drawn_drafts_are_drawn_alike(open_llm, plain_outputs, prompts):
+    llm = open_llm(TIED_ONE_KV_HEAD, speculative_config={"draft_sample_method": "probabilistic"})
+    drawn = generate(llm, prompts, greedy(MAX_TOKENS, temperature=0.8, ignore_eos=True))
+    assert [len(ids) for ids in drawn] == [MAX_TOKENS] * len(prompts)
+    assert any(any(step) for step in agreed_drafts(llm))
+    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(TIED_ONE_KV_HEAD)
+
+
+def test_ranks_whose_clocks_differ_draft_alike(open_llm, plain_outputs, prompts):
+    llm = open_llm(UNTIED, {"adaptive": True})
+    llm.collective_rpc(ranks.disagree)
+    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
+    assert max(len(drafts) for step in agreed_drafts(llm) for drafts in step) == 3
+
+
+def test_a_draft_vocabulary_that_is_split_unevenly(open_llm, plain_outputs, prompts, tmp_path):
+    """Most of its tokens are the first rank's; the second one's idle rows must lead nobody."""
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps({str(i): 1000 - i for i in range(190)}))
+    options = {"draft_vocab_size": 180, "draft_vocab_counts": str(counts), "stop_drafting": True}
+    llm = open_llm(UNTIED, options)
+    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
+    said = {token for step in agreed_drafts(llm) for drafts in step for token in drafts}
+    assert said <= {*range(179), 256}
+    assert max(said) > 160
