@@ -10,7 +10,7 @@ PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 LOCKS := requirements/cpu.txt requirements/dev.txt
 
-.PHONY: setup demo test bench quality style build clean help
+.PHONY: setup demo test test-cluster bench quality style build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,6 +38,9 @@ demo: setup ## serve a model plainly and with self-speculation, side by side
 
 test: setup ## the test suite, about 20 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about X minutes
+	$(BIN)/python -m pytest tests/cluster -m cluster
 
 bench: setup ## every way to decode, measured side by side, into build/bench; takes hours
 	$(BIN)/python -m benchmarks.compare --output build/bench $(BENCH_OPTIONS)

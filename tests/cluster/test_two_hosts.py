@@ -19,6 +19,8 @@ ROOT = Path(__file__).parents[2]
 PORT = 8000
 STARTS_IN_S, FAILS_IN_S = 300, 180
 
+pytestmark = pytest.mark.cluster
+
 
 @pytest.fixture(scope="module")
 def model(random_llama):
