@@ -7,6 +7,14 @@ from tests.parallel import jobs
 
 
 @pytest.fixture(scope="module")
+def two_cores():
+    """vLLM's CPU workers share memory by being bound to cores of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+        yield
+
+
+@pytest.fixture(scope="module")
 def model(random_llama):
     return random_llama(num_layers=6, late_scale=0.3)
 

@@ -25,14 +25,6 @@ pytestmark = pytest.mark.usefixtures("two_cores")
 
 
 @pytest.fixture(scope="module")
-def two_cores():
-    """vLLM's CPU workers share memory by being bound to cores of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-        yield
-
-
-@pytest.fixture(scope="module")
 def prompts():
     return as_prompts(random_prompts(LENGTHS))
 
