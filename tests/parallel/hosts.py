@@ -77,7 +77,7 @@ class Host:
     def inside(self, command: Sequence[str], directory: Path | None = None) -> list[str]:
         """The command as it is run on the host, in a directory or where we are."""
         enter = ["nsenter", "--target", str(self.pid), "--net", "--mount"]
-        enter += ["--wdns", str(directory or Path.cwd())]
+        enter.append(f"--wdns={directory or Path.cwd()}")
         return [*enter, "--", *command]
 
     def run(

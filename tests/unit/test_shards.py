@@ -23,7 +23,8 @@ def test_each_rank_holds_the_tokens_of_its_shard_in_order(data, tp_size, shard_s
         for rank in range(tp_size)
     ]
     assert layout.shape == (tp_size, max(map(len, held)))
-    assert all((np.diff((row >= 0).astype(int)) <= 0).all() for row in layout)  # idle rows come last
+    # Idle rows come last.
+    assert all((np.diff((row >= 0).astype(int)) <= 0).all() for row in layout)
 
 
 def test_the_host_is_told_by_its_boot_and_its_shared_memory(monkeypatch, tmp_path):
