@@ -39,7 +39,7 @@ demo: setup ## serve a model plainly and with self-speculation, side by side
 test: setup ## the test suite, about 20 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about X minutes
+test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/cluster -m cluster
 
 bench: setup ## every way to decode, measured side by side, into build/bench; takes hours

@@ -28,7 +28,7 @@ def main() -> None:
         spec_model=f"self:{args.exit_layer}",
         tensor_parallel_size=args.tensor_parallel_size,
         distributed_executor_backend="ray",
-        max_model_len=1024,
+        max_model_len=-1,  # as long as the KV cache holds
         enforce_eager=True,
         kv_cache_memory_bytes=256 << 20,
     )

@@ -23,7 +23,7 @@ def main() -> None:
         model_source=args.model,
         engine_kwargs={
             "spec_model": f"self:{args.exit_layer}",
-            "max_model_len": 1024,
+            "max_model_len": -1,  # as long as the KV cache holds
             "enforce_eager": True,
             "kv_cache_memory_bytes": 256 << 20,
         },

@@ -1,7 +1,8 @@
 """An OpenAI-compatible service with Ray Serve LLM: python examples/ray/serve_llm.py MODEL E
 
 Ray Serve scales, routes and restarts; each replica is vLLM with self-speculation. Ray 2.60 asks for
-vLLM 0.29; with vLLM 0.32 this was run on CPU. With GPUs leave `accelerator_config` out.
+vLLM 0.29; with vLLM 0.32 this was run on CPU, on a cluster that counts 8 CPUs. With GPUs leave
+`accelerator_config` out.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def main() -> None:
         accelerator_config={"kind": "cpu"},
         engine_kwargs={
             "spec_model": f"self:{args.exit_layer}",
-            "max_model_len": 1024,
+            "max_model_len": -1,  # as long as the KV cache holds
             "enforce_eager": True,
             "kv_cache_memory_bytes": 256 << 20,
         },

@@ -166,7 +166,7 @@ def _ip(*arguments: str) -> None:
 
 
 @contextlib.contextmanager
-def one_host(**variables: str) -> Iterator[Host]:
+def one_host(num_cpus: int = 2, **variables: str) -> Iterator[Host]:
     """A host with the loopback alone, and a Ray head on it that has these variables set."""
     with tempfile.TemporaryDirectory(prefix="lsk") as directory:
         host = Host(Path(directory) / "home", "10.77.0.1", "lo")
@@ -174,7 +174,7 @@ def one_host(**variables: str) -> Iterator[Host]:
             # What a name of the loopback stands for depends on the machine's own network.
             add_address = ["ip", "addr", "add", f"{host.address}/32", "dev", host.interface]
             subprocess.run(host.inside(add_address), check=True)
-            host.start_ray(**variables)
+            host.start_ray(num_cpus=num_cpus, **variables)
             yield host
         finally:
             host.power_off()

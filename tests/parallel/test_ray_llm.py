@@ -1,0 +1,58 @@
+"""The examples on Ray as a user runs them: batches by vLLM and by Ray Data LLM, Ray Serve LLM."""
+
+import json
+import sys
+import time
+
+import pytest
+
+from layerskip_vllm.demo.models import PYTHON_10M
+from layerskip_vllm.demo.server import process_group
+from tests.parallel.hosts import one_host, why_not
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+EXIT_LAYER = "4"
+PROMPTS = ["def add(a, b):\n", "import os\n", "class Stack:\n"]
+STARTS_IN_S = 240
+
+COMPLETE = """
+import openai
+client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", max_retries=0)
+done = client.completions.create(model="layerskip", prompt="import os", max_tokens=8, timeout=60)
+print(done.usage.completion_tokens)
+"""
+
+
+@pytest.fixture(scope="module")
+def host():
+    # Ray Serve LLM takes a CPU for each of its replicas and one for the engine.
+    with one_host(num_cpus=8) as host:
+        yield host
+
+
+@pytest.mark.parametrize("example", ["batch.py", "data_llm.py"])
+def test_each_line_of_a_file_is_completed(host, example, tmp_path):
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
+    command = [sys.executable, f"examples/ray/{example}", str(PYTHON_10M), EXIT_LAYER, str(lines)]
+    done = host.run([*command, "--max-tokens", "8"])
+    assert done.returncode == 0, done.stderr[-6000:]
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"prompt"')]
+    assert sorted(line["prompt"] for line in said) == sorted(PROMPTS)
+    assert all(line["completion"] for line in said)
+
+
+def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
+    log = tmp_path / "serve.log"
+    command = [sys.executable, "examples/ray/serve_llm.py", str(PYTHON_10M), EXIT_LAYER]
+    with (
+        log.open("w") as file,
+        process_group(host.inside(command), file, host.variables()) as process,
+    ):
+        deadline = time.monotonic() + STARTS_IN_S
+        while (done := host.run([sys.executable, "-c", COMPLETE])).returncode != 0:
+            assert process.poll() is None, log.read_text()[-6000:]
+            assert time.monotonic() < deadline, done.stderr + log.read_text()[-6000:]
+            time.sleep(1)
+    assert done.stdout == "8\n"
