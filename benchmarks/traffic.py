@@ -10,7 +10,10 @@ if TYPE_CHECKING:
     import torch
     from vllm.v1.worker.worker_base import WorkerBase
 
-COLLECTIVES = ("all_reduce", "all_gather", "gather")
+LAYER_COLLECTIVES = ("all_reduce", "all_gather", "gather")
+OTHER_COLLECTIVES = ("all_gatherv", "reduce_scatter", "reduce_scatterv", "broadcast", "send")
+AMONG_PROCESSES = "broadcast among processes"
+COLLECTIVES = (*LAYER_COLLECTIVES, *OTHER_COLLECTIVES, AMONG_PROCESSES)
 
 
 @dataclass
@@ -27,14 +30,20 @@ class Traffic:
 
 
 def count(worker: WorkerBase) -> None:
-    """Count from now on what the rank's tensor-parallel group is handed."""
+    """Count from now on what the rank's tensor-parallel group is handed.
+
+    Broadcasts through the processes' memory too: the group's own, of objects, are made of them.
+    """
+    import torch
     from vllm.distributed.parallel_state import get_tp_group
 
     communicator = get_tp_group().device_communicator
     worker.traffic = Traffic(dict.fromkeys(COLLECTIVES, 0), dict.fromkeys(COLLECTIVES, 0))
-    for name in COLLECTIVES:
+    for name in (*LAYER_COLLECTIVES, *OTHER_COLLECTIVES):
         counted = _counting(worker.traffic, name, getattr(communicator, name))
         setattr(communicator, name, counted)
+    broadcast = torch.distributed.broadcast
+    torch.distributed.broadcast = _counting(worker.traffic, AMONG_PROCESSES, broadcast)
 
 
 def _counting(

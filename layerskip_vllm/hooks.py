@@ -1,10 +1,11 @@
-"""Every touch on vLLM at run time; `patches/README.md` is their ledger."""
+"""Every method of vLLM's that is wrapped at run time; `patches/README.md` is their ledger."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from copy import copy
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm import SamplingParams, envs
@@ -15,6 +16,7 @@ from vllm.distributed.device_communicators.cpu_communicator import (
 )
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.model_executor import models
 from vllm.model_executor.models import ModelRegistry
 from vllm.platforms import current_platform
 from vllm.platforms.cpu import CpuPlatform
@@ -125,12 +127,22 @@ def _validate_spec_decode(
     original(sampling_params, speculative_config)
 
 
+def _has_flags() -> bool:
+    return "--speculative-model" in inspect.getsource(EngineArgs.add_cli_args)
+
+
+def _serves_first_layers() -> bool:
+    # Read, not imported: an import of a model costs each process seconds.
+    (llama,) = (path / "llama.py" for path in map(Path, models.__path__))
+    return "is_unused_checkpoint_weight" in llama.read_text(encoding="utf-8")
+
+
 HOOKS = (
     Hook(
         EngineArgs,
         "add_cli_args",
         _add_cli_args,
-        lambda: "--speculative-model" in inspect.getsource(EngineArgs.add_cli_args),
+        lambda: _has_flags() and _serves_first_layers(),
     ),
     Hook(EngineArgs, "create_speculative_config", _create_speculative_config, _has_factories),
     Hook(
@@ -147,11 +159,11 @@ def _executor_class(
     original: Callable[[VllmConfig], type[Executor]], vllm_config: VllmConfig
 ) -> type[Executor]:
     parallel_config = vllm_config.parallel_config
-    if parallel_config.distributed_executor_backend != "ray":
-        return original(vllm_config)
     if parallel_config.data_parallel_backend == "ray":
         # Its placement groups have one more bundle with a CPU, which would pass for a worker's.
         raise ValueError("--data-parallel-backend ray is not supported on CPU; use mp")
+    if parallel_config.distributed_executor_backend != "ray":
+        return original(vllm_config)
     if not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
         raise ValueError(
             "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses a Ray executor that has no workers on CPU; "
@@ -163,6 +175,10 @@ def _executor_class(
     return CPURayExecutor
 
 
+def _has_ray_workers_on_cpu() -> bool:
+    return "ray_device_key" in inspect.getsource(CpuPlatform)
+
+
 def _shared_memory_name(
     original: Callable[[CpuCommunicator], str], communicator: CpuCommunicator
 ) -> str:
@@ -170,7 +186,7 @@ def _shared_memory_name(
 
 
 CPU_HOOKS = (
-    Hook(Executor, "get_class", _executor_class, lambda: CpuPlatform.ray_device_key == "CPU"),
+    Hook(Executor, "get_class", _executor_class, _has_ray_workers_on_cpu),
     Hook(
         _CPUSHMDistributed,
         "make_group_name",

@@ -1,6 +1,6 @@
 """Batch inference over a JSONL file on a Ray cluster, tensor parallel, with self-speculation.
 
-    RAY_ADDRESS=HEAD:6379 python examples/ray/batch.py MODEL E prompts.jsonl > completions.jsonl
+    RAY_ADDRESS=HEAD:6379 python examples/ray/batch.py MODEL E prompts.jsonl completions.jsonl
 
 Each line of the file is an object with a `prompt`; it comes back with a `completion`. MODEL must
 lie under the same path on every node, or be a name on a model hub.
@@ -18,8 +18,10 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("exit_layer", type=int)
     parser.add_argument("prompts", type=Path)
+    parser.add_argument("completions", type=Path)
     parser.add_argument("--tensor-parallel-size", type=int, default=2)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--enforce-eager", action="store_true", help="start sooner, decode slower")
     args = parser.parse_args()
     lines = [json.loads(line) for line in args.prompts.read_text().splitlines() if line]
 
@@ -29,13 +31,13 @@ def main() -> None:
         tensor_parallel_size=args.tensor_parallel_size,
         distributed_executor_backend="ray",
         max_model_len=-1,  # as long as the KV cache holds
-        enforce_eager=True,
-        kv_cache_memory_bytes=256 << 20,
+        enforce_eager=args.enforce_eager,
     )
     sampling = SamplingParams(temperature=0, max_tokens=args.max_tokens)
     outputs = llm.generate([line["prompt"] for line in lines], sampling)
-    for line, output in zip(lines, outputs, strict=True):
-        print(json.dumps(line | {"completion": output.outputs[0].text}), flush=True)
+    with args.completions.open("w") as file:
+        for line, output in zip(lines, outputs, strict=True):
+            file.write(json.dumps(line | {"completion": output.outputs[0].text}) + "\n")
 
 
 if __name__ == "__main__":

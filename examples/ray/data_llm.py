@@ -1,4 +1,6 @@
-"""The same batch with Ray Data LLM: python examples/ray/data_llm.py MODEL E prompts.jsonl
+"""The same batch with Ray Data LLM.
+
+    python examples/ray/data_llm.py MODEL E prompts.jsonl completions.jsonl
 
 Ray Data reads, batches and retries; each of its engines is vLLM with self-speculation. Ray 2.60
 asks for vLLM 0.29; with 0.32 this was run on CPU. With GPUs leave `placement_group_config` out.
@@ -6,6 +8,7 @@ asks for vLLM 0.29; with 0.32 this was run on CPU. With GPUs leave `placement_gr
 
 import argparse
 import json
+from pathlib import Path
 
 import ray
 from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -16,7 +19,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("exit_layer", type=int)
     parser.add_argument("prompts")
+    parser.add_argument("completions", type=Path)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--enforce-eager", action="store_true", help="start sooner, decode slower")
     args = parser.parse_args()
 
     config = vLLMEngineProcessorConfig(
@@ -24,8 +29,7 @@ def main() -> None:
         engine_kwargs={
             "spec_model": f"self:{args.exit_layer}",
             "max_model_len": -1,  # as long as the KV cache holds
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": 256 << 20,
+            "enforce_eager": args.enforce_eager,
         },
         placement_group_config={"bundles": [{"CPU": 1}]},
         concurrency=1,
@@ -42,8 +46,9 @@ def main() -> None:
         },
         postprocess=lambda row: {"prompt": row["prompt"], "completion": row["generated_text"]},
     )
-    for row in processor(ray.data.read_json(args.prompts)).iter_rows():
-        print(json.dumps(row), flush=True)
+    with args.completions.open("w") as file:
+        for row in processor(ray.data.read_json(args.prompts)).iter_rows():
+            file.write(json.dumps(row) + "\n")
 
 
 if __name__ == "__main__":

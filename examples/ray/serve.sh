@@ -23,7 +23,13 @@ trap 'TOLD_TO=1; kill -TERM "$SERVER"' TERM INT
 STATUS=0
 wait "$SERVER" || STATUS=$?
 if [ -n "$TOLD_TO" ]; then
-  wait "$SERVER" # the signal has ended the first wait, not the server
-  exit $?
+  # A signal ends a wait, not the server.
+  STATUS=0
+  wait "$SERVER" || STATUS=$?
+  while kill -0 "$SERVER" 2>/dev/null; do
+    STATUS=0
+    wait "$SERVER" || STATUS=$?
+  done
+  exit "$STATUS"
 fi
 exit $((STATUS == 0 ? 1 : STATUS))

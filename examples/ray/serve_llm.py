@@ -15,6 +15,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve with Ray Serve LLM.")
     parser.add_argument("model")
     parser.add_argument("exit_layer", type=int)
+    parser.add_argument("--enforce-eager", action="store_true", help="start sooner, decode slower")
     args = parser.parse_args()
 
     config = LLMConfig(
@@ -23,8 +24,7 @@ def main() -> None:
         engine_kwargs={
             "spec_model": f"self:{args.exit_layer}",
             "max_model_len": -1,  # as long as the KV cache holds
-            "enforce_eager": True,
-            "kv_cache_memory_bytes": 256 << 20,
+            "enforce_eager": args.enforce_eager,
         },
         deployment_config={"num_replicas": 1},
     )

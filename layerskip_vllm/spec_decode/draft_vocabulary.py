@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import nn
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.tokenizers import cached_tokenizer_from_config
 
@@ -29,7 +30,8 @@ class DraftHead(nn.Module):
     """The rows of the LM head that belong to the draft's vocabulary, in a copy.
 
     It stands in for a `ParallelLMHead` in vLLM's `LogitsProcessor`, which calls `quant_method` and
-    gathers the logits of all ranks. A rank copies the rows that lie in its shard; idle rows, whose
+    gathers the logits of all ranks. The rows are dealt out evenly, whichever shard they lie in: the
+    frequent tokens' ids are low, so most lie in the first rank's. The last rank's idle rows, whose
     logit is -inf, give all ranks as many.
     """
 
@@ -38,20 +40,19 @@ class DraftHead(nn.Module):
 
     def __init__(self, lm_head: ParallelLMHead, token_ids: np.ndarray) -> None:
         super().__init__()
-        device, shard_size = lm_head.weight.device, lm_head.shard_indices.num_org_elements_padded
         self.tp_size = lm_head.tp_size
         self.vocab_size = lm_head.org_vocab_size
-        layout = shard_layout(token_ids, shard_size, self.tp_size)
-        own = layout[lm_head.tp_rank]
-        rows = torch.from_numpy(np.where(own < 0, 0, own % shard_size)).to(device)
-        self.weight = nn.Parameter(lm_head.weight[rows], requires_grad=False)
+        dealt = torch.from_numpy(deal(token_ids, self.tp_size)).to(lm_head.weight.device)
+        own = dealt[lm_head.tp_rank]
+        rows = _rows_of_all_shards(lm_head, dealt.clamp(min=0).flatten()).view(*dealt.shape, -1)
+        self.weight = nn.Parameter(rows[lm_head.tp_rank].clone(), requires_grad=False)
         self.num_bytes = self.weight.nbytes
         """Memory that the copy holds."""
-        bias = torch.from_numpy(np.where(own < 0, -np.inf, 0.0)).to(self.weight)
+        bias = torch.zeros_like(self.weight[:, 0]).masked_fill(own < 0, -torch.inf)
         self.register_buffer("bias", bias if bias.any() else None, persistent=False)
         # The logits beyond the vocabulary's size, all idle, are cut off by `LogitsProcessor`.
-        flat = torch.from_numpy(np.maximum(layout.reshape(-1), 0)[: self.vocab_size])
-        self.register_buffer("token_ids", flat.to(device), persistent=False)
+        flat = dealt.clamp(min=0).flatten()[: self.vocab_size]
+        self.register_buffer("token_ids", flat, persistent=False)
         self.quant_method = UnquantizedLinearMethod()
         self.quant_method.process_weights_after_loading(self)
 
@@ -61,23 +62,30 @@ class DraftHead(nn.Module):
         return full.index_add_(1, self.token_ids, probs)
 
 
-def shard_layout(
-    token_ids: np.ndarray,  # [draft_vocab_size], int64, ascending
-    shard_size: int,
+def deal(
+    token_ids: np.ndarray,  # [draft_vocab_size], int64
     tp_size: int,
 ) -> np.ndarray:
-    """Which token each rank's rows stand for: [tp_size, num_rows], int64, -1 for an idle row.
+    """Which token each rank's rows stand for: [tp_size, num_rows], int64, -1 for an idle row."""
+    num_rows = -(-len(token_ids) // tp_size)
+    dealt = np.full(tp_size * num_rows, -1, dtype=np.int64)
+    dealt[: len(token_ids)] = token_ids
+    return dealt.reshape(tp_size, num_rows)
 
-    Rank r holds tokens [r * shard_size, (r + 1) * shard_size) of the LM head
-    (`vllm/model_executor/layers/vocab_parallel_embedding.py`).
+
+def _rows_of_all_shards(
+    lm_head: ParallelLMHead,
+    token_ids: torch.Tensor,  # [num_rows], int64
+) -> torch.Tensor:
+    """The LM head's rows of these tokens, whichever rank holds them: [num_rows, hidden_size].
+
+    A collective of the tensor-parallel group: each rank hands in its own rows and zeros.
     """
-    shards = token_ids // shard_size
-    num_rows = np.bincount(shards, minlength=tp_size).max()
-    layout = np.full((tp_size, num_rows), -1, dtype=np.int64)
-    for rank in range(tp_size):
-        own = token_ids[shards == rank]
-        layout[rank, : len(own)] = own
-    return layout
+    shard = lm_head.shard_indices
+    is_own = (token_ids >= shard.org_vocab_start_index) & (token_ids < shard.org_vocab_end_index)
+    rows = lm_head.weight.new_zeros(len(token_ids), lm_head.weight.shape[1])
+    rows[is_own] = lm_head.weight[token_ids[is_own] - shard.org_vocab_start_index]
+    return tensor_model_parallel_all_reduce(rows)
 
 
 def draft_token_ids(config: LayerSkipConfig, model_config: ModelConfig) -> np.ndarray | None:

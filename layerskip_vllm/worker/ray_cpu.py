@@ -8,7 +8,6 @@ and hands them to the workers. A CPU is no accelerator of Ray's: the placement g
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import ray
 from vllm.v1.executor import ray_executor_v2
@@ -22,7 +21,7 @@ class CPURayWorkerProc(RayWorkerProc):
         """Return the node's id, and no device."""
         return ray.get_runtime_context().get_node_id(), []
 
-    def initialize_worker(self, *args: Any, **kwargs: Any) -> None:
+    def initialize_worker(self, *args: object, **kwargs: object) -> None:
         """Initialise without a mapping of devices: an empty one would mean that there are none."""
         super().initialize_worker(*args, **kwargs | {"assigned_physical_gpu_ids": None})
 
@@ -31,14 +30,14 @@ class CPURayExecutor(RayExecutorV2):
     """vLLM's Ray executor with workers that live on CPUs."""
 
     @staticmethod
-    def _get_actor_resource_kwargs() -> dict[str, Any]:
+    def _get_actor_resource_kwargs() -> dict[str, object]:
         return {"num_gpus": 0}
 
     def _build_runtime_env(self) -> dict:
         """Let the driver say how many threads a worker computes with; Ray itself would say one."""
         runtime_env = super()._build_runtime_env()
         if "OMP_NUM_THREADS" in os.environ:
-            runtime_env["env_vars"]["OMP_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"]
+            runtime_env["env_vars"].setdefault("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
         return runtime_env
 
     def _init_executor(self) -> None:
@@ -56,4 +55,4 @@ def share_ray_address() -> None:
     CPU it always is.
     """
     if ray.is_initialized():
-        os.environ.setdefault("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+        os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

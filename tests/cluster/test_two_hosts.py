@@ -98,6 +98,7 @@ def test_a_server_across_two_hosts_says_what_one_process_says(
     assert until(lambda: free_cpus(head) == 2, FAILS_IN_S)
 
 
+@pytest.mark.timeout(2 * STARTS_IN_S + 5 * FAILS_IN_S)
 def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_again(
     model, prompts, plain_token_ids, tmp_path
 ):
@@ -114,11 +115,11 @@ def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_aga
             )
             client.stdin.write(json.dumps(prompts[:1]))
             client.stdin.close()
-            assert client.stderr.readline()  # it generates
+            assert "tokens" in client.stderr.readline()  # it generates
             worker.end_processes()
             assert client.wait(FAILS_IN_S) != 0, client.stdout.read()
+            assert until(lambda: status(head) != 200, FAILS_IN_S)
             assert server.wait(FAILS_IN_S) != 0, log.read_text()[-6000:]
-            assert status(head) is None
         assert until(lambda: free_cpus(head) == 1, FAILS_IN_S)  # of the node that is left
 
         worker.start_ray(head=head.address, num_cpus=1)

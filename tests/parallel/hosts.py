@@ -150,9 +150,12 @@ class Host:
 def connect(first: Host, second: Host) -> None:
     """Lay a cable between two hosts, and give its ends their addresses."""
     ends = ((first, "lsk-a"), (second, "lsk-b"))
-    _ip("link", "add", "lsk-a", "type", "veth", "peer", "name", "lsk-b")
+    # The ends are laid where they stay: none is left behind if the next step fails.
+    _ip(
+        *("link", "add", "lsk-a", "netns", str(first.pid), "type", "veth"),
+        *("peer", "name", "lsk-b", "netns", str(second.pid)),
+    )
     for host, end in ends:
-        _ip("link", "set", end, "netns", str(host.pid))
         for command in (
             ["link", "set", end, "name", host.interface],
             ["addr", "add", f"{host.address}/24", "dev", host.interface],

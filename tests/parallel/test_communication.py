@@ -4,6 +4,8 @@ import pytest
 
 from benchmarks.communication import LOCAL_ARGMAX, Communication, compared_systems, measure
 from benchmarks.models import PreparedModel
+from benchmarks.systems import System
+from benchmarks.traffic import AMONG_PROCESSES, OTHER_COLLECTIVES
 from tests.engine.engines import random_prompts
 from tests.models import first_layers
 
@@ -16,12 +18,11 @@ pytestmark = pytest.mark.usefixtures("two_cores")
 
 
 @pytest.fixture(scope="module")
-def found(random_llama, tmp_path_factory):
-    """`found(system)` -> what one request's decoding takes, of whose drafts all are accepted."""
+def model(random_llama, tmp_path_factory):
     path = random_llama(num_layers=L, late_from=E, late_scale=0.0)
     cut_path = tmp_path_factory.mktemp("cut")
     first_layers(path, E).save_pretrained(cut_path)
-    model = PreparedModel(
+    return PreparedModel(
         name="random",
         description="",
         path=path,
@@ -33,16 +34,23 @@ def found(random_llama, tmp_path_factory):
         hidden_size=HIDDEN_SIZE,
         kv_cache_bytes=64 << 20,
         max_model_len=256,
-        prompts=random_prompts([20]),
+        prompts=random_prompts([20, 20, 20]),
         max_tokens=1 + NUM_CYCLES * (K + 1),
     )
+
+
+@pytest.fixture(scope="module")
+def found(model):
+    """`found(system, batch_size)` -> what decoding takes in which all drafts are accepted."""
     systems, known = compared_systems(model, K), {}
 
-    def found(name):
-        if name not in known:
-            known[name] = measure(model, systems[name], batch_size=1)
-            assert known[name].tokens == NUM_CYCLES * (K + 1)
-        return known[name]
+    def found(name, batch_size=1):
+        if (name, batch_size) not in known:
+            communication = measure(model, systems[name], batch_size)
+            assert communication.tokens == batch_size * NUM_CYCLES * (K + 1)
+            assert communication.acceptance_rate in (None, 1.0)
+            known[name, batch_size] = communication
+        return known[name, batch_size]
 
     return found
 
@@ -52,17 +60,40 @@ def gathered_bytes(communication: Communication) -> int:
     return num_bytes["all_gather"] + num_bytes["gather"]
 
 
-def test_a_cycle_sends_what_the_page_says(found):
-    calls_early, calls_remaining = 2 * E + 1, 2 * (L - E)
-    rows = (K + 1) * calls_early + (K + 1) * calls_remaining
-    calls = (K + 1) * calls_early + calls_remaining
-    traffic = found("self").traffic
-    assert traffic.num_calls["all_reduce"] == NUM_CYCLES * calls
+CALLS_EARLY, CALLS_REMAINING = 2 * E + 1, 2 * (L - E)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_cycle_sends_what_the_page_says(found, batch_size):
+    traffic = found("self", batch_size).traffic
+    assert traffic.num_calls["all_reduce"] == NUM_CYCLES * ((K + 1) * CALLS_EARLY + CALLS_REMAINING)
+    rows = batch_size * (K + 1) * (CALLS_EARLY + CALLS_REMAINING)
     num_bytes = FLOAT32_BYTES * HIDDEN_SIZE * rows
     assert traffic.num_bytes["all_reduce"] == NUM_CYCLES * num_bytes
-    logit_rows = K + (K + 1)
+    logit_rows = batch_size * (K + (K + 1))
     num_bytes = FLOAT32_BYTES * VOCAB_SIZE // 2 * logit_rows
-    assert gathered_bytes(found("self")) == NUM_CYCLES * num_bytes
+    assert gathered_bytes(found("self", batch_size)) == NUM_CYCLES * num_bytes
+
+
+def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
+    calls = found("self").traffic.num_calls
+    assert [calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
+
+
+def test_the_choice_of_the_draft_length_is_one_broadcast_a_cycle(model):
+    systems = compared_systems(model, K)
+    arguments = systems["self"].arguments | {"additional_config": {}}
+    traffic = measure(model, System("adaptive", "vllm", arguments), batch_size=1).traffic
+    # Each step but the last, which leaves nothing to draft for, chooses; K may have been less.
+    assert traffic.num_calls[AMONG_PROCESSES] >= NUM_CYCLES - 1
+    assert traffic.num_bytes[AMONG_PROCESSES] == 8 * traffic.num_calls[AMONG_PROCESSES]
+
+
+def test_plain_decoding_sends_each_token_through_all_layers(found):
+    traffic, num_tokens = found("plain").traffic, NUM_CYCLES * (K + 1)
+    calls = num_tokens * (CALLS_EARLY + CALLS_REMAINING)
+    assert traffic.num_calls["all_reduce"] == calls
+    assert traffic.num_bytes["all_reduce"] == calls * FLOAT32_BYTES * HIDDEN_SIZE
 
 
 def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
@@ -73,9 +104,8 @@ def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
 
 def test_an_accepted_token_costs_fewer_bytes_than_with_a_draft_model(found):
     """At equal E, K and drafts, and by what the exit query cache spares fewer than without it."""
-    accepted = {name: found(name) for name in ("self", "self-recompute", "draft_model")}
-    assert [c.acceptance_rate for c in accepted.values()] == [1.0, 1.0, 1.0]
-    num_bytes = {name: c.traffic.num_bytes["all_reduce"] for name, c in accepted.items()}
-    spared = FLOAT32_BYTES * HIDDEN_SIZE * (2 * E + 1) * K
-    assert num_bytes["self-recompute"] - num_bytes["self"] == NUM_CYCLES * spared
-    assert num_bytes["self-recompute"] < num_bytes["draft_model"]
+    systems = ("self", "self-recompute", "draft_model")
+    num_bytes = {name: found(name).traffic.num_bytes["all_reduce"] for name in systems}
+    row = FLOAT32_BYTES * HIDDEN_SIZE * CALLS_EARLY
+    assert num_bytes["self-recompute"] - num_bytes["self"] == NUM_CYCLES * K * row
+    assert num_bytes["draft_model"] - num_bytes["self-recompute"] == NUM_CYCLES * (K + 1) * row

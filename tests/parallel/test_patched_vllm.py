@@ -76,8 +76,14 @@ def test_one_and_two_workers_say_the_same(
 
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_workers_on_ray_say_the_same(patched, model, token_prompts, plain_token_ids):
+    """Inside a task, which takes one thing more of the patch than a script does."""
     path = {"PYTHONPATH": str(patched)}
     with one_host(**path) as host:
         assert_says(
-            host.run(DECODE, stdin=job(model, token_prompts, **RAY), **path), plain_token_ids
+            host.run(
+                DECODE,
+                stdin=job(model, token_prompts, inside_a_task=True, **RAY),
+                **path,
+            ),
+            plain_token_ids,
         )

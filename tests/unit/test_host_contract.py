@@ -331,14 +331,42 @@ PARALLEL = (
         properties=("first_rank", "is_first_rank"),
     ),
     Takes("vllm.v1.executor.abstract:Executor.get_class", positional=("vllm_config",)),
-    Has("vllm.config:ParallelConfig", ("distributed_executor_backend", "data_parallel_backend")),
-    Takes(f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env"),
+    Has(
+        "vllm.config:ParallelConfig",
+        (
+            "distributed_executor_backend",
+            "data_parallel_backend",
+            "assigned_physical_gpu_ids",
+        ),
+    ),
+    # Drafting needs all logits on all ranks.
+    Reads(
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor.__init__",
+        ("current_platform.use_all_gather()",),
+    ),
+    Takes(
+        "vllm.model_executor.layers.logits_processor:LogitsProcessor.forward",
+        positional=("lm_head", "hidden_states", "embedding_bias"),
+    ),
+    Takes("vllm.distributed:tensor_model_parallel_all_reduce", positional=("input_",)),
+    Reads(f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env", ("setdefault('env_vars', {})",)),
+    Reads(
+        "vllm.v1.executor.ray_utils:initialize_ray_cluster", ("current_platform.ray_device_key",)
+    ),
+    Reads(
+        "vllm.distributed.device_communicators.cpu_communicator"
+        ":CpuCommunicator._all_group_ranks_share_shm_group_name",
+        ("_CPUSHMDistributed.make_group_name(self)",),
+    ),
     Has("vllm.platforms.interface:Platform", ("ray_device_key", "is_cpu")),
     Has("vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND", ()),
     Has(f"{RAY_EXECUTOR}:RayExecutorV2", ("_get_actor_resource_kwargs",)),
     # The global that we replace is the one of which actors are made.
     Calls(f"{RAY_EXECUTOR}:RayExecutorV2._init_executor", "ray.remote", num_positional=1),
-    Reads(f"{RAY_EXECUTOR}:RayExecutorV2._init_executor", ("RayWorkerProc",)),
+    Reads(
+        f"{RAY_EXECUTOR}:RayExecutorV2._init_executor",
+        ("RayWorkerProc", "self._get_actor_resource_kwargs()", "self._build_runtime_env()"),
+    ),
     Takes(f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids"),
     Takes(
         f"{RAY_EXECUTOR}:RayWorkerProc.initialize_worker", keyword=("assigned_physical_gpu_ids",)

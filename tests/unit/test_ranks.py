@@ -1,0 +1,64 @@
+"""Workers know their host and their version, and Ray on CPU says what it cannot do."""
+
+import pytest
+from vllm.config import ParallelConfig, VllmConfig
+from vllm.v1.executor.abstract import Executor
+
+from layerskip_vllm import plugin
+from layerskip_vllm.version import __version__
+from layerskip_vllm.worker import host_identity as module
+from layerskip_vllm.worker.host_identity import host_identity
+from layerskip_vllm.worker.ray_cpu import CPURayExecutor
+from layerskip_vllm.worker.runner import require_same_version
+
+
+def test_the_host_is_told_by_its_boot_and_its_shared_memory(monkeypatch, tmp_path):
+    here = host_identity()
+    assert here == host_identity()
+    assert "/" not in here  # it becomes part of a shared-memory segment's name
+    monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)  # as in another container
+    elsewhere = host_identity()
+    assert elsewhere != here
+    assert elsewhere.rpartition("-")[0] == here.rpartition("-")[0]
+
+
+def test_a_worker_of_another_version_is_refused_with_both_named():
+    require_same_version(__version__)
+    with pytest.raises(RuntimeError, match=rf"has layerskip_vllm {__version__}.*has 9\.9\.9"):
+        require_same_version("9.9.9")
+
+
+@pytest.fixture
+def config():
+    """`config(**of_parallel_config)`, with the plugin's hooks installed."""
+    plugin.register()
+    return lambda **arguments: VllmConfig(parallel_config=ParallelConfig(**arguments))
+
+
+def test_workers_on_ray_have_the_executor_that_knows_cpus(config):
+    assert Executor.get_class(config(distributed_executor_backend="ray")) is CPURayExecutor
+
+
+@pytest.mark.parametrize("backend", ["ray", "mp"])
+def test_data_parallel_engines_on_ray_are_refused(config, backend):
+    asked = config(distributed_executor_backend=backend, data_parallel_backend="ray")
+    with pytest.raises(ValueError, match="--data-parallel-backend ray is not supported on CPU"):
+        Executor.get_class(asked)
+
+
+def test_the_ray_executor_without_cpu_workers_is_refused(config, monkeypatch):
+    monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
+    with pytest.raises(ValueError, match="VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0"):
+        Executor.get_class(config(distributed_executor_backend="ray"))
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [({}, "7"), ({"env_vars": {"OMP_NUM_THREADS": "3"}}, "3")],
+    ids=["as the driver's", "as the user said"],
+)
+def test_an_actor_computes_with_as_many_threads_as_said(config, monkeypatch, own, expected):
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    executor = object.__new__(CPURayExecutor)
+    executor.parallel_config = config(ray_runtime_env=own).parallel_config
+    assert executor._build_runtime_env()["env_vars"]["OMP_NUM_THREADS"] == expected
