@@ -25,4 +25,4 @@ def test_a_head_of_another_dtype_is_refused():
         str(PYTHON_10M), dtype="bfloat16", hf_overrides={"head_dtype": "float32"}
     ).create_model_config()
     with pytest.raises(ValueError, match=r"draft_vocab_size=64 .* leave out head_dtype=.*float32"):
-        draft_token_ids(LayerSkipConfig(draft_vocab_size=64), model_config)
+        draft_token_ids(LayerSkipConfig(4, 12, draft_vocab_size=64), model_config)

@@ -349,7 +349,10 @@ PARALLEL = (
         positional=("lm_head", "hidden_states", "embedding_bias"),
     ),
     Takes("vllm.distributed:tensor_model_parallel_all_reduce", positional=("input_",)),
-    Reads(f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env", ("setdefault('env_vars', {})",)),
+    Reads(
+        f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env",
+        ("runtime_env.setdefault('env_vars', {})",),
+    ),
     Reads(
         "vllm.v1.executor.ray_utils:initialize_ray_cluster", ("current_platform.ray_device_key",)
     ),
