@@ -1,11 +1,13 @@
 """Two data-parallel engines behind one server say what one process says."""
 
+import json
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.options import FIXED
 from tests.parallel.jobs import MAX_TOKENS
 from tests.server.servers import serve
 
@@ -14,7 +16,8 @@ ACCEPTED = "vllm:spec_decode_num_accepted_tokens_total"
 
 @pytest.fixture(scope="module")
 def server(model):
-    flags = ("--speculative-model", "self:3", "--data-parallel-size", "2")
+    options = ("--additional-config", json.dumps({"layerskip": FIXED}))
+    flags = ("--speculative-model", "self:3", *options, "--data-parallel-size", "2")
     with serve(model, *flags, VLLM_CPU_OMP_THREADS_BIND="0|1") as server:
         yield server
 

@@ -353,8 +353,10 @@ PARALLEL = (
         f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env",
         ("runtime_env.setdefault('env_vars', {})",),
     ),
+    Takes("vllm.v1.executor.ray_utils:initialize_ray_cluster", positional=("parallel_config",)),
     Reads(
-        "vllm.v1.executor.ray_utils:initialize_ray_cluster", ("current_platform.ray_device_key",)
+        f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids",
+        ("current_platform.ray_device_key",),
     ),
     Reads(
         "vllm.distributed.device_communicators.cpu_communicator"
