@@ -16,6 +16,7 @@ EXIT_LAYER = "4"
 PROMPTS = ["def add(a, b):\n", "import os\n", "class Stack:\n"]
 STARTS_IN_S = 240
 SMALL = ["--enforce-eager"]
+SMALL_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
 COMPLETE = """
 import openai
@@ -28,7 +29,7 @@ print(done.usage.completion_tokens)
 @pytest.fixture(scope="module")
 def host():
     # Ray Serve LLM takes a CPU for each of its replicas and one for the engine.
-    with one_host(num_cpus=8, VLLM_CPU_KVCACHE_SPACE="1") as host:
+    with one_host(num_cpus=8, **SMALL_CACHE) as host:
         yield host
 
 
@@ -38,7 +39,9 @@ def test_each_line_of_a_file_is_completed(host, example, tmp_path):
     lines.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in PROMPTS))
     completions = tmp_path / "completions.jsonl"
     command = [sys.executable, f"examples/ray/{example}", str(PYTHON_10M), EXIT_LAYER]
-    done = host.run([*command, str(lines), str(completions), "--max-tokens", "8", *SMALL])
+    done = host.run(
+        [*command, str(lines), str(completions), "--max-tokens", "8", *SMALL], **SMALL_CACHE
+    )
     assert done.returncode == 0, done.stderr[-6000:]
     said = [json.loads(line) for line in completions.read_text().splitlines()]
     assert sorted(line["prompt"] for line in said) == sorted(PROMPTS)
