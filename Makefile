@@ -10,7 +10,7 @@ PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 LOCKS := requirements/cpu.txt requirements/dev.txt
 
-.PHONY: setup demo test test-cluster bench quality style build clean help
+.PHONY: setup demo test test-all test-cluster bench quality style build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,8 +36,11 @@ $(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about 20 minutes on 2 cores
+test: setup ## the test suite, about 25 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-all: setup ## it and the slow tests, about 35 minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not cluster"
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/cluster -m cluster

@@ -11,6 +11,10 @@ NUM_PROMPTS, MAX_TOKENS = 16, 128
 SETTINGS = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 512 << 20}
 
 
+def slowly(cases):
+    return [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
 @pytest.fixture(scope="module")
 def prompts():
     return [problem["prompt"] for problem in list(read_problems().values())[:NUM_PROMPTS]]
@@ -28,8 +32,12 @@ def expected(smollm2, prompts):
 @pytest.mark.parametrize(
     ("exit_layer", "num_speculative_tokens", "exit_query_cache"),
     [
-        *itertools.product([4, 20], [1, 3, 6], [True]),
-        *itertools.product([4, 20], [3], [False]),
+        (4, 1, True),
+        (20, 6, True),
+        (20, 3, False),
+        *slowly(itertools.product([4], [3, 6], [True])),
+        *slowly(itertools.product([20], [1, 3], [True])),
+        *slowly([(4, 3, False)]),
     ],
 )
 def test_output_equals_plain_decoding(

@@ -74,6 +74,7 @@ def test_one_and_two_workers_say_the_same(
     assert_says(run(patched, DECODE, stdin=text, **TWO_CORES), plain_token_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 def test_workers_on_ray_say_the_same(patched, model, token_prompts, plain_token_ids):
     """Inside a task, which takes one thing more of the patch than a script does."""

@@ -10,7 +10,10 @@ from layerskip_vllm.demo.models import PYTHON_10M
 from layerskip_vllm.demo.server import process_group
 from tests.parallel.hosts import one_host, why_not
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 EXIT_LAYER = "4"
 PROMPTS = ["def add(a, b):\n", "import os\n", "class Stack:\n"]
