@@ -29,8 +29,13 @@ def decode(arguments: dict, prompts: list[list[int]], max_tokens: int) -> dict:
 
 def decode_in_a_task(*arguments) -> dict:
     """The same, where nothing but Ray itself says which cluster the task is part of."""
+    import ray
+
     os.environ.pop("RAY_ADDRESS", None)
-    return decode(*arguments)
+    result = decode(*arguments)
+    # What the engine's process inherited; without it, it starts a Ray of its own and works too.
+    assert os.environ["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address
+    return result
 
 
 def main() -> None:
