@@ -134,10 +134,13 @@ def _build(
         )
     except ValidationError as error:
         # Pydantic ends its message with a link; the user's screen should end with the fault.
-        faults = (
-            f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors()
-        )
-        raise ValueError(f"speculative_config: {'; '.join(faults)}") from None
+        raise ValueError(f"speculative_config: {'; '.join(map(_fault, error.errors()))}") from None
+
+
+def _fault(error: Mapping) -> str:
+    """What is wrong, and where it was said if that is one field."""
+    where = f"{'.'.join(map(str, error['loc']))}={error['input']!r}: " if error["loc"] else ""
+    return where + error["msg"].removeprefix("Value error, ")
 
 
 def _num_speculative_tokens_of(settings: dict) -> int:

@@ -73,6 +73,10 @@ TABLE = [
         "exit_query_cache='no' must be true or false",
     ),
     (SELF | {"additional_config": {"layerskip": 7}}, "=7 must be an object"),
+    (
+        SELF | {"tensor_parallel_size": 3},
+        r"^speculative_config: Total number of attention heads \(4\) must be divisible by .* \(3\)",
+    ),
     (options(adaptive=1), "layerskip.adaptive=1 must be true or false"),
     (options(stop_drafting=None), "layerskip.stop_drafting=None must be true or false"),
     (options(draft_vocab_size=0), "draft_vocab_size=0 must be a whole number of at least 1"),
