@@ -43,7 +43,7 @@ test-all: setup ## it and the slow tests, about 35 minutes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not cluster"
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
-	$(BIN)/python -m pytest tests/cluster -m cluster
+	$(BIN)/python -m pytest tests/parallel/test_two_hosts.py -m cluster
 
 bench: setup ## every way to decode, measured side by side, into build/bench; takes hours
 	$(BIN)/python -m benchmarks.compare --output build/bench $(BENCH_OPTIONS)

@@ -181,3 +181,22 @@ def one_host(num_cpus: int = 2, **variables: str) -> Iterator[Host]:
             yield host
         finally:
             host.power_off()
+
+
+@contextlib.contextmanager
+def two_hosts():
+    """Head and worker: (10.77.0.1, 10.77.0.2); a Ray node of one CPU runs on each."""
+    with tempfile.TemporaryDirectory(prefix="lsk") as directory:
+        home = Path(directory) / "home"
+        head = Host(home, "10.77.0.1", "eth0")
+        try:
+            worker = Host(home, "10.77.0.2", "eth0")
+            try:
+                connect(head, worker)
+                head.start_ray(num_cpus=1)
+                worker.start_ray(head=head.address, num_cpus=1)
+                yield head, worker
+            finally:
+                worker.power_off()
+        finally:
+            head.power_off()

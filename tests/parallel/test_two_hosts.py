@@ -10,31 +10,24 @@ from pathlib import Path
 import pytest
 
 from layerskip_vllm.demo.server import process_group
-from tests.cluster.conftest import two_hosts
-from tests.engine.engines import random_prompts
-from tests.parallel.jobs import MAX_TOKENS, plain_outputs
+from tests.parallel.hosts import two_hosts, why_not
+from tests.parallel.jobs import MAX_TOKENS
 from tests.server.servers import ENGINE_FLAGS
 
 ROOT = Path(__file__).parents[2]
 PORT = 8000
 STARTS_IN_S, FAILS_IN_S = 300, 180
 
-pytestmark = pytest.mark.cluster
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 
 @pytest.fixture(scope="module")
-def model(random_llama):
-    return random_llama(num_layers=6, late_scale=0.3)
-
-
-@pytest.fixture(scope="module")
-def prompts():
-    return random_prompts([5, 17, 40, 3])
-
-
-@pytest.fixture(scope="module")
-def plain_token_ids(model, prompts):
-    return plain_outputs(model, prompts)
+def hosts():
+    with two_hosts() as hosts:
+        yield hosts
 
 
 @contextlib.contextmanager
@@ -89,18 +82,18 @@ def until(condition, limit_s: float) -> bool:
 
 
 def test_a_server_across_two_hosts_says_what_one_process_says(
-    hosts, model, prompts, plain_token_ids, tmp_path
+    hosts, model, token_prompts, plain_token_ids, tmp_path
 ):
     head, worker = hosts
     with serve(head, model, tmp_path / "server.log"):
         assert (workers_on(head), workers_on(worker)) == (1, 1)
-        assert ask(head, prompts) == plain_token_ids
+        assert ask(head, token_prompts) == plain_token_ids
     assert until(lambda: free_cpus(head) == 2, FAILS_IN_S)
 
 
 @pytest.mark.timeout(2 * STARTS_IN_S + 5 * FAILS_IN_S)
 def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_again(
-    model, prompts, plain_token_ids, tmp_path
+    model, token_prompts, plain_token_ids, tmp_path
 ):
     with two_hosts() as (head, worker):
         log = tmp_path / "first.log"
@@ -113,7 +106,7 @@ def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_aga
                 stderr=subprocess.PIPE,
                 text=True,
             )
-            client.stdin.write(json.dumps(prompts[:1]))
+            client.stdin.write(json.dumps(token_prompts[:1]))
             client.stdin.close()
             assert "tokens" in client.stderr.readline()  # it generates
             worker.end_processes()
@@ -124,4 +117,4 @@ def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_aga
 
         worker.start_ray(head=head.address, num_cpus=1)
         with serve(head, model, tmp_path / "second.log"):
-            assert ask(head, prompts) == plain_token_ids
+            assert ask(head, token_prompts) == plain_token_ids
