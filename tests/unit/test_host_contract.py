@@ -192,10 +192,9 @@ PROPOSE_AND_VERIFY = (
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.__init__",
         ("org_vocab_size", "tp_size", "tp_rank", "shard_indices"),
     ),
-    Has(
+    Takes(
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbeddingShardIndices",
-        (),
-        properties=("num_org_elements_padded",),
+        keyword=("org_vocab_start_index", "org_vocab_end_index"),
     ),
     Has("vllm.v1.spec_decode.utils", ("PADDING_SLOT_ID",)),
     Takes(
