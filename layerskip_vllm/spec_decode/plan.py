@@ -76,19 +76,18 @@ class DraftSchedule:
     rows: np.ndarray  # [num_drafting], int64, into the runner's batch
     start_positions: np.ndarray  # [num_drafting], int64, n: the position of next_token_ids
     next_token_ids: np.ndarray  # [num_drafting], int64, t: sampled this step, not yet computed
-    num_drafts: np.ndarray  # [num_drafting], int64, in [1, num_speculative_tokens]
+    num_drafts: np.ndarray  # [num_drafting], int64, at least 1
 
     @classmethod
     def from_step(
         cls,
         *,
-        num_speculative_tokens: int,
+        max_drafts: np.ndarray,  # [num_reqs], of each request; 0 in the middle of its prompt
         max_model_len: int,
         sampled_token_ids: np.ndarray,  # [num_reqs, <= K + 1], accepted + 1 tokens, then -1
         num_computed: np.ndarray,  # [num_reqs], tokens computed before the step
         num_scheduled: np.ndarray,  # [num_reqs], tokens that the step computed, drafts included
         num_verified: np.ndarray,  # [num_reqs], drafts among them
-        is_partial_prefill: np.ndarray,  # [num_reqs], bool, prompt goes on: nothing sampled
     ) -> DraftSchedule:
         """Read from a step's outcome where each request stands.
 
@@ -97,8 +96,8 @@ class DraftSchedule:
         """
         num_sampled = (sampled_token_ids >= 0).sum(axis=1)
         start_positions = num_computed + num_scheduled - num_verified + num_sampled - 1
-        num_drafts = np.minimum(num_speculative_tokens, max_model_len - 2 - start_positions)
-        rows = np.flatnonzero(~is_partial_prefill & (num_sampled > 0) & (num_drafts > 0))
+        num_drafts = np.minimum(max_drafts, max_model_len - 2 - start_positions)
+        rows = np.flatnonzero((num_sampled > 0) & (num_drafts > 0))
         return cls(
             rows=rows,
             start_positions=start_positions[rows].astype(np.int64),

@@ -147,16 +147,15 @@ class LayerSkipRunnerMixin(HostRunner):
         # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
         num_verified = np.array(spec_decode_metadata.num_draft_tokens)
-        max_drafts = scheduler_output.num_spec_tokens_to_schedule
         self._observe(sampled, num_verified)
-        is_decoding = ~self.discard_request_mask.np[: self.input_batch.num_reqs]
-        num_drafts = self.policy.num_drafts(int(is_decoding.sum()), max_drafts)
+        limits = self._draft_limits(scheduler_output.num_spec_tokens_to_schedule, sampled)
+        num_drafts = self.policy.num_drafts(int((limits > 0).sum()), int(limits.max()))
 
-        drafts: list[list[int]] = [[] for _ in is_decoding]
+        drafts: list[list[int]] = [[] for _ in limits]
         self._draft_probs = self._draft_prob_req_ids = None
         if num_drafts == 0:
             return drafts
-        schedule = self._schedule_drafts(num_drafts, sampled, num_verified)
+        schedule = self._schedule_drafts(np.minimum(limits, num_drafts), sampled, num_verified)
         if len(schedule.rows) == 0:
             return drafts
         rows = torch.from_numpy(schedule.rows).to(self.device)
@@ -197,21 +196,39 @@ class LayerSkipRunnerMixin(HostRunner):
                 num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
             )
 
-    def _schedule_drafts(
+    def _draft_limits(
         self,
         num_speculative_tokens: int,
+        sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
+    ) -> np.ndarray:
+        """Most drafts of each request, [num_reqs], int64; none in the middle of a prompt.
+
+        vLLM masks stop tokens in the row after the drafts by where the step starts
+        (`MinTokensLogitsProcessor`): drafts past `min_tokens` would leave them masked there.
+        """
+        limits = np.full(len(sampled), num_speculative_tokens)
+        for row, req_id in enumerate(self.input_batch.req_ids):
+            request = self.requests[req_id]
+            if min_tokens := request.sampling_params.min_tokens:
+                num_said = len(request.output_token_ids) + int((sampled[row] >= 0).sum())
+                if num_said < min_tokens:
+                    limits[row] = min(num_speculative_tokens, min_tokens - num_said - 1)
+        return np.where(self.discard_request_mask.np[: len(limits)], 0, limits)
+
+    def _schedule_drafts(
+        self,
+        max_drafts: np.ndarray,  # [num_reqs]
         sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
         num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
     ) -> DraftSchedule:
         num_reqs = self.input_batch.num_reqs
         return DraftSchedule.from_step(
-            num_speculative_tokens=num_speculative_tokens,
+            max_drafts=max_drafts,
             max_model_len=self.max_model_len,
             sampled_token_ids=sampled,
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
-            is_partial_prefill=self.discard_request_mask.np[:num_reqs],
         )
 
 

@@ -100,6 +100,18 @@ def test_a_stop_string_cuts_an_accepted_run(llm, plain, prompts, outputs, positi
     assert any(reason == "stop" for _, _, reason, _ in expected)
 
 
+def test_a_request_may_end_as_soon_as_it_has_its_least_tokens(llm, plain):
+    """Not a token later, wherever in a step that is."""
+    prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20, 6, 11], seed=9))
+    eos = plain.get_tokenizer().eos_token_id
+    params = [greedy(40, min_tokens=10 + n, logit_bias={eos: 100}) for n in range(len(prompts))]
+    expected = generate(plain, prompts, params)
+    assert [len(ids) for ids in expected] == [11 + n for n in range(len(prompts))]
+    before = counts(llm)
+    assert generate(llm, prompts, params) == expected
+    assert counts(llm).since(before).num_drafted > 0
+
+
 def test_the_end_of_text_token_cuts_an_accepted_run(random_llama, prompts, outputs):
     ended = []
     for position in (K + 2, K + 4):

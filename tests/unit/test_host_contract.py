@@ -310,6 +310,11 @@ RUNNERS_AND_WORKERS = (
     Sets("vllm.v1.utils:CpuGpuBuffer.__init__", ("np",)),
     Sets(f"{INPUT_BATCH}.__init__", ("num_computed_tokens_cpu", "token_ids_cpu", "vocab_size")),
     Has(INPUT_BATCH, (), properties=("num_reqs", "req_ids")),
+    Has("vllm.sampling_params:SamplingParams", ("min_tokens",)),
+    Takes(
+        "vllm.v1.worker.gpu_input_batch:CachedRequestState",
+        keyword=("sampling_params", "output_token_ids"),
+    ),
     Has(
         "vllm.v1.core.sched.output:SchedulerOutput",
         ("scheduled_cached_reqs", "num_spec_tokens_to_schedule"),

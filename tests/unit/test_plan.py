@@ -78,13 +78,12 @@ def test_draft_schedule_equals_a_loop_over_the_requests(
             expected.append((row, position, 100 * row + a, num_drafts))
 
     schedule = DraftSchedule.from_step(
-        num_speculative_tokens=num_speculative_tokens,
+        max_drafts=np.where(partial, 0, num_speculative_tokens),
         max_model_len=max_model_len,
         sampled_token_ids=sampled,
         num_computed=computed,
         num_scheduled=scheduled,
         num_verified=verified,
-        is_partial_prefill=partial,
     )
     actual = zip(
         schedule.rows,
