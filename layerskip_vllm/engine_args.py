@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -11,6 +12,7 @@ from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
 from layerskip_vllm.config import (
@@ -22,6 +24,12 @@ from layerskip_vllm.config import (
     parse_exit_layer,
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from layerskip_vllm.support import (
+    QUANTIZATIONS,
+    refuse_partial_heads,
+    refused_quantization,
+    share_kv_cache_group,
+)
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs
@@ -44,6 +52,9 @@ SPECULATIVE_KEYS = (
 
 UNQUANTIZED_KV_CACHES = ("auto", "float16", "bfloat16")
 
+FP8_KV_CACHES = ("fp8", "fp8_e4m3", "fp8_e5m2")
+"""Quantized value by value, by scales that never change: KV is the same whoever writes it."""
+
 FEATURE = "self-speculation (self:E)"
 
 Unsupported = tuple[tuple[str, Callable[["EngineArgs"], bool]], ...]
@@ -54,11 +65,28 @@ UNSUPPORTED: Unsupported = (
     ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
     ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
     ("dual batch overlap", lambda args: bool(args.enable_dbo)),
-    ("LoRA", lambda args: bool(args.enable_lora)),
-    ("prompt embeddings", lambda args: bool(args.enable_prompt_embeds)),
+    # vLLM embeds the tokens beside embedded prompts with the adapters of other rows, or fails.
+    (
+        "LoRA beside prompt embeddings",
+        lambda args: bool(args.enable_lora and args.enable_prompt_embeds),
+    ),
     ("KV transfer", lambda args: args.kv_transfer_config is not None),
     ("KV offloading", lambda args: args.kv_offloading_size is not None),
-    ("a quantized KV cache", lambda args: args.kv_cache_dtype not in UNQUANTIZED_KV_CACHES),
+    # Our workers' numbers travel where its connector's would.
+    ("encoder cache transfer", lambda args: args.ec_transfer_config is not None),
+    (
+        "a KV cache that is neither unquantized nor fp8 in all layers",
+        lambda args: (
+            args.kv_cache_dtype not in (*UNQUANTIZED_KV_CACHES, *FP8_KV_CACHES)
+            or bool(args.kv_cache_dtype_skip_layers)
+        ),
+    ),
+    ("weight transfer", lambda args: args.weight_transfer_config is not None),
+    # vLLM refuses those that are named, late, and silently leaves out those that are installed.
+    (
+        "custom logits processors, named or installed",
+        lambda args: bool(args.logits_processors or entry_points(group=LOGITSPROCS_GROUP)),
+    ),
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
@@ -92,13 +120,18 @@ def create_speculative_config(
         num_layers=num_layers_of(target_model_config, feature=FEATURE),
         options=layerskip_options(engine_args) or {},
     )
-    refuse_unsupported(engine_args, target_model_config, UNSUPPORTED, feature=FEATURE)
+    refuse_unsupported(
+        engine_args, target_model_config, UNSUPPORTED, QUANTIZATIONS, feature=FEATURE
+    )
+    if engine_args.enable_lora:
+        refuse_partial_heads(settings, layerskip, feature=FEATURE)
     if layerskip.draft_vocab_size is not None:
         from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids
 
         draft_token_ids(layerskip, target_model_config)  # the worker makes it; faults show here
     target_parallel_config.worker_cls = _worker_class()
     engine_args.async_scheduling = False
+    share_kv_cache_group(engine_args, target_model_config, feature=FEATURE)
     if current_platform.is_cuda():
         # One graph would hold both segments, whose token counts differ in a verify step.
         engine_args.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
@@ -151,7 +184,7 @@ def _num_speculative_tokens_of(settings: dict) -> int:
         return check_num_speculative_tokens(said)
     try:
         largest = max(k for _, _, k in validate_and_normalize_dynamic_sd_schedule(schedule))
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:  # JSON knows Infinity
         raise ValueError(f"num_speculative_tokens_per_batch_size={schedule!r}: {error}") from None
     said = check_num_speculative_tokens(settings.get("num_speculative_tokens", largest))
     if largest > said:
@@ -216,7 +249,12 @@ def num_layers_of(model_config: ModelConfig, feature: str) -> int:
 
 
 def refuse_unsupported(
-    engine_args: EngineArgs, model_config: ModelConfig, unsupported: Unsupported, feature: str
+    engine_args: EngineArgs,
+    model_config: ModelConfig,
+    unsupported: Unsupported,
+    quantizations: Sequence[str] = (),
+    *,
+    feature: str,
 ) -> None:
     """Refuse what no feature of ours supports, and what a table says this one does not.
 
@@ -224,8 +262,11 @@ def refuse_unsupported(
         ValueError: It names all that was asked for in vain.
     """
     found = [name for name, is_asked_for in unsupported if is_asked_for(engine_args)]
-    if model_config.quantization is not None:
-        found.append(f"quantization ({model_config.quantization})")
+    if model_config.quantization not in (None, *quantizations):
+        supported = f"; supported: {', '.join(quantizations)}" if quantizations else ""
+        found.append(f"quantization ({model_config.quantization}{supported})")
+    heeds_kv_cache = engine_args.kv_cache_dtype in ("auto", *FP8_KV_CACHES)
+    found += refused_quantization(model_config, heeds_kv_cache=heeds_kv_cache)
     if model_config.runner_type != "generate":
         found.append(f"the {model_config.runner_type} runner")
     if found:

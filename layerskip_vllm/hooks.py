@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from prometheus_client import Counter, Histogram
 from vllm import SamplingParams, envs
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig, VllmConfig
 from vllm.distributed.device_communicators.cpu_communicator import (
     CpuCommunicator,
     _CPUSHMDistributed,
 )
+from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorLogging, ECConnectorProm
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
 from vllm.model_executor import models
@@ -25,6 +27,7 @@ from vllm.v1.executor.abstract import Executor
 from layerskip_vllm import early_exit
 from layerskip_vllm import engine_args as layerskip_engine_args
 from layerskip_vllm.cli_args import add_cli_args
+from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.models import (
     SUPPORTED_ARCHITECTURES,
     early_exit_architecture,
@@ -113,7 +116,8 @@ def _validate_spec_decode(
     sampling_params: SamplingParams,
     speculative_config: SpeculativeConfig | None,
 ) -> None:
-    if hasattr(speculative_config, "layerskip"):
+    if speculative_config is not None and hasattr(speculative_config, "layerskip"):
+        speculative_config.verify_sampling_params(sampling_params)
         if sampling_params.logprob_token_ids:
             # vLLM gathers these where it samples plainly only: in a batch with drafts and another
             # request's logprobs, the shapes do not fit and the engine dies.
@@ -137,6 +141,34 @@ def _serves_first_layers() -> bool:
     return "is_unused_checkpoint_weight" in llama.read_text(encoding="utf-8")
 
 
+def _receive_step_stats(
+    original: Callable[..., None],
+    receiver: ECConnectorProm,
+    vllm_config: VllmConfig,
+    labelnames: list[str],
+    per_engine_labelvalues: dict[int, list[object]],
+) -> None:
+    """Let the receiver of a connector's stats, of which there is none here, be our metrics."""
+    original(receiver, vllm_config, labelnames, per_engine_labelvalues)
+    if hasattr(vllm_config.speculative_config, "layerskip"):
+        receiver.prom_metrics = vllm_config.speculative_config.build_prom_metrics(
+            {Counter: receiver._counter_cls, Histogram: receiver._histogram_cls},
+            labelnames,
+            per_engine_labelvalues,
+        )
+
+
+def _leave_step_stats_out_of_the_log(
+    original: Callable[..., None], connector_logging: ECConnectorLogging, stats: Mapping
+) -> None:
+    if OPTIONS_KEY not in stats:
+        original(connector_logging, stats)
+
+
+def _has_method_metrics() -> bool:
+    return hasattr(SpeculativeConfig, "build_prom_metrics")
+
+
 HOOKS = (
     Hook(
         EngineArgs,
@@ -151,7 +183,14 @@ HOOKS = (
         _v2_model_runner_unsupported_features,
         lambda: hasattr(SpeculativeConfig, "get_v2_model_runner_unsupported_features"),
     ),
-    Hook(SamplingParams, "_validate_spec_decode", _validate_spec_decode, biases_drafts_itself),
+    Hook(
+        SamplingParams,
+        "_validate_spec_decode",
+        _validate_spec_decode,
+        lambda: biases_drafts_itself() and hasattr(SpeculativeConfig, "verify_sampling_params"),
+    ),
+    Hook(ECConnectorProm, "__init__", _receive_step_stats, _has_method_metrics),
+    Hook(ECConnectorLogging, "observe", _leave_step_stats_out_of_the_log, _has_method_metrics),
 )
 
 

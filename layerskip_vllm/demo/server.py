@@ -36,6 +36,7 @@ class Server:
     model: str
     port: int
     log: Path
+    pid: int
 
     @property
     def url(self) -> str:
@@ -78,11 +79,11 @@ def serve(model: str, *args: str, log: Path, env: dict[str, str]) -> Generator[S
         RuntimeError: The server ended before it answered; the log's end is in the message.
         TimeoutError: It did not answer within START_LIMIT_S.
     """
-    server = Server(model, free_port(), log)
-    command = [VLLM, "serve", model, "--host", HOST, "--port", str(server.port), *args]
+    port = free_port()
+    command = [VLLM, "serve", model, "--host", HOST, "--port", str(port), *args]
     with log.open("w") as file, process_group(command, stdout=file, env=env) as process:
-        wait_until_ready(server.port, process, log)
-        yield server
+        wait_until_ready(port, process, log)
+        yield Server(model, port, log, process.pid)
 
 
 @contextmanager

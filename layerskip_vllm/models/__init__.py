@@ -2,6 +2,9 @@
 
 SUPPORTED_ARCHITECTURES = {
     "LlamaForCausalLM": "layerskip_vllm.models.llama",
+    "MistralForCausalLM": "layerskip_vllm.models.mistral",
+    "Qwen2ForCausalLM": "layerskip_vllm.models.qwen2",
+    "Qwen3ForCausalLM": "layerskip_vllm.models.qwen3",
 }
 """Architecture in the checkpoint's config.json -> module that holds its two counterparts."""
 

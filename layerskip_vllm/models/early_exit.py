@@ -18,7 +18,8 @@ class EarlyExitMixin(nn.Module):
 
     def is_unused_checkpoint_weight(self, name: str) -> bool:
         """Whether a weight is of a layer past the last; a file with no other weight is not read."""
-        of_a_layer = name.startswith("model.layers.")
+        # A checkpoint in the format of Mistral's own release says `layers.` alone.
+        of_a_layer = name.removeprefix("model.").startswith("layers.")
         return of_a_layer and extract_layer_index(name) >= self.config.num_hidden_layers
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

@@ -50,14 +50,15 @@ class EarlyLayers(nn.Module):
         *,
         vllm_config: VllmConfig,
         prefix: str = "",
-        embed_tokens: nn.Module,
+        decoder: nn.Module,
         layers: Sequence[nn.Module],
         norm: nn.Module,
     ) -> None:
         super().__init__()
         # Tuples hide the target's modules from nn.Module: registered here as well, every
         # parameter would have two names, and loading would look for both.
-        self._embed_tokens = (embed_tokens,)
+        # The embedding is looked up when it is used: LoRA puts another in its place.
+        self._decoder = (decoder,)
         self._layers = tuple(layers)
         self._norm = (norm,)
 
@@ -69,7 +70,7 @@ class EarlyLayers(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Return hidden states, residual (float32), normed states: [num_tokens, hidden_size]."""
         hidden_states = (
-            inputs_embeds if inputs_embeds is not None else self._embed_tokens[0](input_ids)
+            inputs_embeds if inputs_embeds is not None else self._decoder[0].embed_tokens(input_ids)
         )
         residual = None
         for layer in self._layers:
@@ -131,7 +132,7 @@ class SplitForwardMixin(nn.Module):
         with set_model_tag("layerskip_early"):
             self.early_layers = EarlyLayers(
                 vllm_config=vllm_config,
-                embed_tokens=decoder.embed_tokens,
+                decoder=decoder,
                 layers=decoder.layers[:exit_layer],
                 norm=decoder.norm,
             )

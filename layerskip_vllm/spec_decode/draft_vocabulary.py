@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.tokenizers import cached_tokenizer_from_config
 
 from layerskip_vllm.config import OPTIONS_KEY, LayerSkipConfig
@@ -40,20 +41,35 @@ class DraftHead(nn.Module):
 
     def __init__(self, lm_head: ParallelLMHead, token_ids: np.ndarray) -> None:
         super().__init__()
+        plain = (UnquantizedEmbeddingMethod, UnquantizedLinearMethod)
+        if not isinstance(lm_head.quant_method, plain):
+            raise ValueError(
+                f"{OPTIONS_KEY}.draft_vocab_size={len(token_ids)} needs an LM head that is not "
+                f"quantized, and this one is ({type(lm_head.quant_method).__name__}): leave it out"
+            )
         self.tp_size = lm_head.tp_size
         self.vocab_size = lm_head.org_vocab_size
         dealt = torch.from_numpy(deal(token_ids, self.tp_size)).to(lm_head.weight.device)
-        own = dealt[lm_head.tp_rank]
-        rows = _rows_of_all_shards(lm_head, dealt.clamp(min=0).flatten()).view(*dealt.shape, -1)
-        self.weight = nn.Parameter(rows[lm_head.tp_rank].clone(), requires_grad=False)
-        self.num_bytes = self.weight.nbytes
-        """Memory that the copy holds."""
-        bias = torch.zeros_like(self.weight[:, 0]).masked_fill(own < 0, -torch.inf)
+        bias = lm_head.weight.new_zeros(dealt.shape[1])
+        bias.masked_fill_(dealt[lm_head.tp_rank] < 0, -torch.inf)
         self.register_buffer("bias", bias if bias.any() else None, persistent=False)
         # The logits beyond the vocabulary's size, all idle, are cut off by `LogitsProcessor`.
-        flat = dealt.clamp(min=0).flatten()[: self.vocab_size]
+        self._tokens_of_ranks = dealt.clamp(min=0)
+        flat = self._tokens_of_ranks.flatten()[: self.vocab_size]
         self.register_buffer("token_ids", flat, persistent=False)
         self.quant_method = UnquantizedLinearMethod()
+        self.copy_rows(lm_head)
+
+    def copy_rows(self, lm_head: ParallelLMHead) -> None:
+        """Copy the rows as they are now: at first, and again when the LM head has changed.
+
+        A collective of the tensor-parallel group.
+        """
+        rows = _rows_of_all_shards(lm_head, self._tokens_of_ranks.flatten())
+        own = rows.view(*self._tokens_of_ranks.shape, -1)[lm_head.tp_rank]
+        self.weight = nn.Parameter(own.clone(), requires_grad=False)
+        self.num_bytes = self.weight.nbytes
+        """Memory that the copy holds."""
         self.quant_method.process_weights_after_loading(self)
 
     def expand(self, probs: torch.Tensor) -> torch.Tensor:
@@ -135,7 +151,7 @@ def read_counts(path: Path, vocab_size: int) -> np.ndarray:
             if not 0 <= int(token_id) < vocab_size:
                 raise ValueError(f"token id {token_id} must be in [0, {vocab_size - 1}]")
             counts[int(token_id)] = float(count)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError) as error:
         raise ValueError(
             f"{OPTIONS_KEY}.draft_vocab_counts={str(path)!r}: expected a JSON object of token ids "
             f'and counts, such as {{"464": 1520, "290": 1306}}: {error}'

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,12 @@ class ResumePlan:
     def num_fresh_tokens(self) -> int:
         """Tokens that run them."""
         return len(self.fresh_token_indices)
+
+    @property
+    def rows_of_fresh_tokens(self) -> np.ndarray:
+        """Which request each fresh token is of: [num_fresh_tokens], int64, on the host."""
+        counts = self.fresh_query_start_loc.diff()
+        return self.fresh_rows.repeat_interleave(counts).cpu().numpy()
 
     @property
     def max_fresh_query_len(self) -> int:
@@ -153,3 +160,9 @@ class DraftPlan:
             seq_lens_cpu=seq_lens_cpu,
             max_seq_lens=(own.max(axis=1) + 1).tolist(),
         )
+
+
+def with_idle_rows(rows: torch.Tensor, num_rows: int, value: int = 0) -> torch.Tensor:
+    """Append rows of `value`, [n, *] -> [max(n, num_rows), *]."""
+    idle = (0, 0) * (rows.dim() - 1) + (0, max(0, num_rows - len(rows)))
+    return pad(rows, idle, value=value)

@@ -14,12 +14,12 @@ Request r has n computed tokens, KV valid in all layers, and a sampled next toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import pad
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -32,10 +32,10 @@ from layerskip_vllm.spec_decode.draft_stop import StopRule
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
 from layerskip_vllm.spec_decode.drafts import DraftChoice, DraftReach, Drafts
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
-from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan, with_idle_rows
 
 if TYPE_CHECKING:
-    from layerskip_vllm.models.split import SplitForwardMixin
+    from layerskip_vllm.models.split import ExitState, SplitForwardMixin
 
 
 class LayerSkipProposer(DraftModelProposer):
@@ -54,6 +54,9 @@ class LayerSkipProposer(DraftModelProposer):
         self._arange_cpu = torch.arange(self.max_batch_size + 1, dtype=torch.int32)
         self.min_rows = 1
         """Least rows of a forward of the early layers; idle ones fill it up."""
+        self.adapters_of: Callable[[np.ndarray], AbstractContextManager] = nullcontext
+        """Makes the rows of the forwards within run with the LoRA adapters of these requests."""
+        self.takes_embeddings = vllm_config.model_config.enable_prompt_embeds
         self.draft_head: DraftHead | None = None
         self.use_exit_query_cache = self.speculative_config.layerskip.exit_query_cache
         self.exit_query_cache = ExitQueryCache(
@@ -77,6 +80,12 @@ class LayerSkipProposer(DraftModelProposer):
         if token_ids is not None:
             self.draft_head = DraftHead(target_model.lm_head, token_ids)
         self._draft_attn_layer_names = set(target_model.early_attn_layer_names)
+
+    def weights_changed(self) -> None:
+        """Forget the old weights: states that they made, and the draft's copy of the LM head."""
+        self.exit_query_cache.take()
+        if self.draft_head is not None:
+            self.draft_head.copy_rows(self.model.lm_head)
 
     def initialize_attn_backend(
         self, kv_cache_config: KVCacheConfig, kernel_block_sizes: list[int] | None = None
@@ -114,12 +123,13 @@ class LayerSkipProposer(DraftModelProposer):
         input_ids = torch.zeros(num_rows, dtype=torch.int32, device=self.device)
         input_ids[:num_drafting] = torch.from_numpy(schedule.next_token_ids)
         choices: list[DraftChoice] = []
-        with set_forward_context(None, self.vllm_config, num_tokens=num_rows):
+        with (
+            set_forward_context(None, self.vllm_config, num_tokens=num_rows),
+            self._adapters_of(schedule.rows),
+        ):
             for k in range(len(plan.positions)):
                 self._enter_draft_step(k, plan, block_table)
-                exit_state, hidden_states = self.model.run_early_layers(
-                    input_ids, plan.positions[k]
-                )
+                exit_state, hidden_states = self._run_draft_step(input_ids, plan.positions[k])
                 if self.use_exit_query_cache:
                     self.exit_query_cache.store(k, exit_state.first(num_drafting))
                 choice = self._choose_drafts(
@@ -140,6 +150,20 @@ class LayerSkipProposer(DraftModelProposer):
                 ExitQueryEntries(req_ids, schedule.start_positions, with_state, reach.num_drafted)
             )
         return drafts
+
+    def _run_draft_step(
+        self,
+        input_ids: torch.Tensor,  # [num_rows], int32
+        positions: torch.Tensor,  # [num_rows], int64
+    ) -> tuple[ExitState, torch.Tensor]:
+        """Run the early layers on one token a request.
+
+        Where prompts may be embeddings, vLLM embeds every token before the model, and the early
+        layers are compiled for one of the two kinds of input.
+        """
+        if not self.takes_embeddings:
+            return self.model.run_early_layers(input_ids, positions)
+        return self.model.run_early_layers(None, positions, self.model.embed_input_ids(input_ids))
 
     def _choose_drafts(
         self,
@@ -175,8 +199,9 @@ class LayerSkipProposer(DraftModelProposer):
     def verify(
         self,
         plan: ResumePlan,
-        input_ids: torch.Tensor,  # [num_tokens], int32
+        input_ids: torch.Tensor | None,  # [num_tokens], int32; None where they are embedded
         positions: torch.Tensor,  # [num_tokens], int64
+        inputs_embeds: torch.Tensor | None,  # [num_tokens, hidden_size]
         common_attn_metadata: CommonAttentionMetadata,  # of the whole batch
     ) -> torch.Tensor:
         """Step 3 of the cycle: early layers on the fresh tokens, remaining layers on all.
@@ -190,9 +215,12 @@ class LayerSkipProposer(DraftModelProposer):
         if plan.num_fresh_tokens:
             fresh = plan.fresh_token_indices
             self._enter_fresh_tokens(plan, common_attn_metadata)
-            fresh_state, _ = self.model.run_early_layers(
-                self._filled_up(input_ids[fresh]), self._filled_up(positions[fresh])
+            fresh_input = (
+                None if rows is None else with_idle_rows(rows[fresh], self.min_rows)
+                for rows in (input_ids, positions, inputs_embeds)
             )
+            with self._adapters_of(plan.rows_of_fresh_tokens):
+                fresh_state, _ = self.model.run_early_layers(*fresh_input)
             for rows, fresh_rows in zip(exit_state, fresh_state.first(len(fresh)), strict=True):
                 rows[fresh] = fresh_rows
         return self.model.run_remaining_layers(positions, exit_state)
@@ -224,9 +252,12 @@ class LayerSkipProposer(DraftModelProposer):
         )
         context.slot_mapping = dict.fromkeys(context.attn_metadata, slot_mapping)
 
-    def _filled_up(self, rows: torch.Tensor, value: int = 0) -> torch.Tensor:
-        """Append idle rows, up to the least that a forward is run with."""
-        return pad(rows, (0, max(0, self.min_rows - len(rows))), value=value)
+    def _adapters_of(self, rows: np.ndarray) -> AbstractContextManager:
+        """Enter these requests' adapters. Idle rows take the last one's: vLLM has room for as many
+        runs of rows with one adapter as there may be requests.
+        """
+        num_rows = max(len(rows), self.min_rows)
+        return self.adapters_of(rows[np.minimum(np.arange(num_rows), len(rows) - 1)])
 
     def _enter_fresh_tokens(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> None:
         """Let the early layers see a batch of the fresh tokens alone.
@@ -253,7 +284,7 @@ class LayerSkipProposer(DraftModelProposer):
         )
         context = get_forward_context()
         context.attn_metadata.update(attn_metadata)
-        slot_mapping = self._filled_up(slot_mapping, PADDING_SLOT_ID)
+        slot_mapping = with_idle_rows(slot_mapping, self.min_rows, PADDING_SLOT_ID)
         context.slot_mapping.update(dict.fromkeys(attn_metadata, slot_mapping))
 
     def _early_attn_metadata(self, cm: CommonAttentionMetadata) -> dict[str, object]:

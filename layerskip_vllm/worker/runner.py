@@ -8,35 +8,37 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.attention.backend import CommonAttentionMetadata
-from vllm.v1.outputs import SamplerOutput
+from vllm.v1.outputs import ECConnectorOutput, SamplerOutput
 from vllm.v1.sample.logits_processor.builtin import LogitBiasLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
+from layerskip_vllm.config import OPTIONS_KEY
+from layerskip_vllm.request_args import max_drafts_of
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
 from layerskip_vllm.spec_decode.health import AcceptanceMonitor
 from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
 from layerskip_vllm.spec_decode.policy import DraftPolicy
 from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
+from layerskip_vllm.spec_decode.step_stats import StepStats
 from layerskip_vllm.version import __version__
+from layerskip_vllm.worker.adapters import AdapterSwitchMixin
 from layerskip_vllm.worker.agreement import with_first_rank
 from layerskip_vllm.worker.sampling import LayerSkipRejectionSampler, biases_drafts_itself
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as HostRunner
-else:
-    HostRunner = object
 
 
-class LayerSkipRunnerMixin(HostRunner):
+class LayerSkipRunnerMixin(AdapterSwitchMixin):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
 
-    Four of the overridden methods call the original. The other two replace a decision:
+    All overridden methods but two call the original. Those two replace a decision:
     `propose_draft_token_ids`, a switch over vLLM's own proposers, and `_input_fits_in_drafter`.
     """
 
@@ -46,6 +48,7 @@ class LayerSkipRunnerMixin(HostRunner):
         require_same_version(vllm_config.speculative_config.package_version)
         super().__init__(vllm_config, device)
         self.drafter = LayerSkipProposer(vllm_config, device)
+        self.drafter.adapters_of = self.adapters_of
         if not biases_drafts_itself():
             self.rejection_sampler = LayerSkipRejectionSampler(
                 self.sampler, vllm_config.speculative_config, device
@@ -58,6 +61,7 @@ class LayerSkipRunnerMixin(HostRunner):
         self.acceptance = AcceptanceMonitor(layerskip)
         self.policy = DraftPolicy(layerskip, with_first_rank(get_tp_group()))
         self.num_resumed_tokens = 0
+        self._step_stats = StepStats(0)
         self._exit_entries = ExitQueryEntries()
         self._continuing_req_ids: set[str] = set()
         self._common_attn_metadata: CommonAttentionMetadata | None = None
@@ -68,6 +72,7 @@ class LayerSkipRunnerMixin(HostRunner):
         A request that is new, or resumed from preemption, has blocks into which its drafts' early
         KV was never written; it must not resume, whatever its tokens.
         """
+        self._step_stats = StepStats(scheduler_output.total_num_scheduled_tokens)
         self._exit_entries = self.drafter.exit_query_cache.take()
         cached = scheduler_output.scheduled_cached_reqs
         self._continuing_req_ids = set(cached.req_ids) - set(cached.resumed_req_ids)
@@ -79,14 +84,27 @@ class LayerSkipRunnerMixin(HostRunner):
         self._common_attn_metadata = common_attn_metadata
         return attn_metadata, common_attn_metadata
 
-    def _model_forward(self, input_ids=None, positions=None, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """Verify from the exit states where there are any, by the full forward where not."""
+    def _model_forward(  # type: ignore[no-untyped-def]
+        self,
+        input_ids=None,
+        positions=None,
+        intermediate_tensors=None,
+        inputs_embeds=None,
+        **kwargs,
+    ):
+        """Verify from the exit states where there are any, by the full forward where not.
+
+        Where prompts may be embeddings, vLLM embeds all tokens itself and gives no `input_ids`.
+        """
         plan = self._plan_resume()
         if plan is None:
-            return super()._model_forward(input_ids, positions, *args, **kwargs)
+            return super()._model_forward(
+                input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
+            )
+        self._step_stats.num_resumed_tokens = plan.num_resumed_tokens
         self.num_resumed_tokens += plan.num_resumed_tokens
         return self.drafter.verify(
-            plan.to(self.device), input_ids, positions, self._common_attn_metadata
+            plan.to(self.device), input_ids, positions, inputs_embeds, self._common_attn_metadata
         )
 
     def _plan_resume(self) -> ResumePlan | None:
@@ -129,6 +147,18 @@ class LayerSkipRunnerMixin(HostRunner):
             predict_bonus_token=True,
         )
 
+    def sample_tokens(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Let the step's numbers travel with its tokens, in the place of a connector's stats.
+
+        vLLM has no other way from a worker to the server's metrics. The connector is an encoder
+        cache's, and `self:E` serves no model that has one.
+        """
+        output = super().sample_tokens(*args, **kwargs)
+        if output.req_ids:  # where nothing ran, the output is one that all steps share
+            stats = ECConnectorStats({OPTIONS_KEY: self._step_stats.as_dict()})
+            output.ec_connector_output = ECConnectorOutput(ec_connector_stats=stats)
+        return output
+
     def propose_draft_token_ids(
         self,
         scheduler_output: SchedulerOutput,
@@ -147,6 +177,7 @@ class LayerSkipRunnerMixin(HostRunner):
         # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
         num_verified = np.array(spec_decode_metadata.num_draft_tokens)
+        self._step_stats.sampled(int(num_verified.sum()))
         self._observe(sampled, num_verified)
         limits = self._draft_limits(scheduler_output.num_spec_tokens_to_schedule, sampled)
         num_drafts = self.policy.num_drafts(int((limits > 0).sum()), int(limits.max()))
@@ -166,6 +197,7 @@ class LayerSkipRunnerMixin(HostRunner):
             _of_rows(sampling_metadata, rows),
             self.policy.stop_rule(len(schedule.rows), num_drafts),
         )
+        self._step_stats.drafted()
         self.policy.proposed(proposed)
         for i, row in enumerate(schedule.rows):
             drafts[row] = proposed.submitted(i)
@@ -201,19 +233,27 @@ class LayerSkipRunnerMixin(HostRunner):
         num_speculative_tokens: int,
         sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
     ) -> np.ndarray:
-        """Most drafts of each request, [num_reqs], int64; none in the middle of a prompt.
+        """Most drafts of each request, [num_reqs], int64: the step's K or what the request itself
+        allows, and none in the middle of a prompt.
 
-        vLLM masks stop tokens in the row after the drafts by where the step starts
-        (`MinTokensLogitsProcessor`): drafts past `min_tokens` would leave them masked there.
+        vLLM counts the tokens that end a thought as if all drafts of them were accepted: where they
+        are several, a request with a budget for its thought is decoded plainly.
         """
-        limits = np.full(len(sampled), num_speculative_tokens)
-        for row, req_id in enumerate(self.input_batch.req_ids):
-            request = self.requests[req_id]
-            if min_tokens := request.sampling_params.min_tokens:
-                num_said = len(request.output_token_ids) + int((sampled[row] >= 0).sum())
-                if num_said < min_tokens:
-                    limits[row] = min(num_speculative_tokens, min_tokens - num_said - 1)
-        return np.where(self.discard_request_mask.np[: len(limits)], 0, limits)
+        thoughts = self.input_batch.thinking_budget_state_holder
+        has_long_end = thoughts is not None and len(thoughts.think_end_token_ids) > 1
+        limits = []
+        for req_id, new in zip(self.input_batch.req_ids, (sampled >= 0).sum(axis=1), strict=True):
+            params = self.requests[req_id].sampling_params
+            limit = max_drafts_of(params.extra_args, self.drafter.num_speculative_tokens)
+            is_counted_wrongly = has_long_end and params.thinking_token_budget is not None
+            # vLLM masks stop tokens in the row after the drafts by where the step starts: a draft
+            # past `min_tokens` would leave them masked there.
+            num_masked = params.min_tokens - len(self.requests[req_id].output_token_ids) - new
+            if num_masked > 0:
+                limit = min(limit, num_masked - 1)
+            limits.append(0 if is_counted_wrongly else limit)
+        is_partial_prefill = self.discard_request_mask.np[: len(limits)]
+        return np.where(is_partial_prefill, 0, np.minimum(limits, num_speculative_tokens))
 
     def _schedule_drafts(
         self,
@@ -230,6 +270,11 @@ class LayerSkipRunnerMixin(HostRunner):
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
         )
+
+    def reload_weights(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Reload as the host does, then forget what the drafter keeps of the old weights."""
+        super().reload_weights(*args, **kwargs)
+        self.drafter.weights_changed()
 
 
 def _of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor) -> SamplingMetadata:

@@ -1,0 +1,67 @@
+"""Our numbers beside vLLM's own at `/metrics`: what each step of an engine's worker counted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from prometheus_client import Counter, Histogram
+from vllm.v1.metrics.utils import create_metric_per_engine
+
+from layerskip_vllm.config import OPTIONS_KEY
+from layerskip_vllm.spec_decode.step_stats import (
+    DRAFT_TIME,
+    NUM_FRESH_TOKENS,
+    NUM_RESUMED_TOKENS,
+    VERIFY_TIME,
+)
+
+COUNTERS = {
+    NUM_RESUMED_TOKENS: "Tokens verified from the state that their draft left at the exit layer.",
+    NUM_FRESH_TOKENS: "Tokens whose early layers ran in the target's forward, prompts included.",
+}
+
+HISTOGRAMS = {
+    DRAFT_TIME: "Seconds of a propose step, of all requests together. Steps without one are none.",
+    VERIFY_TIME: "Seconds from the start of a step that verifies drafts to its sampled tokens.",
+}
+
+TIME_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Seconds."""
+
+
+class StepMetrics:
+    """Prometheus metrics `vllm:layerskip_*`, labelled as vLLM labels its own.
+
+    The prefix is vLLM's too: it drops metrics of that name when a new engine takes the place of an
+    old one in a process, and `LLM.get_metrics` shows no others.
+    """
+
+    def __init__(
+        self,
+        metric_types: Mapping[type, type],  # which classes stand for Prometheus's; Ray has others
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        def per_engine(metric_type: type, key: str, documentation: str, **options: object) -> dict:
+            metric = metric_types[metric_type](
+                name=f"vllm:layerskip_{key}",
+                documentation=documentation,
+                labelnames=labelnames,
+                **options,
+            )
+            return create_metric_per_engine(metric, per_engine_labelvalues)
+
+        self._counters = {key: per_engine(Counter, key, text) for key, text in COUNTERS.items()}
+        self._histograms = {
+            key: per_engine(Histogram, key, text, buckets=TIME_BUCKETS)
+            for key, text in HISTOGRAMS.items()
+        }
+
+    def observe(self, transfer_stats_data: Mapping, engine_idx: int = 0) -> None:
+        """Add one step of an engine; the signature is that of vLLM's connectors' metrics."""
+        counted = transfer_stats_data[OPTIONS_KEY]
+        for key, counters in self._counters.items():
+            counters[engine_idx].inc(counted[key])
+        for key, histograms in self._histograms.items():
+            if key in counted:
+                histograms[engine_idx].observe(counted[key])

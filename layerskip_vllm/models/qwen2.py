@@ -1,0 +1,19 @@
+"""Qwen2 and Qwen2.5: Llama with biases on queries, keys and values."""
+
+from vllm.model_executor.models.interfaces import LocalArgmaxMixin
+from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM
+
+from layerskip_vllm.models.early_exit import EarlyExitMixin
+from layerskip_vllm.models.split import SplitForwardMixin
+
+
+class LayerSkipQwen2ForCausalLM(SplitForwardMixin, LocalArgmaxMixin, Qwen2ForCausalLM):
+    """vLLM's `Qwen2ForCausalLM` with its forward split at the exit layer.
+
+    `LocalArgmaxMixin` is what `use_local_argmax_reduction` asks of a draft; vLLM's other families
+    here have it.
+    """
+
+
+class EarlyExitQwen2ForCausalLM(EarlyExitMixin, Qwen2ForCausalLM):
+    """vLLM's `Qwen2ForCausalLM` from the first layers of a deeper checkpoint."""
