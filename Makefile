@@ -3,14 +3,17 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 MODEL ?= python-10m
+MINUTES ?= 30
 # For example: make bench BENCH_OPTIONS="--model dialled --batch-size 1"
 BENCH_OPTIONS ?=
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 LOCKS := requirements/cpu.txt requirements/dev.txt
+# Files in their order, the short unit tests last: neither of the two waits for the other for long.
+IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-cluster bench quality style build clean help
+.PHONY: setup demo test test-all test-cluster soak bench quality style build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,14 +39,17 @@ $(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about 25 minutes on 2 cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: setup ## the test suite, about half an hour on 2 cores
+	$(BIN)/python -m pytest $(IN_TWO)
 
-test-all: setup ## it and the slow tests, about 35 minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m "not cluster"
+test-all: setup ## it and the slow tests, about 60 minutes
+	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster"
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/parallel/test_two_hosts.py -m cluster
+
+soak: setup ## two servers under the same load, with and without self:E, compared; MINUTES=30
+	$(BIN)/python -m tests.stress.soak --minutes $(MINUTES) --output build/soak.json
 
 bench: setup ## every way to decode, measured side by side, into build/bench; takes hours
 	$(BIN)/python -m benchmarks.compare --output build/bench $(BENCH_OPTIONS)

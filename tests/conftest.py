@@ -15,7 +15,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 import hypothesis
 import pytest
 
-from tests.models import RandomLlama
+from tests.models import RandomLlama, RandomModel
 
 # A machine that is busy with a server is no reason for an example to fail.
 hypothesis.settings.register_profile("no deadline", deadline=None)
@@ -33,6 +33,16 @@ def random_llama(models_dir):
 
     def path(**shape) -> str:
         return RandomLlama(**shape).save(models_dir)
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def random_model(models_dir):
+    """`random_model(family="qwen3", sliding_window=...)` -> path of that random checkpoint."""
+
+    def path(**shape) -> str:
+        return RandomModel(**shape).save(models_dir)
 
     return path
 

@@ -1,11 +1,24 @@
-"""Small random Llamas, whose greedy output wanders enough to show a wrong cache."""
+"""Small random models, whose greedy output wanders enough to show a wrong cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 EOS_TOKEN_ID = 256
 VOCAB_SIZE = 320
@@ -29,7 +42,8 @@ class RandomLlama:
 
     @property
     def name(self) -> str:
-        return "-".join(f"{value}" for value in vars(self).values())
+        values = "-".join(f"{value}" for value in vars(self).values())
+        return f"{type(self).__name__}-{values}"
 
     def save(self, directory: Path) -> str:
         path = directory / self.name
@@ -38,33 +52,98 @@ class RandomLlama:
             byte_tokenizer().save_pretrained(path)
         return str(path)
 
+    def _shape(self) -> dict:
+        return {
+            "vocab_size": self.vocab_size,
+            "hidden_size": 32 * self.num_heads,
+            "intermediate_size": 96 * self.num_heads,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "tie_word_embeddings": self.tied,
+            "max_position_embeddings": self.max_position_embeddings,
+            "initializer_range": self.initializer_range,
+            "bos_token_id": None,
+            "eos_token_id": self.eos_token_id,
+        }
+
+    def _build(self) -> PreTrainedModel:
+        return LlamaForCausalLM(LlamaConfig(**self._shape()))
+
     @torch.no_grad()
-    def _model(self) -> LlamaForCausalLM:
+    def _model(self) -> PreTrainedModel:
         torch.manual_seed(1)
-        model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=self.vocab_size,
-                hidden_size=32 * self.num_heads,
-                intermediate_size=96 * self.num_heads,
-                num_hidden_layers=self.num_layers,
-                num_attention_heads=self.num_heads,
-                num_key_value_heads=self.num_kv_heads,
-                tie_word_embeddings=self.tied,
-                max_position_embeddings=self.max_position_embeddings,
-                initializer_range=self.initializer_range,
-                bos_token_id=None,
-                eos_token_id=self.eos_token_id,
-            )
-        )
+        model = self._build()
         for layer in model.model.layers[self.late_from :]:
             layer.self_attn.o_proj.weight *= self.late_scale
             layer.mlp.down_proj.weight *= self.late_scale
         return model.to(torch.float32)
 
 
-def first_layers(path: str, num_layers: int) -> LlamaForCausalLM:
+@dataclass(frozen=True)
+class Family:
+    """A family's classes, and what its configuration says beside the shape."""
+
+    config: type[PreTrainedConfig]
+    model: type[PreTrainedModel]
+    particulars: dict
+    window: dict
+    """What makes all layers look back `sliding_window` tokens at most."""
+
+
+FAMILIES = {
+    # mistralai/Mistral-7B-v0.1; its window is 4096.
+    "mistral": Family(
+        MistralConfig,
+        MistralForCausalLM,
+        {"rms_norm_eps": 1e-5, "rope_theta": 10_000.0, "sliding_window": None},
+        {},
+    ),
+    # Qwen/Qwen2-0.5B
+    "qwen2": Family(
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "use_sliding_window": False},
+        {"use_sliding_window": True, "max_window_layers": 0},
+    ),
+    # Qwen/Qwen3-0.6B, whose heads are wider than the hidden size says.
+    "qwen3": Family(
+        Qwen3Config,
+        Qwen3ForCausalLM,
+        {
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1_000_000.0,
+            "head_dim": 64,
+            "attention_bias": False,
+            "use_sliding_window": False,
+        },
+        {"use_sliding_window": True, "max_window_layers": 0},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class RandomModel(RandomLlama):
+    """A random checkpoint of another family, by its published configuration made small."""
+
+    family: str = "mistral"
+    sliding_window: int | None = None
+
+    def _build(self) -> PreTrainedModel:
+        family = FAMILIES[self.family]
+        window = {"sliding_window": self.sliding_window} | family.window
+        config = family.particulars | (window if self.sliding_window else {})
+        model = family.model(family.config(**(self._shape() | config)))
+        for name, parameter in model.named_parameters():
+            # Biases start at 0 and norms at 1, which would not show a missing one.
+            if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+        return model
+
+
+def first_layers(path: str, num_layers: int) -> PreTrainedModel:
     """A checkpoint as transformers' float32 model, without the layers from `num_layers` on."""
-    model = LlamaForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     model.model.layers = model.model.layers[:num_layers]
     model.config.num_hidden_layers = num_layers
     return model

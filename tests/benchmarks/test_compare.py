@@ -13,6 +13,9 @@ import pytest
 SYSTEMS = ("self", "self-default", "draft_model", "ngram", "transformers-early-exit")
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")

@@ -74,9 +74,9 @@ def as_prompts(token_ids: list[list[int]]) -> list[dict]:
     return [{"prompt_token_ids": ids} for ids in token_ids]
 
 
-def generate(llm: LLM, prompts, params) -> list[list[int]]:
+def generate(llm: LLM, prompts, params, lora_request=None) -> list[list[int]]:
     """Output token ids of each prompt."""
-    outputs = llm.generate(prompts, params, use_tqdm=False)
+    outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=lora_request)
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
@@ -106,6 +106,33 @@ def counts(llm: LLM) -> Counts:
     )
     result.num_resumed = getattr(runner(llm), "num_resumed_tokens", 0)  # stock vLLM has none
     return result
+
+
+def both(
+    model,
+    prompts,
+    params,
+    exit_layer=5,
+    num_speculative_tokens=3,
+    lora_request=None,
+    **overrides,
+):
+    """Outputs of a plain and of a self-speculating engine, and what the latter counted."""
+    plain = make_llm(model, **overrides)
+    expected = generate(plain, prompts, params, lora_request)
+    close(plain)
+    llm = make_self_llm(model, exit_layer, num_speculative_tokens, **overrides)
+    before = counts(llm)
+    actual = generate(llm, prompts, params, lora_request)
+    counted = counts(llm).since(before)
+    close(llm)
+    return expected, actual, counted
+
+
+def assert_speculated(counted: Counts) -> None:
+    assert counted.num_drafts > 0
+    assert counted.num_resumed > 0
+    assert 0 < counted.num_accepted < counted.num_drafted
 
 
 def num_preemptions(llm) -> int:

@@ -22,11 +22,15 @@ from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan
 from tests.engine.engines import close, make_self_llm, runner
 
 BLOCK_SIZE, MAX_BLOCKS, HEADS, KV_HEADS, HEAD_SIZE = 32, 5, 4, 2, 32
+WINDOW = 48
 
 
-@pytest.fixture(scope="module")
-def drafter(random_llama):
-    llm = make_self_llm(random_llama(num_heads=HEADS, num_kv_heads=KV_HEADS), 2, 4)
+@pytest.fixture(scope="module", params=[None, WINDOW], ids=["full", "sliding-window"])
+def drafter(request, random_llama, random_model):
+    heads = {"num_heads": HEADS, "num_kv_heads": KV_HEADS}
+    window = request.param
+    model = random_model(sliding_window=window, **heads) if window else random_llama(**heads)
+    llm = make_self_llm(model, 2, 4)
     yield runner(llm).drafter
     close(llm)
 
@@ -49,6 +53,8 @@ class PagedBatch:
         self.drafter = drafter
         self.layer_name = min(drafter._draft_attn_layer_names)
         self.layer = drafter.vllm_config.compilation_config.static_forward_context[self.layer_name]
+        config = drafter.vllm_config.model_config.hf_config
+        self.window = getattr(config, "sliding_window", None)
         self.seq_lens = torch.tensor(seq_lens, dtype=torch.int32)
         blocks = 1 + torch.randperm(MAX_BLOCKS * len(seq_lens))
         self.block_table = blocks.view(len(seq_lens), MAX_BLOCKS).to(torch.int32)
@@ -107,6 +113,8 @@ class PagedBatch:
         mask = BlockDiagonalCausalFromBottomRightMask.from_seqlens(
             query_lens, [int(self.seq_lens[row]) for row in rows]
         )
+        if self.window:
+            mask = mask.make_local_attention_from_bottomright(self.window)
         keys, values = (
             torch.cat([tensors[row][: self.seq_lens[row]] for row in rows])
             for tensors in (self.keys, self.values)

@@ -7,9 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
-from vllm.config import KVTransferConfig
+from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 
+from layerskip_vllm import engine_args
 from layerskip_vllm.engine_args import num_layers_of
 from tests.models import byte_tokenizer
 
@@ -34,6 +35,7 @@ def options(**of_layerskip) -> dict:
 
 
 KV_TRANSFER = KVTransferConfig(kv_connector="ExampleConnector", kv_role="kv_both")
+EC_TRANSFER = ECTransferConfig(ec_connector="ECExampleConnector", ec_role="ec_consumer")
 MALFORMED = "whole number of at least 1, for example self:8"
 TABLE = [
     ({"spec_model": "self:"}, f"'self:': expected self:E.*{MALFORMED}"),
@@ -73,6 +75,7 @@ TABLE = [
         "exit_query_cache='no' must be true or false",
     ),
     (SELF | {"additional_config": {"layerskip": 7}}, "=7 must be an object"),
+    (SELF | {"enable_dbo": True}, "does not support dual batch overlap"),
     (
         SELF | {"tensor_parallel_size": 3},
         r"^speculative_config: Total number of attention heads \(4\) must be divisible by .* \(3\)",
@@ -100,6 +103,10 @@ TABLE = [
         r"per_batch_size=\[\['a', 4, 1\]\]: invalid literal",
     ),
     (
+        SELF | {"speculative_config": {"num_speculative_tokens_per_batch_size": [[1, 1e999, 1]]}},
+        r"per_batch_size=\[\[1, inf, 1\]\]: cannot convert float infinity",
+    ),
+    (
         {
             "speculative_config": {
                 "model": "self:3",
@@ -114,11 +121,37 @@ TABLE = [
         SELF | {"tensor_parallel_size": 2, "decode_context_parallel_size": 2},
         "decode context parallelism",
     ),
-    (SELF | {"enable_lora": True}, "does not support LoRA; leave it out"),
-    (SELF | {"quantization": "fp8"}, r"does not support quantization \(fp8\)"),
-    (SELF | {"enable_prompt_embeds": True}, "does not support prompt embeddings"),
+    (
+        SELF | {"tensor_parallel_size": 2, "prefill_context_parallel_size": 2},
+        "prefill context parallelism",
+    ),
+    (
+        SELF | {"enable_lora": True, "speculative_config": {"use_local_argmax_reduction": True}},
+        "does not support LoRA with use_local_argmax_reduction=True: an adapter may change",
+    ),
+    (
+        options(draft_vocab_size=64) | {"enable_lora": True},
+        "does not support LoRA with layerskip.draft_vocab_size=64",
+    ),
+    (
+        SELF | {"quantization": "fp8"},
+        r"does not support quantization \(fp8; supported: compressed-tensors, auto_gptq, ",
+    ),
+    (
+        SELF | {"enable_lora": True, "enable_prompt_embeds": True},
+        "does not support LoRA beside prompt embeddings",
+    ),
     (SELF | {"kv_offloading_size": 1.0}, "does not support KV offloading"),
-    (SELF | {"kv_cache_dtype": "fp8"}, "does not support a quantized KV cache"),
+    (SELF | {"ec_transfer_config": EC_TRANSFER}, "does not support encoder cache transfer"),
+    (SELF | {"kv_transfer_config": KV_TRANSFER}, "does not support KV transfer; leave it out"),
+    (SELF | {"weight_transfer_config": {"backend": "ipc"}}, "does not support weight transfer"),
+    (SELF | {"kv_cache_dtype": "int8_per_token_head"}, "KV cache that is neither unquantized nor"),
+    (
+        SELF | {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["0"]},
+        "does not support a KV cache that is neither unquantized nor fp8 in all layers",
+    ),
+    (SELF | {"logits_processors": ["a:B"]}, "does not support custom logits processors"),
+    (SELF | {"enable_sleep_mode": True}, "Sleep mode is not supported on current platform"),
     (SELF | {"async_scheduling": True}, "does not support asynchronous scheduling"),
     (SELF | {"worker_cls": "my.Worker"}, "does not support a worker class of your own"),
     (SELF | {"runner": "pooling"}, "pooling"),
@@ -237,3 +270,12 @@ def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
 
     assert "LayerSkip self-speculation" in unsupported(spec_model="self:3")
     assert "LayerSkip self-speculation" not in unsupported()
+
+
+def test_a_logits_processor_that_is_installed_is_refused(random_llama, monkeypatch):
+    """vLLM itself would leave it out without a word."""
+    installed = {"vllm.logits_processors": ["an entry point"]}
+    monkeypatch.setattr(engine_args, "entry_points", lambda group: installed[group])
+    with pytest.raises(ValueError, match="custom logits processors, named or installed"):
+        create_engine_config(random_llama(), spec_model="self:3")
+    create_engine_config(random_llama())

@@ -1,6 +1,7 @@
 """The engine's own counts, and the warning about drafts that do not pay."""
 
 import logging
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from tests.engine.engines import (
     counts,
     generate,
     greedy,
+    make_llm,
     make_self_llm,
     random_prompts,
     runner,
@@ -61,3 +63,51 @@ def test_metrics_count_every_position(random_llama):
     last_run_may_be_cut = 4 * len(outputs)
     produced = len(outputs) + counted.num_drafts + counted.num_accepted
     assert delivered <= produced <= delivered + last_run_may_be_cut
+
+
+def layerskip_metrics(llm) -> dict:
+    """Our metrics by name: a counter's value, a histogram's (count, sum)."""
+    ours = [m for m in llm.get_metrics() if m.name.startswith("vllm:layerskip_")]
+    return {
+        m.name.removeprefix("vllm:layerskip_"): m.value if hasattr(m, "value") else (m.count, m.sum)
+        for m in ours
+    }
+
+
+def test_what_the_worker_counts_is_beside_vllms_metrics(random_llama):
+    llm = make_self_llm(random_llama(late_scale=0.3), 5, 4)
+    scheduled, its_runner = [], runner(llm)
+    execute_model = its_runner.execute_model
+
+    def recording(scheduler_output, *args, **kwargs):
+        scheduled.append(scheduler_output.total_num_scheduled_tokens)
+        return execute_model(scheduler_output, *args, **kwargs)
+
+    its_runner.execute_model = recording
+    before, ours_before, started = counts(llm), layerskip_metrics(llm), time.perf_counter()
+    generate(llm, as_prompts(random_prompts([5, 9, 30])), greedy(60, ignore_eos=True))
+    elapsed = time.perf_counter() - started
+    counted, ours = counts(llm).since(before), layerskip_metrics(llm)
+    close(llm)
+
+    num_resumed, num_fresh = (
+        ours[name] - ours_before[name] for name in ("num_resumed_tokens", "num_fresh_tokens")
+    )
+    assert num_resumed == counted.num_resumed > 0
+    assert num_resumed + num_fresh == sum(scheduled)
+    (num_drafting, draft_seconds), (num_verifying, verify_seconds) = (
+        [now - then for now, then in zip(ours[name], ours_before[name], strict=True)]
+        for name in ("draft_time_seconds", "verify_time_seconds")
+    )
+    # A step verifies what the one before it drafted.
+    assert 0 < num_verifying < num_drafting <= len(scheduled)
+    assert draft_seconds > 0
+    assert verify_seconds > 0
+    assert draft_seconds + verify_seconds < elapsed
+
+
+def test_a_plain_engine_has_no_metrics_of_ours(random_llama):
+    llm = make_llm(random_llama())
+    generate(llm, as_prompts(random_prompts([5])), greedy(4))
+    assert layerskip_metrics(llm) == {}
+    close(llm)

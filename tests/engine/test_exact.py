@@ -6,6 +6,8 @@ import pytest
 
 from tests.engine.engines import (
     as_prompts,
+    assert_speculated,
+    both,
     close,
     counts,
     generate,
@@ -19,25 +21,6 @@ from tests.options import FIXED
 
 NUM_LAYERS = 6
 LENGTHS = [5, 17, 40, 90, 3, 20]
-
-
-def both(model, prompts, params, exit_layer=NUM_LAYERS - 1, num_speculative_tokens=3, **overrides):
-    """Outputs of a plain and of a self-speculating engine, and what the latter counted."""
-    plain = make_llm(model, **overrides)
-    expected = generate(plain, prompts, params)
-    close(plain)
-    llm = make_self_llm(model, exit_layer, num_speculative_tokens, **overrides)
-    before = counts(llm)
-    actual = generate(llm, prompts, params)
-    counted = counts(llm).since(before)
-    close(llm)
-    return expected, actual, counted
-
-
-def assert_speculated(counted):
-    assert counted.num_drafts > 0
-    assert counted.num_resumed > 0
-    assert 0 < counted.num_accepted < counted.num_drafted
 
 
 @pytest.fixture(scope="module")

@@ -45,7 +45,7 @@ def test_layers_of_both_segments_are_the_targets_own(random_llama):
     model = runner(llm).get_model()
     layers = list(model.early_layers._layers) + list(model.remaining_layers._layers)
     close(llm)
-    assert model.early_layers._embed_tokens[0] is model.model.embed_tokens
+    assert model.early_layers._decoder[0] is model.model
     assert model.remaining_layers._norm[0] is model.model.norm
     assert len(model.early_layers._layers) == 2
     assert all(a is b for a, b in zip(layers, model.model.layers, strict=True))

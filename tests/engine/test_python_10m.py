@@ -38,6 +38,7 @@ def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
     assert counted.num_accepted / counted.num_drafted >= 0.5
 
 
+@pytest.mark.slow
 def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(prompts):
     """Where nothing is drafted every forward has plain's shape, so not a bit may differ."""
     compiled = {"dtype": "bfloat16", "enforce_eager": False}

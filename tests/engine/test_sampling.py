@@ -23,10 +23,19 @@ def model(random_llama):
     return random_llama(vocab_size=8, late_scale=0.7, eos_token_id=7)
 
 
-def continuations(llm, first_seed: int) -> Counter:
-    """How often each run of tokens after the first was drawn, over NUM_SAMPLES fixed seeds."""
+def continuations(llm, first_seed: int, extra_args=(None,)) -> Counter:
+    """How often each run of tokens after the first was drawn, over NUM_SAMPLES fixed seeds.
+
+    The requests take turns with their `extra_args`.
+    """
     params = [
-        SamplingParams(temperature=1, max_tokens=NUM_TOKENS, ignore_eos=True, seed=first_seed + i)
+        SamplingParams(
+            temperature=1,
+            max_tokens=NUM_TOKENS,
+            ignore_eos=True,
+            seed=first_seed + i,
+            extra_args=extra_args[i % len(extra_args)],
+        )
         for i in range(NUM_SAMPLES)
     ]
     outputs = llm.generate([PROMPT] * NUM_SAMPLES, params, use_tqdm=False)
@@ -55,8 +64,19 @@ def plain(model):
     return samples
 
 
-@pytest.mark.parametrize("draft_sample_method", ["greedy", "probabilistic"])
-def test_samples_follow_the_targets_distribution(model, plain, draft_sample_method):
+MIXED = (None, {"layerskip": False}, None, {"num_speculative_tokens": 1}, None)
+"""Rows with two drafts, with one and with none in a batch, each with its own probabilities."""
+
+
+@pytest.mark.parametrize(
+    ("draft_sample_method", "extra_args"),
+    [
+        ("greedy", (None,)),
+        ("probabilistic", (None,)),
+        pytest.param("probabilistic", MIXED, id="probabilistic-mixed"),
+    ],
+)
+def test_samples_follow_the_targets_distribution(model, plain, draft_sample_method, extra_args):
     llm = make_self_llm(
         model,
         4,
@@ -65,7 +85,7 @@ def test_samples_follow_the_targets_distribution(model, plain, draft_sample_meth
         speculative_config={"draft_sample_method": draft_sample_method},
     )
     before = counts(llm)
-    samples = continuations(llm, first_seed=2 * NUM_SAMPLES)
+    samples = continuations(llm, 2 * NUM_SAMPLES, extra_args)
     counted = counts(llm).since(before)
     assert 0.05 < counted.num_accepted / counted.num_drafted < 0.95
     assert counted.num_resumed > 0
@@ -86,5 +106,5 @@ def test_samples_follow_the_targets_distribution(model, plain, draft_sample_meth
         return right(metadata, wrong_probs, logits, sampling_metadata)
 
     sampler.forward = wrong
-    assert p_value(plain, continuations(llm, first_seed=3 * NUM_SAMPLES)) < DIFFERENT
+    assert p_value(plain, continuations(llm, 3 * NUM_SAMPLES, extra_args)) < DIFFERENT
     close(llm)

@@ -63,7 +63,7 @@ def gathered_bytes(communication: Communication) -> int:
 CALLS_EARLY, CALLS_REMAINING = 2 * E + 1, 2 * (L - E)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_cycle_sends_what_the_page_says(found, batch_size):
     traffic = found("self", batch_size).traffic
     assert traffic.num_calls["all_reduce"] == NUM_CYCLES * ((K + 1) * CALLS_EARLY + CALLS_REMAINING)
@@ -80,6 +80,7 @@ def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
     assert [calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
 
 
+@pytest.mark.slow
 def test_the_choice_of_the_draft_length_is_one_broadcast_a_cycle(model):
     systems = compared_systems(model, K)
     arguments = systems["self"].arguments | {"additional_config": {}}
@@ -89,6 +90,7 @@ def test_the_choice_of_the_draft_length_is_one_broadcast_a_cycle(model):
     assert traffic.num_bytes[AMONG_PROCESSES] == 8 * traffic.num_calls[AMONG_PROCESSES]
 
 
+@pytest.mark.slow
 def test_plain_decoding_sends_each_token_through_all_layers(found):
     traffic, num_tokens = found("plain").traffic, NUM_CYCLES * (K + 1)
     calls = num_tokens * (CALLS_EARLY + CALLS_REMAINING)
@@ -102,6 +104,7 @@ def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
     assert saved == NUM_CYCLES * K * of_a_draft
 
 
+@pytest.mark.slow
 def test_an_accepted_token_costs_fewer_bytes_than_with_a_draft_model(found):
     """At equal E, K and drafts, and by what the exit query cache spares fewer than without it."""
     systems = ("self", "self-recompute", "draft_model")

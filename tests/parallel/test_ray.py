@@ -26,6 +26,7 @@ def test_two_actors_say_what_one_process_says(
     assert_says(done, plain_token_ids)
 
 
+@pytest.mark.slow
 def test_an_actor_of_another_version_is_refused_with_both_named(model, token_prompts, tmp_path):
     """The node has another version of the package than the process that uses it."""
     package = Path(layerskip_vllm.__file__).parent

@@ -63,6 +63,11 @@ def open_llm(random_llama):
         close(llm)
 
 
+def resumed_by_metrics(llm) -> int:
+    name = "vllm:layerskip_num_resumed_tokens"
+    return next(m.value for m in llm.get_metrics() if m.name == name)
+
+
 def agreed_drafts(llm) -> list[list[list[int]]]:
     """Every propose step's drafts, which must be the same on both ranks."""
     first, second = llm.collective_rpc(ranks.drafts_of)
@@ -84,11 +89,13 @@ def agreed_drafts(llm) -> list[list[list[int]]]:
     ],
 )
 def test_two_ranks_say_what_one_says(open_llm, plain_outputs, prompts, shape, arguments):
+    expected = plain_outputs(shape)  # first: an engine that starts takes vLLM's counters over
     llm = open_llm(shape, **arguments)
-    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(shape)
+    before = resumed_by_metrics(llm)
+    assert generate(llm, prompts, greedy(MAX_TOKENS)) == expected
     assert any(any(step) for step in agreed_drafts(llm))
     resumed = llm.collective_rpc(ranks.num_resumed_tokens)
-    assert resumed[0] == resumed[1] > 0
+    assert resumed[0] == resumed[1] == resumed_by_metrics(llm) - before > 0
 
 
 def test_drawn_drafts_are_drawn_alike(open_llm, plain_outputs, prompts):

@@ -23,6 +23,9 @@ ENGINE_FLAGS = (
 )
 """An eager float32 engine with a small KV cache, as in the engine tests."""
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+"""Variables of a server that must ask nobody outside."""
+
 
 def user_environment() -> dict[str, str]:
     """The environment without what tests/conftest.py sets for engines inside the test process."""

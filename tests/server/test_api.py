@@ -304,6 +304,7 @@ def test_without_speculation_no_drafts_are_counted(servers):
     )
 
 
+@pytest.mark.slow
 def test_bench_serve_reports_acceptance(servers, tmp_path):
     server = servers.speculating
     code, screen = run_vllm(

@@ -61,6 +61,7 @@ def test_help_explains_the_flag():
     assert "drafts with the model's own first E decoder layers" in " ".join(screen.split())
 
 
+@pytest.mark.slow
 def test_bench_throughput_runs(six_layers, tmp_path):
     results = tmp_path / "results.json"
     code, screen = run_vllm(

@@ -58,8 +58,12 @@ def test_the_client_streams_from_the_served_example(random_llama, tmp_path):
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [([], "layerskip-python-10m"), (["--model", "smollm2"], "HumanEval/1")],
-    ids=["the checkpoint that ships", "a real LLM"],
+    [
+        pytest.param([], "layerskip-python-10m", id="the checkpoint that ships"),
+        pytest.param(
+            ["--model", "smollm2"], "HumanEval/1", id="a real LLM", marks=pytest.mark.slow
+        ),
+    ],
 )
 def test_the_demo_compares_the_two_servers(flags, expected):
     done = run([*DEMO, *flags], COLUMNS="120")
@@ -77,7 +81,9 @@ def _as_in_the_foreground():
 
 
 @pytest.mark.usefixtures("_as_in_the_foreground")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_the_demo_stops_its_server_when_it_is_interrupted(number):
     with subprocess.Popen(
         DEMO, cwd=ROOT, env=user_environment(), stdout=subprocess.PIPE, text=True

@@ -22,7 +22,14 @@ RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 CPU_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
 INPUT_BATCH = "vllm.v1.worker.gpu_input_batch:InputBatch"
 RAY_EXECUTOR = "vllm.v1.executor.ray_executor_v2"
+EC_METRICS = "vllm.distributed.ec_transfer.ec_connector.metrics"
+SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+STAT_LOGGERS = "vllm.v1.metrics.loggers"
 LLAMA = "vllm.model_executor.models.llama"
+MISTRAL = "vllm.model_executor.models.mistral"
+QWEN2, QWEN3 = "vllm.model_executor.models.qwen2", "vllm.model_executor.models.qwen3"
+LORA_OPS = "vllm.lora.ops.torch_ops.lora_ops"
+LORA_RUNNER = "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin"
 
 ENTRY_POINT = (
     Has("vllm.version:__version__", ()),
@@ -58,7 +65,12 @@ CONFIGURATION = (
             "enable_prompt_embeds",
             "kv_transfer_config",
             "kv_offloading_size",
+            "ec_transfer_config",
             "kv_cache_dtype",
+            "disable_hybrid_kv_cache_manager",
+            "kv_cache_dtype_skip_layers",
+            "weight_transfer_config",
+            "logits_processors",
             "load_format",
             "worker_cls",
         ),
@@ -66,11 +78,23 @@ CONFIGURATION = (
     # What we set on the engine arguments counts only if vLLM reads it afterwards.
     InOrder(
         f"{ENGINE_ARGS}.create_engine_config",
-        ("self.create_speculative_config", "self.async_scheduling", "self.compilation_config"),
+        (
+            "self.create_speculative_config",
+            "self.disable_hybrid_kv_cache_manager",
+            "self.async_scheduling",
+            "self.compilation_config",
+        ),
     ),
     Has(
         "vllm.config:ModelConfig",
-        ("hf_config", "quantization", "get_total_num_hidden_layers", "get_model_arch_config"),
+        (
+            "hf_config",
+            "hf_text_config",
+            "quantization",
+            "enable_prompt_embeds",
+            "get_total_num_hidden_layers",
+            "get_model_arch_config",
+        ),
         properties=("architecture", "architectures", "registry", "head_dtype"),
     ),
     Sets(
@@ -86,6 +110,7 @@ CONFIGURATION = (
         "ModelArchConfigConvertorBase.get_num_hidden_layers",
         ("getattr(self.hf_text_config, 'num_hidden_layers', 0)",),
     ),
+    Has("vllm.config.model_arch:ModelArchitectureConfig", ("quantization_config",)),
     Reads(f"{VLLM_CONFIG}.compute_hash", ("self.additional_config",)),
     Has("vllm.config:ParallelConfig", ("worker_cls", "tensor_parallel_size")),
     Reads(
@@ -97,6 +122,9 @@ CONFIGURATION = (
     # The class, since a platform object answers None to any name it does not know.
     Has("vllm.platforms.interface:Platform", ("is_cuda", "device_type")),
     Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", ()),
+    Has("vllm.v1.sample.logits_processor", ("LOGITSPROCS_GROUP",)),
+    Has("vllm.sampling_params:SamplingParams", ("extra_args",)),
+    Takes("vllm.exceptions:VLLMValidationError", positional=("message",), keyword=("parameter",)),
     Takes(
         "vllm.v1.spec_decode.dynamic.utils:validate_and_normalize_dynamic_sd_schedule",
         positional=("num_speculative_tokens_per_batch_size",),
@@ -187,6 +215,7 @@ PROPOSE_AND_VERIFY = (
         "vllm.model_executor.layers.linear:UnquantizedLinearMethod.apply",
         positional=("layer", "x", "bias"),
     ),
+    Has("vllm.model_executor.layers.vocab_parallel_embedding:UnquantizedEmbeddingMethod", ()),
     Takes("vllm.tokenizers:cached_tokenizer_from_config", positional=("model_config",)),
     Sets(
         "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.__init__",
@@ -237,7 +266,16 @@ RUNNERS_AND_WORKERS = (
     Takes(RUNNER, positional=("vllm_config", "device")),
     Takes(CPU_RUNNER, positional=("vllm_config", "device")),
     Takes(f"{RUNNER}.execute_model", positional=("scheduler_output",)),
-    Takes(f"{RUNNER}._model_forward", positional=("input_ids", "positions")),
+    Takes(
+        f"{RUNNER}._model_forward",
+        positional=("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
+    ),
+    Takes(f"{RUNNER}.reload_weights"),
+    Calls(
+        "vllm.v1.worker.gpu_worker:Worker.reload_weights",
+        "self.model_runner.reload_weights",
+        num_positional=1,
+    ),
     Takes(f"{RUNNER}._build_attention_metadata"),
     Takes(f"{RUNNER}._sample", positional=("logits", "spec_decode_metadata")),
     Calls(f"{RUNNER}.sample_tokens", "self._sample", num_positional=2),
@@ -271,7 +309,11 @@ RUNNERS_AND_WORKERS = (
         ),
     ),
     Calls(f"{RUNNER}.execute_model", "self._build_attention_metadata", keyword=("num_tokens",)),
-    Calls(f"{RUNNER}.execute_model", "self._model_forward", keyword=("input_ids", "positions")),
+    Calls(
+        f"{RUNNER}.execute_model",
+        "self._model_forward",
+        keyword=("input_ids", "positions", "intermediate_tensors", "inputs_embeds"),
+    ),
     # The fields that we cut rows from must be there: all but these have no default.
     Calls(
         f"{RUNNER}._build_attention_metadata",
@@ -299,6 +341,7 @@ RUNNERS_AND_WORKERS = (
         (
             "drafter",
             "input_batch",
+            "requests",
             "query_start_loc",
             "discard_request_mask",
             "max_model_len",
@@ -310,11 +353,12 @@ RUNNERS_AND_WORKERS = (
     Sets("vllm.v1.utils:CpuGpuBuffer.__init__", ("np",)),
     Sets(f"{INPUT_BATCH}.__init__", ("num_computed_tokens_cpu", "token_ids_cpu", "vocab_size")),
     Has(INPUT_BATCH, (), properties=("num_reqs", "req_ids")),
-    Has("vllm.sampling_params:SamplingParams", ("min_tokens",)),
     Takes(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",
         keyword=("sampling_params", "output_token_ids"),
     ),
+    Sets(f"{INPUT_BATCH}.__init__", ("thinking_budget_state_holder",)),
+    Has("vllm.sampling_params:SamplingParams", ("min_tokens", "thinking_token_budget")),
     Has(
         "vllm.v1.core.sched.output:SchedulerOutput",
         ("scheduled_cached_reqs", "num_spec_tokens_to_schedule"),
@@ -324,6 +368,33 @@ RUNNERS_AND_WORKERS = (
     Sets("vllm.v1.worker.gpu_worker:Worker.init_device", ("device",)),
     Takes("vllm.v1.worker.gpu_worker:Worker._make_model_runner"),
     Sets("vllm.v1.worker.worker_base:WorkerBase.__init__", ("vllm_config",)),
+)
+
+LORA = (
+    Sets(f"{RUNNER}.__init__", ("lora_config",)),
+    Sets(f"{INPUT_BATCH}.__init__", ("request_lora_mapping",)),
+    Calls(f"{RUNNER}._prepare_inputs", "self.set_active_loras", num_positional=3),
+    Calls(f"{LORA_RUNNER}.set_active_loras", "self._set_active_loras", num_positional=4),
+    # This one loads what is asked for and keeps the others; we ask for none.
+    Calls(f"{LORA_RUNNER}.load_lora_model", "LRUCacheWorkerLoRAManager", num_positional=3),
+    Takes(
+        f"{LORA_RUNNER}._set_active_loras",
+        positional=("prompt_lora_mapping", "token_lora_mapping", "lora_requests"),
+    ),
+    Calls(
+        "vllm.lora.model_manager:LoRAModelManager._create_lora_modules",
+        "replace_submodule",
+        num_positional=3,
+    ),
+    Takes(
+        f"{LORA_OPS}:bgmv_expand",
+        positional=("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor"),
+    ),
+    Takes(
+        f"{LORA_OPS}:bgmv_expand_slice",
+        positional=("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor"),
+    ),
+    Has("vllm.lora.punica_wrapper.punica_cpu", ("bgmv_expand", "bgmv_expand_slice")),
 )
 
 PARALLEL = (
@@ -386,6 +457,47 @@ PARALLEL = (
     ),
 )
 
+METRICS = (
+    # From the runner by the scheduler and the front end to Prometheus.
+    Takes(f"{RUNNER}.sample_tokens", positional=("grammar_output",)),
+    Has("vllm.v1.outputs:ModelRunnerOutput", ("req_ids", "ec_connector_output")),
+    Takes("vllm.v1.outputs:ECConnectorOutput", keyword=("ec_connector_stats",)),
+    Takes(f"{EC_METRICS}:ECConnectorStats", positional=("data",)),
+    Reads(
+        f"{SCHEDULER}.update_from_output",
+        ("model_runner_output.ec_connector_output", "ec_connector_output.ec_connector_stats"),
+    ),
+    Calls(
+        f"{SCHEDULER}.update_from_output",
+        "self.make_stats",
+        num_positional=4,
+        keyword=("ec_connector_stats",),
+    ),
+    Reads(f"{SCHEDULER}.make_stats", ("ec_connector_stats.data",)),
+    Has("vllm.v1.metrics.stats:SchedulerStats", ("ec_connector_stats",)),
+    Calls(
+        f"{STAT_LOGGERS}:PrometheusStatLogger.__init__", "self._ec_connector_cls", num_positional=3
+    ),
+    Calls(
+        f"{STAT_LOGGERS}:PrometheusStatLogger.record",
+        "self.ec_connector_prom.observe",
+        num_positional=2,
+    ),
+    Calls(
+        f"{STAT_LOGGERS}:LoggingStatLogger.record",
+        "self.ec_connector_logging.observe",
+        num_positional=1,
+    ),
+    Has(f"{EC_METRICS}:ECConnectorProm", ("_counter_cls", "_histogram_cls")),
+    Sets(f"{EC_METRICS}:ECConnectorProm.__init__", ("prom_metrics",)),
+    Calls(f"{EC_METRICS}:ECConnectorProm.observe", "self.prom_metrics.observe", num_positional=2),
+    Takes(f"{EC_METRICS}:ECConnectorLogging.observe", positional=("transfer_stats_data",)),
+    Takes(
+        "vllm.v1.metrics.utils:create_metric_per_engine",
+        positional=("metric", "per_engine_labelvalues"),
+    ),
+)
+
 MODELS = (
     Takes(
         "vllm.compilation.decorators:support_torch_compile",
@@ -400,6 +512,7 @@ MODELS = (
     ),
     Takes(f"{LLAMA}:LlamaForCausalLM.compute_logits", positional=("hidden_states",)),
     Takes(f"{LLAMA}:LlamaForCausalLM.get_top_tokens", positional=("hidden_states",)),
+    Takes(f"{LLAMA}:LlamaForCausalLM.embed_input_ids", positional=("input_ids",)),
     Takes(f"{LLAMA}:LlamaForCausalLM.load_weights", positional=("weights",)),
     Sets(f"{LLAMA}:LlamaForCausalLM.__init__", ("model", "config")),
     Sets(f"{LLAMA}:LlamaModel.__init__", ("embed_tokens", "layers", "norm")),
@@ -426,13 +539,50 @@ MODELS = (
     ),
 )
 
+LAYER = ("positions", "hidden_states", "residual")
+FORWARD = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
+
+OTHER_FAMILIES = (
+    Takes(f"{MISTRAL}:MistralForCausalLM", keyword=("vllm_config", "prefix")),
+    Takes(f"{MISTRAL}:MistralForCausalLM.forward", positional=FORWARD),
+    Takes(f"{MISTRAL}:MistralForCausalLM.embed_input_ids", positional=("input_ids",)),
+    Takes(f"{MISTRAL}:MistralForCausalLM.load_weights", positional=("weights",)),
+    Takes(f"{MISTRAL}:MistralDecoderLayer.forward", positional=LAYER),
+    Takes(f"{QWEN2}:Qwen2ForCausalLM", keyword=("vllm_config", "prefix")),
+    Takes(f"{QWEN2}:Qwen2ForCausalLM.forward", positional=FORWARD),
+    Takes(f"{QWEN2}:Qwen2ForCausalLM.embed_input_ids", positional=("input_ids",)),
+    Takes(f"{QWEN2}:Qwen2ForCausalLM.load_weights", positional=("weights",)),
+    Sets(f"{QWEN2}:Qwen2ForCausalLM.__init__", ("model", "config")),
+    Sets(f"{QWEN2}:Qwen2ForCausalLM.__init__", ("lm_head", "logits_processor")),
+    Takes(
+        "vllm.model_executor.models.interfaces:LocalArgmaxMixin.get_top_tokens",
+        positional=("hidden_states",),
+    ),
+    Sets(f"{QWEN2}:Qwen2Model.__init__", ("embed_tokens", "layers", "norm")),
+    Reads(f"{QWEN2}:Qwen2Model.__init__", ("config.num_hidden_layers",)),
+    Takes(f"{QWEN2}:Qwen2DecoderLayer.forward", positional=LAYER),
+    Sets(f"{QWEN2}:Qwen2DecoderLayer.__init__", ("self_attn",)),
+    Sets(f"{QWEN2}:Qwen2Attention.__init__", ("attn",)),
+    Takes(f"{QWEN3}:Qwen3ForCausalLM", keyword=("vllm_config", "prefix")),
+    Takes(f"{QWEN3}:Qwen3ForCausalLM.forward", positional=FORWARD),
+    Takes(f"{QWEN3}:Qwen3ForCausalLM.embed_input_ids", positional=("input_ids",)),
+    Takes(f"{QWEN3}:Qwen3ForCausalLM.load_weights", positional=("weights",)),
+    Sets(f"{QWEN3}:Qwen3ForCausalLM.__init__", ("model", "config")),
+    Takes(f"{QWEN3}:Qwen3DecoderLayer.forward", positional=LAYER),
+    Sets(f"{QWEN3}:Qwen3DecoderLayer.__init__", ("self_attn",)),
+    Sets(f"{QWEN3}:Qwen3Attention.__init__", ("attn",)),
+)
+
 CONTRACT = (
     *ENTRY_POINT,
     *CONFIGURATION,
     *PROPOSE_AND_VERIFY,
     *RUNNERS_AND_WORKERS,
+    *LORA,
     *PARALLEL,
+    *METRICS,
     *MODELS,
+    *OTHER_FAMILIES,
 )
 
 

@@ -44,41 +44,42 @@ def test_resume_plan_equals_a_loop_over_the_tokens(schedule):
     assert plan.fresh_query_start_loc.tolist() == start_loc
     assert plan.fresh_query_start_loc.dtype == torch.int32
     assert plan.num_resumed_tokens == num_resumed.sum()
+    requests = np.repeat(np.arange(len(query_lens)), query_lens)
+    assert plan.rows_of_fresh_tokens.tolist() == requests[fresh].tolist()
 
 
 @st.composite
 def outcomes(draw):
-    """Per request: computed tokens, verified drafts, accepted drafts, or a prompt chunk."""
+    """Per request: computed tokens, verified drafts, accepted drafts, and how many may follow."""
     reqs = []
     for _ in range(draw(st.integers(1, 6))):
-        computed = draw(st.integers(0, 60))
+        computed, max_drafts = draw(st.integers(0, 60)), draw(st.integers(0, WIDTH))
         if draw(st.booleans()):  # a prompt, or a part of one
-            reqs.append((computed, draw(st.integers(1, 20)), 0, 0, draw(st.booleans())))
+            reqs.append((computed, draw(st.integers(1, 20)), 0, 0, max_drafts))
         else:
             verified = draw(st.integers(0, WIDTH))
-            reqs.append((computed, verified + 1, verified, draw(st.integers(0, verified)), False))
+            accepted = draw(st.integers(0, verified))
+            reqs.append((computed, verified + 1, verified, accepted, max_drafts))
     return reqs
 
 
-@given(outcomes(), st.integers(1, WIDTH), st.integers(30, 90))
-def test_draft_schedule_equals_a_loop_over_the_requests(
-    reqs, num_speculative_tokens, max_model_len
-):
+@given(outcomes(), st.integers(30, 90))
+def test_draft_schedule_equals_a_loop_over_the_requests(reqs, max_model_len):
     sampled = np.full((len(reqs), WIDTH + 1), -1)
     for row, (_, _, _, accepted, _) in enumerate(reqs):
         sampled[row, : accepted + 1] = 100 * row + np.arange(accepted + 1)
-    computed, scheduled, verified, _, partial = map(np.array, zip(*reqs, strict=True))
+    computed, scheduled, verified, _, max_drafts = map(np.array, zip(*reqs, strict=True))
 
     expected = []
-    for row, (c, s, v, a, is_partial) in enumerate(reqs):
+    for row, (c, s, v, a, most) in enumerate(reqs):
         position = c + s - (v - a)  # rejected drafts are not computed tokens
         last = max_model_len - 2  # the last position that a scheduled token may have
-        num_drafts = min(num_speculative_tokens, last - position)
-        if not is_partial and num_drafts > 0:
+        num_drafts = min(most, last - position)
+        if num_drafts > 0:
             expected.append((row, position, 100 * row + a, num_drafts))
 
     schedule = DraftSchedule.from_step(
-        max_drafts=np.where(partial, 0, num_speculative_tokens),
+        max_drafts=max_drafts,
         max_model_len=max_model_len,
         sampled_token_ids=sampled,
         num_computed=computed,

@@ -1,4 +1,4 @@
-"""`logit_bias` where drafts are verified."""
+"""`logit_bias` where drafts are verified, and what requests may not ask for."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from layerskip_vllm import plugin
+from layerskip_vllm.speculative_config import LayerSkipSpeculativeConfig
 from layerskip_vllm.worker.sampling import add_logit_bias
 
 VOCAB_SIZE = 7
@@ -43,6 +44,27 @@ def test_a_bias_is_added_at_every_draft_position_of_its_request(num_drafts, data
 
 class OurConfig:
     layerskip = object()
+    num_speculative_tokens = 4
+    verify_sampling_params = LayerSkipSpeculativeConfig.verify_sampling_params
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "message"),
+    [
+        ({"layerskip": "no"}, "layerskip='no' must be true or false.*parameter=extra_args"),
+        (
+            {"num_speculative_tokens": 5},
+            r"num_speculative_tokens=5 must be a whole number in \[0, 4\]; leave it out for 4",
+        ),
+    ],
+)
+def test_only_self_speculation_reads_a_requests_options(extra_args, message):
+    plugin.register()
+    sampling_params = SamplingParams(extra_args=extra_args)
+    with pytest.raises(VLLMValidationError, match=message):
+        sampling_params._validate_spec_decode(OurConfig())
+    sampling_params._validate_spec_decode(None)
+    SamplingParams(extra_args={"layerskip": False})._validate_spec_decode(OurConfig())
 
 
 def test_token_ids_to_score_are_refused_under_self_speculation():

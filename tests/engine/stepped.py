@@ -1,0 +1,221 @@
+"""An engine that is stepped by hand, its memory and its exit states looked at after each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from tests.engine.engines import as_prompts, close, generate, greedy, make_llm, runner
+from tests.engine.kv_memory import KvMemory
+from tests.engine.scripted_drafts import ScriptedDrafts
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """What one step runs of one request."""
+
+    num_computed: int  # before the step
+    num_tokens: int
+    block_ids: list[int]
+
+
+class ScheduleRecorder:
+    """Keeps what the scheduler decided, by the request's id inside of the engine."""
+
+    def __init__(self, llm) -> None:
+        self.scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        self._schedule = self.scheduler.schedule
+        self.scheduler.schedule = self._record
+        self.last: dict[str, Scheduled] = {}
+
+    def _record(self, *args, **kwargs):
+        output = self._schedule(*args, **kwargs)
+        cached = output.scheduled_cached_reqs
+        num_computed = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+        num_computed |= {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+        self.last = {
+            req_id: Scheduled(num_computed[req_id], num_tokens, self.block_ids(req_id))
+            for req_id, num_tokens in output.num_scheduled_tokens.items()
+        }
+        return output
+
+    def block_ids(self, req_id: str) -> list[int]:
+        return self.scheduler.kv_cache_manager.get_block_ids(req_id)[0]
+
+
+@dataclass(frozen=True)
+class KnownSequence:
+    """A prompt, what greedy decoding goes on with, and the KV of a prefill of all of it."""
+
+    num_prompt_tokens: int
+    token_ids: list[int]
+    kv: torch.Tensor  # [num_layers, len(token_ids), elements]
+
+
+def computed_kv(llm, prompts: list[list[int]], num_tokens: int) -> tuple[list, list]:
+    """Outputs of a run, and the KV of each request, read after its last step.
+
+    Not later: the blocks of a request that has ended are the first to be taken again.
+    """
+    recorder, memory = ScheduleRecorder(llm), KvMemory(runner(llm))
+    engine, outputs, kv = llm.llm_engine, {}, {}
+    for i, prompt in enumerate(as_prompts(prompts)):
+        engine.add_request(f"r{i}", prompt, greedy(num_tokens, ignore_eos=True))
+    while engine.has_unfinished_requests():
+        recorder.last = {}
+        for output in engine.step():
+            outputs[output.request_id] = list(output.outputs[0].token_ids)
+        for req_id, scheduled in recorder.last.items():
+            num_computed = scheduled.num_computed + scheduled.num_tokens
+            kv[req_id] = memory.read(scheduled.block_ids, num_computed)
+    # First come, first scheduled.
+    return [outputs[f"r{i}"] for i in range(len(prompts))], list(kv.values())
+
+
+def known_sequences(model: str, prompts: list[list[int]], num_tokens: int) -> list[KnownSequence]:
+    """By stock vLLM, without prefix caching: each sequence is prefilled as a whole, and afresh."""
+    llm = make_llm(model, enable_prefix_caching=False)
+    outputs = generate(llm, as_prompts(prompts), greedy(num_tokens, ignore_eos=True))
+    wholes = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
+    _, kv = computed_kv(llm, wholes, 1)
+    close(llm)
+    return [KnownSequence(len(p), w, k) for p, w, k in zip(prompts, wholes, kv, strict=True)]
+
+
+def batching_difference(model: str, sequences: Sequence[KnownSequence]) -> float:
+    """How far the KV of stock vLLM's decoding and chunked prefill is from that of a prefill.
+
+    The same numbers are computed in forwards of 1 to 16 rows instead of one of all rows: whatever
+    is different is float32's rounding in another order, and none of it ours.
+    """
+    llm = make_llm(model, enable_prefix_caching=False, max_num_batched_tokens=16, max_num_seqs=8)
+    num_tokens = min(len(s.token_ids) - s.num_prompt_tokens for s in sequences)
+    prompts = [s.token_ids[: s.num_prompt_tokens] for s in sequences]
+    outputs, kv = computed_kv(llm, prompts, num_tokens)
+    close(llm)
+    for output, s in zip(outputs, sequences, strict=True):
+        assert output == s.token_ids[s.num_prompt_tokens :][:num_tokens]
+    return max(
+        float((own - s.kv[:, : own.shape[1]]).abs().max())
+        for own, s in zip(kv, sequences, strict=True)
+    )
+
+
+class SteppedEngine:
+    """Adds, aborts, preempts and steps; `step` checks what must be true after every step."""
+
+    def __init__(
+        self, llm, sequences: Sequence[KnownSequence], exit_layer: int, kv_tolerance: float
+    ) -> None:
+        its_runner = runner(llm)
+        self.engine, self.sequences, self.kv_tolerance = llm.llm_engine, sequences, kv_tolerance
+        self.num_early_layers = exit_layer
+        self.num_speculative_tokens = its_runner.num_spec_tokens
+        self.memory = KvMemory(its_runner)
+        self.recorder = ScheduleRecorder(llm)
+        self.drafts = ScriptedDrafts(its_runner, self._target_says)
+        self.live: dict[str, KnownSequence] = {}
+        """By the request's id inside of the engine."""
+        self._inner_ids: dict[str, str] = {}
+        self.num_finished = self.num_sent_back = 0
+
+    def _target_says(self, req_id: str, position: int) -> int:
+        token_ids = self.live[req_id].token_ids
+        return token_ids[min(position, len(token_ids) - 1)]
+
+    def add(self, sequence: int, max_tokens: int) -> None:
+        known = self.sequences[sequence]
+        prompt = {"prompt_token_ids": known.token_ids[: known.num_prompt_tokens]}
+        params = greedy(max_tokens, ignore_eos=True)
+        name = f"r{len(self._inner_ids)}"
+        self._inner_ids[name] = self.engine.add_request(name, prompt, params)
+        self.live[self._inner_ids[name]] = known
+
+    def abort(self, index: int) -> None:
+        req_id = list(self.live)[index % len(self.live)]
+        self.engine.abort_request([req_id], internal=True)
+        del self.live[req_id]
+
+    def preempt_all(self) -> None:
+        self.num_sent_back += len(self.recorder.scheduler.running)
+        self.engine.reset_prefix_cache(reset_running_requests=True)
+
+    def step(self, num_right: Sequence[int]) -> None:
+        """Run one step; the i-th request's drafts are right as often as the script says."""
+        self.drafts.begin_step(
+            {req_id: num_right[i % len(num_right)] for i, req_id in enumerate(self.live)}
+        )
+        self.memory.fill(self._nobodys_slots())
+        before, self.recorder.last = self.memory.snapshot(), {}
+        outputs = self.engine.step()
+        assert self.drafts.faults == []
+        self._check_writes(self.memory.changed_slots(before))
+        for output in outputs:
+            self._check_output(output)
+        for req_id, known in self.live.items():
+            self._check_request(req_id, known)
+
+    def clear(self) -> None:
+        """Leave the engine as it was before the first request."""
+        self.engine.abort_request(list(self.live), internal=True)
+        self.live.clear()
+        self.drafts.faults.clear()
+        assert not self.engine.has_unfinished_requests()
+        assert self.engine.reset_prefix_cache()
+
+    def _nobodys_slots(self) -> torch.Tensor:
+        """Slots with no valid KV in them: bool [num_layers, num_blocks, block_size].
+
+        Valid are a request's computed positions, in early layers also those that it has drafted,
+        and blocks in the prefix cache. Rejected drafts' KV is not.
+        """
+        slots = torch.ones(self.memory.shape, dtype=torch.bool)
+        for req_id in self.live:
+            request = self.recorder.scheduler.requests[req_id]
+            block_ids, end = self.recorder.block_ids(req_id), request.num_computed_tokens
+            blocks, in_block = self.memory.slots(block_ids, range(end))
+            slots[:, blocks, in_block] = False
+            drafted = range(end, end + self.num_speculative_tokens)
+            blocks, in_block = self.memory.slots(block_ids, drafted)
+            slots[: self.num_early_layers, blocks, in_block] = False
+        pool = self.recorder.scheduler.kv_cache_manager.block_pool
+        cached = [block.block_id for block in pool.blocks if block.block_hash is not None]
+        slots[:, torch.tensor(cached, dtype=torch.int64)] = False
+        return slots
+
+    def _check_writes(self, changed: torch.Tensor) -> None:
+        """A request writes to its own blocks only, and to no position that it has computed."""
+        allowed = torch.zeros(self.memory.shape, dtype=torch.bool)
+        for scheduled in self.recorder.last.values():
+            start, end = scheduled.num_computed, scheduled.num_computed + scheduled.num_tokens
+            blocks, in_block = self.memory.slots(scheduled.block_ids, range(start, end))
+            allowed[:, blocks, in_block] = True
+            drafted = range(start, end + self.num_speculative_tokens)
+            blocks, in_block = self.memory.slots(scheduled.block_ids, drafted)
+            allowed[: self.num_early_layers, blocks, in_block] = True
+        strange = (changed & ~allowed).nonzero().tolist()
+        assert not strange, f"written at [layer, block, slot] {strange}, by {self.recorder.last}"
+
+    def _check_output(self, output) -> None:
+        """What a client gets is what the target says; a finished request is gone."""
+        req_id = self._inner_ids[output.request_id]
+        known, said = self.live[req_id], list(output.outputs[0].token_ids)
+        assert said == known.token_ids[known.num_prompt_tokens :][: len(said)]
+        if output.finished:
+            del self.live[req_id]
+            self.num_finished += 1
+
+    def _check_request(self, req_id: str, known: KnownSequence) -> None:
+        """Its tokens are the target's, and every computed position has its KV in all layers."""
+        request = self.recorder.scheduler.requests[req_id]
+        token_ids = list(request.all_token_ids)
+        assert token_ids == known.token_ids[: len(token_ids)]
+        num_computed = request.num_computed_tokens
+        if num_computed:
+            kv = self.memory.read(self.recorder.block_ids(req_id), num_computed)
+            assert kv.shape[1] == num_computed
+            difference = (kv - known.kv[:, :num_computed]).abs().amax(dim=2)
+            wrong = (difference > self.kv_tolerance).nonzero().tolist()
+            assert not wrong, f"{req_id}: KV at [layer, position] {wrong} is not a prefill's"

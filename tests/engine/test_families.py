@@ -1,0 +1,224 @@
+"""Mistral, Qwen2 and Qwen3, and attention that looks back a window only."""
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+
+from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from layerskip_vllm.models.mistral import EarlyExitMistralForCausalLM
+from tests.engine.engines import (
+    as_prompts,
+    assert_speculated,
+    both,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    num_preemptions,
+    random_prompts,
+    runner,
+)
+from tests.engine.test_early_exit import MAX_TOKENS, PROMPTS, by_transformers, early_exit
+from tests.models import FAMILIES
+
+NUM_LAYERS = 6
+WINDOW = 48
+LENGTHS = [5, 17, 40, 90, 3, 20]
+
+# The published Qwen models of these shapes tie their heads.
+SHAPES = [
+    pytest.param({"family": "mistral"}, id="mistral"),
+    pytest.param({"family": "mistral", "sliding_window": WINDOW}, id="mistral-window"),
+    pytest.param({"family": "qwen2", "tied": True}, id="qwen2", marks=pytest.mark.slow),
+    pytest.param(
+        {"family": "qwen2", "tied": True, "sliding_window": WINDOW},
+        id="qwen2-window",
+        marks=pytest.mark.slow,
+    ),
+    pytest.param({"family": "qwen3", "tied": True}, id="qwen3"),
+    pytest.param(
+        {"family": "qwen3", "tied": True, "sliding_window": WINDOW},
+        id="qwen3-window",
+        marks=pytest.mark.slow,
+    ),
+]
+
+
+def test_every_supported_family_is_tested_here_or_is_llama():
+    tested = {family.model.__name__ for family in FAMILIES.values()}
+    assert {*SUPPORTED_ARCHITECTURES} == {"LlamaForCausalLM", *tested}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_output_is_plain_decodings(random_model, shape):
+    model = random_model(late_scale=0.3, **shape)
+    prompts = as_prompts(random_prompts(LENGTHS))
+    expected, actual, counted = both(model, prompts, greedy(60), exit_layer=3)
+    assert actual == expected
+    assert_speculated(counted)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_early_exit_is_the_cut_model_of_transformers(random_model, shape):
+    model = random_model(**shape)
+    llm = make_llm(model, **early_exit(2))
+    outputs = generate(llm, as_prompts(PROMPTS), greedy(MAX_TOKENS))
+    close(llm)
+    assert outputs == by_transformers(model, 2)
+    assert outputs != by_transformers(model, NUM_LAYERS)
+
+
+@pytest.fixture(scope="module")
+def windowed(random_model):
+    return random_model(family="mistral", sliding_window=WINDOW, late_scale=0.3)
+
+
+def test_chunked_prompts_mix_with_decodes(windowed):
+    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
+    few = {"max_num_batched_tokens": 16, "max_num_seqs": 8}
+    expected, actual, counted = both(windowed, prompts, greedy(40), exit_layer=3, **few)
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_a_window_changes_what_is_said(random_model, windowed):
+    """Else the tests with a window would show nothing."""
+    prompts = as_prompts(random_prompts([90, 70]))
+    outputs = []
+    for model in (windowed, random_model(family="mistral", late_scale=0.3)):
+        plain = make_llm(model)
+        outputs.append(generate(plain, prompts, greedy(40)))
+        close(plain)
+    assert outputs[0] != outputs[1]
+
+
+def test_drafts_do_not_reach_the_blocks_that_left_the_window(windowed):
+    """With so few blocks, those that one request gives back are soon another's."""
+    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
+    params = greedy(120, ignore_eos=True)
+    plain = make_llm(windowed)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_self_llm(windowed, 3, 4, num_gpu_blocks_override=12)
+    before, preempted_before = counts(llm), num_preemptions(llm)
+    actual = generate(llm, prompts, params)
+    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
+    close(llm)
+    assert preempted > 0
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_a_windows_prefix_cache_hits_on_the_second_run(windowed):
+    (prefix,) = random_prompts([96], seed=3)
+    prompts = as_prompts([prefix + tail for tail in random_prompts([1, 7, 33, 40], seed=4)])
+    plain = make_llm(windowed)
+    expected = generate(plain, prompts, greedy(50))
+    close(plain)
+    llm = make_self_llm(windowed, 3, 4)
+    assert generate(llm, prompts, greedy(50)) == expected
+    before = counts(llm)
+    second = llm.generate(prompts, greedy(50), use_tqdm=False)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert [list(output.outputs[0].token_ids) for output in second] == expected
+    assert all(output.num_cached_tokens >= WINDOW for output in second)
+    assert_speculated(counted)
+
+
+@pytest.fixture(scope="module")
+def alternating(random_llama, tmp_path_factory):
+    """A Llama of which every other layer has a window, as its `layer_types` say."""
+    path = tmp_path_factory.mktemp("alternating") / "model"
+    shutil.copytree(random_llama(num_layers=NUM_LAYERS, late_scale=0.3), path)
+    config = json.loads((path / "config.json").read_text())
+    layer_types = ["sliding_attention", "full_attention"] * (NUM_LAYERS // 2)
+    config |= {"layer_types": layer_types, "sliding_window": WINDOW}
+    (path / "config.json").write_text(json.dumps(config))
+    return str(path)
+
+
+def num_kv_cache_groups(llm) -> int:
+    return len(runner(llm).kv_cache_config.kv_cache_groups)
+
+
+@pytest.mark.parametrize("exit_layer", [1, 2, 3])
+def test_layers_of_two_types_share_their_blocks(alternating, exit_layer):
+    prompts = as_prompts(random_prompts(LENGTHS))
+    plain = make_llm(alternating)
+    groups_of_plain = num_kv_cache_groups(plain)
+    expected = generate(plain, prompts, greedy(60))
+    close(plain)
+    llm = make_self_llm(alternating, exit_layer, 3)
+    groups = num_kv_cache_groups(llm)
+    before = counts(llm)
+    actual = generate(llm, prompts, greedy(60))
+    counted = counts(llm).since(before)
+    close(llm)
+    assert actual == expected
+    assert_speculated(counted)
+    assert (groups, groups_of_plain) == (1, 2)
+
+
+def test_blocks_of_their_own_for_each_type_of_layer_are_refused(alternating):
+    args = EngineArgs(
+        alternating,
+        max_model_len=64,
+        spec_model="self:3",
+        disable_hybrid_kv_cache_manager=False,
+    )
+    message = r"differs \(full_attention, sliding_attention\): leave out --no-disable-hybrid"
+    with pytest.raises(ValueError, match=message):
+        args.create_engine_config()
+
+
+def test_local_argmax_drafts_the_same_tokens_of_qwen2(random_model):
+    """vLLM's Qwen2 has no such method; ours does."""
+    model = random_model(family="qwen2", tied=True, late_scale=0.3)
+    prompts = as_prompts(random_prompts(LENGTHS))
+    outputs, counted = [], []
+    for is_local in (False, True):
+        llm = make_self_llm(
+            model, 3, 3, speculative_config={"use_local_argmax_reduction": is_local}
+        )
+        before = counts(llm)
+        outputs.append(generate(llm, prompts, greedy(60)))
+        counted.append(counts(llm).since(before))
+        close(llm)
+    assert outputs[0] == outputs[1]
+    assert counted[0] == counted[1]
+    assert_speculated(counted[0])
+
+
+def test_qwen3_compiles_and_says_what_plain_does(random_model, monkeypatch, tmp_path):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    model = random_model(family="qwen3", num_layers=3, late_scale=0.3)
+    prompts = as_prompts(random_prompts([5, 33, 9]))
+    params = [greedy(n, ignore_eos=True) for n in (40, 8, 20)]
+    plain = make_llm(model)
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = make_self_llm(model, 2, 3, enforce_eager=False)
+    before = counts(llm)
+    actual = generate(llm, prompts, params)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_layers_are_told_apart_in_mistrals_own_format_too():
+    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=2))
+
+    def is_unused(name: str) -> bool:
+        return EarlyExitMistralForCausalLM.is_unused_checkpoint_weight(model, name)
+
+    assert not is_unused("layers.1.feed_forward.w1.weight")
+    assert is_unused("layers.2.feed_forward.w1.weight")
+    assert is_unused("model.layers.2.mlp.down_proj.weight")
+    assert not is_unused("norm.weight")

@@ -1,0 +1,188 @@
+"""Two tenants in one batch: nothing of one depends on whether, or how well, the other drafts."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from tests.engine.engines import (
+    as_prompts,
+    close,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+    runner,
+)
+from tests.engine.scripted_drafts import ScriptedDrafts
+from tests.engine.stepped import batching_difference, known_sequences
+
+K, MAX_TOKENS, NUM_LOGPROBS = 4, 40, 3
+LOGPROB_TOLERANCE = 1e-4
+"""How far log-probabilities may be apart where vLLM's own are.
+
+The number of rows in a batch may decide which kernel multiplies, and in which order it sums. Where
+stock vLLM computes the same, to the last bit, in batches of few rows and of many, so must we.
+"""
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    return random_llama(num_layers=6, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def tenants():
+    """Prompts of tenants A and B, all with one beginning: two blocks of it are shared memory."""
+    (shared,) = random_prompts([70], seed=21)
+    tails = random_prompts([3, 17, 33, 5, 9, 40, 12], seed=22)
+    prompts = [shared + tail for tail in tails]
+    return prompts[:3], prompts[3:]
+
+
+@pytest.fixture(scope="module")
+def plain_outputs(model, tenants):
+    """What stock vLLM says to A and to B."""
+    llm = make_llm(model)
+    outputs = [generate(llm, as_prompts(p), greedy(MAX_TOKENS, ignore_eos=True)) for p in tenants]
+    close(llm)
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def logprob_tolerance(model):
+    """0 where rows do not depend on each other in stock vLLM, as its KV shows."""
+    sequences = known_sequences(model, random_prompts([5, 33, 70, 18], seed=23), 24)
+    return LOGPROB_TOLERANCE if batching_difference(model, sequences) else 0.0
+
+
+@dataclass
+class Seen:
+    """Everything that one request gets to see."""
+
+    token_ids: list[int]
+    logprobs: torch.Tensor  # [num_tokens, NUM_LOGPROBS]
+    top_ids: list[list[int]]  # by rank
+    num_cached_tokens: int
+    drafts: tuple[list[int], list[int]]  # drafted and accepted, step by step
+
+    @classmethod
+    def of(cls, output) -> "Seen":
+        (choice,) = output.outputs
+        ranked = [sorted(at.items(), key=lambda item: item[1].rank) for at in choice.logprobs]
+        top = [at[:NUM_LOGPROBS] for at in ranked]
+        metrics = choice.spec_decode_metrics
+        return cls(
+            list(choice.token_ids),
+            torch.tensor([[entry.logprob for _, entry in at] for at in top]),
+            [[token_id for token_id, _ in at] for at in top],
+            output.num_cached_tokens,
+            (metrics.per_step_drafted, metrics.per_step_accepted),
+        )
+
+
+class Batch:
+    """An engine in which B's drafts are decided by the test, and A's by the model."""
+
+    def __init__(self, llm, tenants, plain_outputs) -> None:
+        self.engine, self.tenants = llm.llm_engine, tenants
+        self._of_b: dict[str, list[int]] = {}
+        self._num_right: int | None = None
+        self._drafts_allowed = True
+        its_runner = runner(llm)
+        self._b_says = [p + o for p, o in zip(tenants[1], plain_outputs[1], strict=True)]
+        self._script = ScriptedDrafts(its_runner, self._target_says)
+        self._propose = its_runner.propose_draft_token_ids
+        self._input_batch = its_runner.input_batch
+        its_runner.propose_draft_token_ids = self._propose_for_some
+
+    def _target_says(self, req_id: str, position: int) -> int:
+        token_ids = self._of_b[req_id]
+        return token_ids[min(position, len(token_ids) - 1)]
+
+    def _propose_for_some(self, *args):
+        drafts = self._propose(*args)
+        for row, req_id in enumerate(self._input_batch.req_ids):
+            if req_id in self._of_b and not self._drafts_allowed:
+                drafts[row] = []
+        return drafts
+
+    def run(self, num_right: int | None, drafts_allowed: bool = True) -> list[Seen]:
+        """Decode both tenants' prompts side by side; returns what A sees."""
+        assert self.engine.reset_prefix_cache()
+        self._of_b.clear()
+        self._drafts_allowed = drafts_allowed
+        params = greedy(MAX_TOKENS, ignore_eos=True, logprobs=NUM_LOGPROBS)
+        for i, prompt in enumerate(self.tenants[0]):
+            self.engine.add_request(f"a{i}", {"prompt_token_ids": prompt}, params)
+        for i, prompt in enumerate(self.tenants[1]):
+            inner_id = self.engine.add_request(f"b{i}", {"prompt_token_ids": prompt}, params)
+            self._of_b[inner_id] = self._b_says[i]
+        finished = {}
+        while self.engine.has_unfinished_requests():
+            script = {} if num_right is None else dict.fromkeys(self._of_b, num_right)
+            self._script.begin_step(script)
+            for output in self.engine.step():
+                if output.finished:
+                    finished[output.request_id] = output
+        assert self._script.faults == []
+        return [Seen.of(finished[f"a{i}"]) for i in range(len(self.tenants[0]))]
+
+
+@pytest.fixture(scope="module")
+def batch(model, tenants, plain_outputs, logprob_tolerance):
+    llm = make_self_llm(model, 4, K, per_request_spec_decode_metrics="detailed")
+    yield Batch(llm, tenants, plain_outputs)
+    close(llm)
+
+
+@pytest.fixture(scope="module")
+def beside_plain_decoding(batch):
+    """What A sees while B does not draft."""
+    return batch.run(None, drafts_allowed=False)
+
+
+@pytest.mark.parametrize(
+    "num_right", [None, 0, 2, K], ids=["as it comes", "all wrong", "half right", "all right"]
+)
+def test_a_tenant_does_not_see_how_the_other_drafts(
+    batch, beside_plain_decoding, plain_outputs, logprob_tolerance, num_right, record_property
+):
+    seen = batch.run(num_right)
+    largest = 0.0
+    for now, before, plain in zip(seen, beside_plain_decoding, plain_outputs[0], strict=True):
+        assert now.token_ids == before.token_ids == plain
+        assert now.num_cached_tokens == before.num_cached_tokens
+        assert now.drafts == before.drafts
+        assert sum(now.drafts[0]) > 0
+        assert now.top_ids == before.top_ids
+        largest = max(largest, float((now.logprobs - before.logprobs).abs().max()))
+    record_property("largest difference of a log-probability", largest)
+    assert largest <= logprob_tolerance
+
+
+def test_a_row_hardly_depends_on_how_many_there_are(model, record_property):
+    """Each product of the model, of 1 to 64 rows: what makes log-probabilities differ, if any."""
+    llm = make_llm(model)
+    decoder = runner(llm).model
+    first = decoder.model.layers[0]
+    products = {
+        "qkv": first.self_attn.qkv_proj,
+        "output": first.self_attn.o_proj,
+        "gate and up": first.mlp.gate_up_proj,
+        "down": first.mlp.down_proj,
+        "LM head": decoder.lm_head,
+    }
+    generator = torch.Generator().manual_seed(0)
+    for name, layer in products.items():
+        width = 384 if name == "down" else 128
+        rows = torch.randn(64, width, generator=generator)
+        with torch.inference_mode():
+            whole = layer.quant_method.apply(layer, rows)
+            parts = {m: layer.quant_method.apply(layer, rows[:m].clone()) for m in range(1, 65)}
+        differing = [m for m, part in parts.items() if not torch.equal(part, whole[:m])]
+        record_property(f"{name}: row counts whose rows are not those of 64", differing)
+        for m, part in parts.items():
+            torch.testing.assert_close(part, whole[:m], rtol=1e-5, atol=1e-5)
+    close(llm)

@@ -1,0 +1,197 @@
+"""Adapters apply in draft, early and remaining layers, each to its own requests."""
+
+import pytest
+from vllm.lora.request import LoRARequest
+
+from tests.adapters import save_adapter
+from tests.engine.engines import (
+    as_prompts,
+    assert_speculated,
+    both,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    num_preemptions,
+    random_prompts,
+)
+
+NUM_LAYERS, EXIT_LAYER, K = 6, 3, 3
+LENGTHS = [5, 17, 40, 90, 3, 20]
+LORA = {"enable_lora": True, "max_loras": 4}
+"""A slot more than there are adapters: where all are taken, stock vLLM on a CPU gives the last
+adapter to requests that have none (patches/README.md)."""
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    return random_llama(num_layers=NUM_LAYERS, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def adapters(model, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("adapters")
+    return [
+        LoRARequest(name, n, save_adapter(model, directory / name, n, range(NUM_LAYERS)))
+        for n, name in enumerate("abc", start=1)
+    ]
+
+
+@pytest.fixture(scope="module")
+def mixture(adapters):
+    """The adapter of each of six requests."""
+    a, b, c = adapters
+    return [a, None, b, c, a, None]
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return as_prompts(random_prompts(LENGTHS))
+
+
+@pytest.fixture(scope="module")
+def plain_outputs(model, prompts, mixture):
+    plain = make_llm(model, **LORA)
+    outputs = generate(plain, prompts, greedy(60), mixture)
+    close(plain)
+    return outputs
+
+
+def test_plain_decoding_gives_each_request_its_own_adapter(
+    model, prompts, adapters, mixture, plain_outputs
+):
+    """What the other tests compare with is right: no adapter is the base, and each is different."""
+    base = make_llm(model)
+    without = generate(base, prompts, greedy(60))
+    close(base)
+    for adapter, actual, expected in zip(mixture, plain_outputs, without, strict=True):
+        assert (actual == expected) == (adapter is None)
+    plain = make_llm(model, **LORA)
+    first = [generate(plain, prompts[:1], greedy(60), adapter)[0] for adapter in adapters]
+    close(plain)
+    assert first[0] == plain_outputs[0]
+    assert len({tuple(ids) for ids in first}) == len(adapters)
+
+
+@pytest.mark.parametrize("exit_layer", [1, EXIT_LAYER, NUM_LAYERS - 1])
+def test_several_adapters_and_none_in_one_batch(model, prompts, mixture, plain_outputs, exit_layer):
+    llm = make_self_llm(model, exit_layer, K, **LORA)
+    before = counts(llm)
+    outputs = generate(llm, prompts, greedy(60), mixture)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert outputs == plain_outputs
+    assert_speculated(counted)
+
+
+def test_requests_without_an_adapter_get_none_where_every_slot_is_taken(
+    model, prompts, mixture, plain_outputs
+):
+    llm = make_self_llm(model, EXIT_LAYER, K, **(LORA | {"max_loras": 3}))
+    outputs = generate(llm, prompts, greedy(60), mixture)
+    close(llm)
+    assert outputs == plain_outputs
+
+
+def test_adapters_take_turns_in_too_few_slots(model, prompts, mixture, plain_outputs):
+    llm = make_self_llm(model, EXIT_LAYER, K, **(LORA | {"max_loras": 2}))
+    before = counts(llm)
+    outputs = generate(llm, prompts, greedy(60), mixture)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert outputs == plain_outputs
+    assert_speculated(counted)
+
+
+def test_the_draft_has_the_adapter_of_early_layers_and_embeddings(random_llama, tmp_path):
+    """Later layers add nothing and have no adapter: a draft with all of its own is the target."""
+    model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
+    a, b = (
+        LoRARequest(str(n), n, save_adapter(model, tmp_path / str(n), n, range(EXIT_LAYER)))
+        for n in (1, 2)
+    )
+    prompts, mixture = as_prompts(random_prompts([9, 4, 30])), [a, None, b]
+    params = greedy(1 + 5 * (K + 1), ignore_eos=True)
+    expected, actual, counted = both(
+        model, prompts, params, EXIT_LAYER, K, lora_request=mixture, **LORA
+    )
+    assert actual == expected
+    assert counted.num_drafts == 5 * len(prompts)
+    assert counted.num_accepted == counted.num_drafted == K * counted.num_drafts
+    assert counted.num_resumed == counted.num_drafted
+
+
+def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, plain_outputs):
+    """Idle rows fill up a forward of two: they must be no third run of rows with one adapter."""
+    llm = make_self_llm(model, EXIT_LAYER, K, max_num_seqs=2, **LORA)
+    before = counts(llm)
+    outputs = generate(llm, prompts, greedy(60), mixture)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert outputs == plain_outputs
+    assert_speculated(counted)
+
+
+def test_chunked_prompts_mix_with_decodes(model, adapters):
+    a, b, c = adapters
+    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
+    mixture = [None, a, b, c, c, None, b, a]
+    few = LORA | {"max_num_batched_tokens": 32, "max_num_seqs": 8}
+    expected, actual, counted = both(
+        model, prompts, greedy(40), EXIT_LAYER, K, lora_request=mixture, **few
+    )
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_preempted_requests_come_back_with_their_adapter(model, mixture):
+    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
+    params = greedy(120, ignore_eos=True)
+    plain = make_llm(model, **LORA)
+    expected = generate(plain, prompts, params, mixture)
+    close(plain)
+    llm = make_self_llm(model, EXIT_LAYER, K, num_gpu_blocks_override=16, **LORA)
+    before, preempted_before = counts(llm), num_preemptions(llm)
+    actual = generate(llm, prompts, params, mixture)
+    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
+    close(llm)
+    assert preempted > 0
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
+    """vLLM computes them after the drafts, with the adapters that the step began with."""
+    prompts, params = as_prompts(random_prompts([20])), greedy(12, prompt_logprobs=0)
+
+    def told(llm) -> tuple[list[int], list[float]]:
+        (output,) = llm.generate(prompts, params, use_tqdm=False, lora_request=adapters[0])
+        close(llm)
+        of_prompt = [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:]]
+        return list(output.outputs[0].token_ids), of_prompt
+
+    expected_ids, expected = told(make_llm(model, **LORA))
+    actual_ids, actual = told(make_self_llm(model, EXIT_LAYER, K, **LORA))
+    assert actual_ids == expected_ids
+    assert actual == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("family", "embeddings"),
+    # vLLM's Mistral and Qwen2 take no adapters of embeddings.
+    [("mistral", ()), ("qwen2", ()), ("qwen3", ("embed_tokens", "lm_head"))],
+)
+def test_every_family(random_model, tmp_path, prompts, family, embeddings):
+    model = random_model(family=family, late_scale=0.3)
+    a, b = (
+        LoRARequest(str(n), n, save_adapter(model, tmp_path / str(n), n, range(6), embeddings))
+        for n in (1, 2)
+    )
+    mixture = [a, None, b, b, None, a]
+    expected, actual, counted = both(
+        model, prompts, greedy(60), EXIT_LAYER, K, lora_request=mixture, **LORA
+    )
+    assert actual == expected
+    assert_speculated(counted)

@@ -1,0 +1,155 @@
+"""Quantized weights and activations: output is plain decoding's of the same checkpoint."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from vllm.engine.arg_utils import EngineArgs
+
+from layerskip_vllm.demo.models import PYTHON_10M
+from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead
+from layerskip_vllm.support import refused_quantization
+from tests.engine.engines import as_prompts, assert_speculated, both, greedy, random_prompts
+from tests.quantize import CONFIGS, quantized
+
+INTEGERS = ["w8a8", "w8a8-asymmetric", "w8a8-static", "w4a8"]
+"""Integer sums are exact, so a row's result is the same in every batch."""
+
+TRAINED = [
+    # vLLM multiplies 4-bit weights on a CPU in 16 bits only. At that precision a batch of another
+    # shape can round differently; a trained model's choices are clear enough to stand that.
+    ("w4a16", "float16"),
+    pytest.param("w4a16-asymmetric", "float16", marks=pytest.mark.slow),
+    pytest.param("gptq", "float16", marks=pytest.mark.slow),
+    ("awq", "float16"),
+    ("w8a8-fp8", "float32"),
+    pytest.param("auto-round", "float16", marks=pytest.mark.slow),
+    # vLLM takes 16 bits only of these.
+    pytest.param("quark-w8a8", "bfloat16", marks=pytest.mark.slow),
+    pytest.param("quark-w8a8-fp8", "bfloat16", marks=pytest.mark.slow),
+    pytest.param("quark-w4a16", "float16", marks=pytest.mark.slow),
+    pytest.param("modelopt-fp8", "bfloat16", marks=pytest.mark.slow),
+]
+
+
+def test_every_format_is_tested():
+    assert {*INTEGERS, *(getattr(case, "values", case)[0] for case in TRAINED)} == {*CONFIGS}
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integer_weights_and_activations(random_llama, tmp_path, name):
+    model = quantized(random_llama(num_layers=6, late_scale=0.3), tmp_path, name)
+    prompts = as_prompts(random_prompts([5, 17, 40, 90, 3, 20]))
+    expected, actual, counted = both(model, prompts, greedy(60), exit_layer=3)
+    assert actual == expected
+    assert_speculated(counted)
+
+
+@pytest.mark.slow
+def test_integers_where_both_segments_are_compiled(random_llama, tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
+    model = quantized(random_llama(num_layers=3, late_scale=0.3), tmp_path, "w8a8")
+    prompts = as_prompts(random_prompts([5, 33, 9]))
+    expected, actual, counted = both(model, prompts, greedy(40), 2, enforce_eager=False)
+    assert actual == expected
+    assert_speculated(counted)
+
+
+@pytest.mark.parametrize(("name", "dtype"), TRAINED)
+def test_a_trained_checkpoint(tmp_path, name, dtype):
+    assert_equal_on_code(quantized(str(PYTHON_10M), tmp_path, name), dtype=dtype)
+
+
+def test_weights_that_are_rounded_as_they_are_loaded():
+    assert_equal_on_code(str(PYTHON_10M), dtype="bfloat16", quantization="fp8_per_channel")
+
+
+def assert_equal_on_code(model: str, **arguments) -> None:
+    lines = (PYTHON_10M / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [json.loads(line)["prompt"] for line in lines][:8]
+    expected, actual, counted = both(
+        model, prompts, greedy(64), exit_layer=4, num_speculative_tokens=4, **arguments
+    )
+    assert actual == expected
+    assert_speculated(counted)
+
+
+def create_engine_config(model: str, **arguments):
+    engine_args = EngineArgs(model, max_model_len=64, spec_model="self:3", **arguments)
+    return engine_args.create_engine_config()
+
+
+def of_checkpoint(model: str, **changes) -> str:
+    """The checkpoint whose quantization says this as well."""
+    path = Path(model) / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"] |= changes
+    path.write_text(json.dumps(config))
+    return model
+
+
+FP8_KV = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
+
+
+@pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
+def test_a_checkpoint_that_quantizes_the_kv_cache_is_refused(
+    random_llama, tmp_path, kv_cache_dtype
+):
+    model = quantized(random_llama(), tmp_path, "w8a8")
+    assert create_engine_config(model).model_config.quantization == "compressed-tensors"
+    of_checkpoint(model, kv_cache_scheme=FP8_KV)
+    with pytest.raises(ValueError, match="does not support the checkpoint's quantized KV cache"):
+        create_engine_config(model, kv_cache_dtype=kv_cache_dtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("modelopt-fp8", {"kv_cache_scheme": FP8_KV}),
+        ("modelopt-fp8", {"quantization": {"kv_cache_quant_algo": "FP8"}}),
+        ("modelopt-fp8", {"quantization": {"quant_algo": "FP8"}, "kv_cache_scheme": FP8_KV}),
+        ("quark-w8a8", {"export": {"kv_cache_group": ["*k_proj"], "pack_method": "order"}}),
+    ],
+)
+def test_so_is_one_of_another_kind(name, changes):
+    config = CONFIGS[name]
+    assert refused_quantization(of_model(config), heeds_kv_cache=True) == []
+    found = refused_quantization(of_model(config | changes), heeds_kv_cache=True)
+    assert found == ["the checkpoint's quantized KV cache"]
+    assert refused_quantization(of_model(config | changes), heeds_kv_cache=False) == []
+
+
+def of_model(quantization_config: dict) -> SimpleNamespace:
+    """What is read of vLLM's `ModelConfig`; the real one needs a checkpoint."""
+    return SimpleNamespace(
+        model_arch_config=SimpleNamespace(quantization_config=quantization_config)
+    )
+
+
+def test_activations_scaled_by_the_whole_batch_are_refused(random_llama, tmp_path):
+    model = quantized(random_llama(), tmp_path, "w8a8-fp8")
+    groups = CONFIGS["w8a8-fp8"]["config_groups"]
+    inputs = groups["group_0"]["input_activations"] | {"strategy": "tensor"}
+    of_checkpoint(
+        model, config_groups={"group_0": groups["group_0"] | {"input_activations": inputs}}
+    )
+    with pytest.raises(ValueError, match="activations that are scaled by the whole batch"):
+        create_engine_config(model)
+
+
+def test_activations_scaled_by_the_whole_batch_are_refused_in_quarks_words():
+    per_tensor = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": True}
+    everywhere = {"global_quant_config": {"input_tensors": per_tensor}}
+    somewhere = {"layer_quant_config": {"*down_proj": {"input_tensors": per_tensor}}}
+    for changes in (everywhere, somewhere):
+        config = CONFIGS["quark-w8a8"] | changes
+        (found,) = refused_quantization(of_model(config), heeds_kv_cache=True)
+        assert "whole batch" in found
+
+
+def test_a_draft_vocabulary_of_a_quantized_lm_head_is_refused():
+    lm_head = SimpleNamespace(quant_method=object())
+    with pytest.raises(ValueError, match="draft_vocab_size=3 needs an LM head that is not quan"):
+        DraftHead(lm_head, np.arange(3))

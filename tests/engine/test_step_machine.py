@@ -1,0 +1,214 @@
+"""Whatever is added, aborted, finished and preempted, and however good the drafts are: after every
+step each accepted position has its KV in all layers, nothing was written anywhere else, and no exit
+state was used twice or by another request.
+
+Bytes of memory that a step must leave alone are compared exactly. KV of accepted positions is
+compared with a fresh prefill by stock vLLM; what may differ is what differs between stock vLLM's
+own prefill and its own decoding, times `SPREAD`: a product of few rows is not everywhere summed in
+the order of one of many rows. Where it is, nothing may differ.
+"""
+
+import dataclasses
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from layerskip_vllm.models.split import SplitForwardMixin
+from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
+from layerskip_vllm.spec_decode.plan import DraftPlan, ResumePlan
+from tests.engine.engines import close, make_self_llm, num_preemptions, random_prompts
+from tests.engine.stepped import SteppedEngine, batching_difference, known_sequences
+
+EXIT_LAYER, K, NUM_BLOCKS, BLOCK_SIZE = 2, 3, 12, 32
+MAX_TOKENS = 24
+SPREAD = 4
+"""The largest difference of some numbers is a guess at that of others."""
+
+SCRIPT = st.lists(st.integers(0, K), min_size=1, max_size=4)
+"""How many drafts of a step are right, request by request and round again."""
+
+MAX_TOLERANCE = 1e-3
+"""Keys and values are of the order of 1: KV of another token, or none, is far beyond."""
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    return random_llama(num_layers=4, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def sequences(model):
+    shared, *others = random_prompts([40, 5, 33, 70, 31], seed=11)
+    prompts = [*others, shared + others[0], [*shared, 7]]
+    return known_sequences(model, prompts, MAX_TOKENS + 2 * K)
+
+
+@pytest.fixture(scope="module")
+def kv_tolerance(model, sequences):
+    return SPREAD * batching_difference(model, sequences)
+
+
+def make_engine(model):
+    """Too little memory for all requests that it may run: some are preempted unasked."""
+    return make_self_llm(
+        model,
+        EXIT_LAYER,
+        K,
+        max_model_len=128,
+        max_num_seqs=6,
+        max_num_batched_tokens=48,
+        num_gpu_blocks_override=NUM_BLOCKS,
+        block_size=BLOCK_SIZE,
+    )
+
+
+@pytest.fixture
+def engine(model, sequences, kv_tolerance):
+    llm = make_engine(model)
+    yield SteppedEngine(llm, sequences, EXIT_LAYER, kv_tolerance)
+    close(llm)
+
+
+class EngineSteps(RuleBasedStateMachine):
+    """Random histories of an engine that outlives them."""
+
+    def __init__(self, engine: SteppedEngine) -> None:
+        super().__init__()
+        self.engine = engine
+
+    @rule(sequence=st.integers(0, 5), max_tokens=st.integers(1, MAX_TOKENS))
+    def add(self, sequence, max_tokens):
+        self.engine.add(sequence, max_tokens)
+
+    @precondition(lambda self: self.engine.live)
+    @rule(scripts=st.lists(SCRIPT, min_size=1, max_size=6))
+    def step(self, scripts):
+        for num_right in scripts:
+            self.engine.step(num_right)
+
+    @precondition(lambda self: self.engine.live)
+    @rule(index=st.integers(0, 31))
+    def abort(self, index):
+        self.engine.abort(index)
+
+    @rule()
+    def preempt_all(self):
+        self.engine.preempt_all()
+
+    def teardown(self):
+        self.engine.clear()
+
+
+def test_float32_rounds_little(kv_tolerance):
+    assert kv_tolerance < MAX_TOLERANCE
+
+
+def test_every_history_keeps_memory_and_exit_states_in_order(engine):
+    run_state_machine_as_test(
+        lambda: EngineSteps(engine),
+        settings=settings(
+            max_examples=200,
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+    assert engine.drafts.num_used > 0
+    assert engine.num_finished > 0
+
+
+def drive(engine: SteppedEngine) -> None:
+    """One history with all that there is in it, always the same."""
+    for sequence in range(6):
+        engine.add(sequence, MAX_TOKENS)
+    for _ in range(22):  # slowly: all grow until there is no room for all
+        engine.step([0])
+    engine.abort(1)
+    engine.preempt_all()
+    for step in range(60):
+        if engine.live:
+            engine.step([K, step % (K + 1)])
+
+
+def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv_tolerance):
+    llm = make_engine(model)
+    engine = SteppedEngine(llm, sequences, EXIT_LAYER, kv_tolerance)
+    preempted_before = num_preemptions(llm)
+    drive(engine)
+    preempted = num_preemptions(llm) - preempted_before
+    close(llm)
+    assert engine.num_finished == 5
+    assert engine.drafts.num_used > 0
+    assert preempted > engine.num_sent_back > 0
+
+
+def in_another_requests_blocks(patch) -> None:
+    original = DraftPlan.from_schedule
+
+    def shifted(*args):
+        plan = original(*args)
+        slots = (plan.slot_mapping + BLOCK_SIZE) % (NUM_BLOCKS * BLOCK_SIZE)
+        return dataclasses.replace(
+            plan, slot_mapping=torch.where(plan.slot_mapping < 0, plan.slot_mapping, slots)
+        )
+
+    patch.setattr(DraftPlan, "from_schedule", staticmethod(shifted))
+
+
+def from_another_requests_states(patch) -> None:
+    original = ExitQueryEntries.match
+
+    def turned(*args):
+        cache_rows, num_resumed = original(*args)
+        resumed = np.flatnonzero(num_resumed)
+        cache_rows[resumed] = np.roll(cache_rows[resumed], 1)
+        return cache_rows, num_resumed
+
+    patch.setattr(ExitQueryEntries, "match", turned)
+
+
+def with_one_state_too_many(patch) -> None:
+    original = ResumePlan.from_schedule
+
+    def overstated(query_lens, num_resumed, cache_rows, cache_width):
+        more = np.where(num_resumed > 0, np.minimum(num_resumed + 1, query_lens), 0)
+        # The last row's state past the end would be no memory of ours.
+        more[cache_rows == cache_rows.max()] = num_resumed[cache_rows == cache_rows.max()]
+        return original(query_lens, more, cache_rows, cache_width)
+
+    patch.setattr(ResumePlan, "from_schedule", staticmethod(overstated))
+
+
+def from_a_disturbed_state(patch) -> None:
+    original = SplitForwardMixin.run_remaining_layers
+
+    def disturbed(self, positions, exit_state):
+        exit_state.hidden_states[-1] += 1
+        return original(self, positions, exit_state)
+
+    patch.setattr(SplitForwardMixin, "run_remaining_layers", disturbed)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        in_another_requests_blocks,
+        from_another_requests_states,
+        with_one_state_too_many,
+        from_a_disturbed_state,
+    ],
+)
+def test_a_fault_is_noticed(engine, monkeypatch, fault):
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        drive(engine)

@@ -1,0 +1,51 @@
+"""A NaN in a layer that only verifies: the target's tokens are what plain decoding makes of it."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from tests.engine.engines import (
+    OPEN,
+    as_prompts,
+    close,
+    counts,
+    generate,
+    greedy,
+    make_llm,
+    make_self_llm,
+    random_prompts,
+)
+
+NUM_LAYERS = 6
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_open():
+    yield
+    for llm in list(OPEN):
+        close(llm)
+
+
+@pytest.fixture
+def model(random_llama, tmp_path):
+    """Its last layer's output is NaN at every position; the drafts know nothing of it."""
+    path = Path(shutil.copytree(random_llama(num_layers=NUM_LAYERS), tmp_path / "model"))
+    weights = load_file(path / "model.safetensors")
+    weights[f"model.layers.{NUM_LAYERS - 1}.mlp.down_proj.weight"][0, 0] = float("nan")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    return str(path)
+
+
+def test_tokens_are_those_of_plain_decoding(model):
+    prompts = as_prompts(random_prompts([5, 33, 17]))
+    plain = make_llm(model)
+    expected = generate(plain, prompts, greedy(20, ignore_eos=True))
+    close(plain)
+    llm = make_self_llm(model, 3, 4)
+    before = counts(llm)
+    assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected
+    assert counts(llm).since(before).num_drafted > 0
+    # It is still there for the next request.
+    assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected

@@ -1,0 +1,94 @@
+"""Processes that die or are told to end: all ends as with a plain server, and nothing is left."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from tests.faults.watched import (
+    CONTEXT,
+    Ending,
+    killed,
+    side_by_side,
+    terminated,
+    terminated_while_it_loads,
+    watched,
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    return random_llama(num_layers=6, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def answer(model, tmp_path_factory):
+    """What a server says whose life is quiet."""
+    with watched(model, directory=tmp_path_factory.mktemp("quiet")) as server:
+        server.wait_until_ready()
+        return server.complete()
+
+
+def fault_and_restart(model, answer, directory, fault, *flags, waits=True):
+    """`happen` for `side_by_side`: start, let the fault happen, start on the same port again."""
+
+    def happen(speculation) -> Ending:
+        with watched(model, *CONTEXT, *flags, *speculation, directory=directory) as server:
+            if waits:
+                server.wait_until_ready()
+                assert server.complete() == answer
+            ending = fault(server)
+        with watched(model, *speculation, directory=directory, port=server.port) as again:
+            again.wait_until_ready()
+            assert again.complete() == answer
+        return ending
+
+    return happen
+
+
+@pytest.mark.parametrize(
+    ("title", "message"),
+    [
+        ("Worker", "Worker proc .* died unexpectedly"),
+        ("EngineCore", "engine core exited unexpectedly|EngineDeadError"),
+    ],
+)
+def test_a_killed_process_ends_server_and_streams(model, answer, tmp_path, title, message):
+    logs = []
+
+    def kill(server) -> Ending:
+        ending = killed(server, title)
+        logs.append(server.log)
+        return ending
+
+    plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, kill))
+    assert ours.behaviour == plain.behaviour
+    assert ours.stream_failed
+    assert all(re.search(message, log) for log in logs)
+    assert ours.leftovers == ()
+
+
+def test_a_server_that_is_told_to_end_while_it_decodes_ends(model, answer, tmp_path):
+    plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated))
+    # What the client sees is a race in stock vLLM 0.32: an error, the end of its stream, nothing.
+    plain, ours = (replace(ending, stream_failed=None) for ending in (plain, ours))
+    assert ours.behaviour == plain.behaviour
+    assert ours.leftovers == ()
+
+
+def test_a_server_that_is_given_time_to_end_says_all_first(model, answer, tmp_path):
+    patience = ("--shutdown-timeout", "80")
+    plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated, *patience))
+    assert ours.behaviour == plain.behaviour
+    assert ours.stream_failed is False
+    assert ours.leftovers == ()
+
+
+def test_a_server_that_is_told_to_end_while_it_loads_ends(model, answer, tmp_path):
+    plain, ours = side_by_side(
+        fault_and_restart(model, answer, tmp_path, terminated_while_it_loads, waits=False)
+    )
+    assert ours.behaviour == plain.behaviour
+    assert ours.leftovers == ()

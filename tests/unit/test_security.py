@@ -1,0 +1,113 @@
+"""What the package must not do with data that it did not write; pins that leave nothing open."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(
+    path for folder in ("layerskip_vllm", "examples") for path in (ROOT / folder).rglob("*.py")
+)
+LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
+
+CODE_IN_DATA = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
+"""Modules whose readers run what they read."""
+
+CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
+SWITCHES = {"trust_remote_code": True, "shell": True, "allow_pickle": True, "weights_only": False}
+
+
+def name_of(node: ast.expr) -> str:
+    """`torch.load` of such an attribute, `eval` of such a name, else nothing."""
+    return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+
+
+def imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name.partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {(node.module or "").partition(".")[0]}
+    return set()
+
+
+def safe_loaders(tree: ast.AST) -> set[str]:
+    """Loaders that make plain values only: yaml's own, and classes of the file that extend it."""
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    own = {c.name for c in classes if "yaml.SafeLoader" in map(name_of, c.bases)}
+    return {"yaml.SafeLoader", *own}
+
+
+def dangers(source: str) -> list[str]:
+    """What in a source runs, or could run, data as code."""
+    tree = ast.parse(source)
+    found = []
+    for node in ast.walk(tree):
+        found += [f"imports {module}" for module in imported(node) & CODE_IN_DATA]
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = name_of(node.func), {k.arg: k.value for k in node.keywords}
+        if called in CALLS:
+            found.append(f"calls {called}")
+        if called == "yaml.load" and name_of(keywords.get("Loader")) not in safe_loaders(tree):
+            found.append("calls yaml.load without a safe loader")
+        for switch, bad in SWITCHES.items():
+            value = keywords.get(switch)
+            if value is not None and (not isinstance(value, ast.Constant) or value.value == bad):
+                found.append(f"passes {switch}={ast.unparse(value)}")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_runs_data_as_code(path):
+    assert dangers(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from dill import loads",
+        "torch.load('x')",
+        "torch.load('x', weights_only=False)",
+        "AutoModel.from_pretrained('x', trust_remote_code=True)",
+        "AutoModel.from_pretrained('x', trust_remote_code=args.trust)",
+        "subprocess.run('x', shell=True)",
+        "yaml.load(text)",
+        "yaml.load(text, Loader=yaml.Loader)",
+        "class L(yaml.Loader): ...\nyaml.load(text, Loader=L)",
+        "eval(text)",
+    ],
+)
+def test_a_danger_is_seen(source):
+    assert dangers(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "model.eval()",
+        "torch.compile(model)",
+        "class L(yaml.SafeLoader): ...\nyaml.load(text, Loader=L)",
+        "AutoModel.from_pretrained('x', trust_remote_code=False)",
+    ],
+)
+def test_what_is_harmless_is_let_be(source):
+    assert dangers(source) == []
+
+
+def test_self_speculation_does_not_trust_code_of_a_checkpoint(random_llama):
+    from vllm.engine.arg_utils import EngineArgs
+
+    config = EngineArgs(random_llama(), max_model_len=64, spec_model="self:3")
+    assert config.create_engine_config().model_config.trust_remote_code is False
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_every_dependency_is_pinned_to_one_version(lock):
+    lines = [line.partition("#")[0].strip() for line in lock.read_text().splitlines()]
+    packages = [line for line in lines if line]
+    assert packages
+    loose = [p for p in packages if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_]+", p)]
+    assert loose == []

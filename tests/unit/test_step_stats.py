@@ -1,0 +1,139 @@
+"""What a step counts, and what becomes of it at `/metrics`."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+from prometheus_client import CollectorRegistry, Counter, Histogram
+
+from layerskip_vllm.metrics import StepMetrics
+from layerskip_vllm.spec_decode.step_stats import StepStats
+
+ENGINES = {0: ["a model", "0"], 3: ["a model", "3"]}
+
+
+def clock(*readings: float):
+    return iter(readings).__next__
+
+
+def test_a_step_is_split_where_its_tokens_are_sampled():
+    stats = StepStats(9, clock(10.0, 10.5, 10.75))
+    stats.num_resumed_tokens = 4
+    stats.sampled(num_verified=3)
+    stats.drafted()
+    assert stats.as_dict() == {
+        "num_resumed_tokens": 4,
+        "num_fresh_tokens": 5,
+        "verify_time_seconds": 0.5,
+        "draft_time_seconds": 0.25,
+    }
+
+
+def test_a_step_that_verifies_nothing_has_no_time_for_it():
+    stats = StepStats(7, clock(0.0, 1.0, 3.0))
+    stats.sampled(num_verified=0)
+    stats.drafted()
+    assert stats.as_dict() == {
+        "num_resumed_tokens": 0,
+        "num_fresh_tokens": 7,
+        "draft_time_seconds": 2.0,
+    }
+
+
+def test_a_step_that_drafts_nothing_has_no_time_for_it():
+    stats = StepStats(2, clock(0.0, 1.0))
+    stats.sampled(num_verified=1)
+    assert "draft_time_seconds" not in stats.as_dict()
+
+
+@pytest.fixture
+def registry():
+    return CollectorRegistry()
+
+
+@pytest.fixture
+def metrics(registry):
+    own = {cls: partial(cls, registry=registry) for cls in (Counter, Histogram)}
+    return StepMetrics(own, ["model_name", "engine"], ENGINES)
+
+
+def reader(registry, engine: str):
+    labels = {"model_name": "a model", "engine": engine}
+    return lambda name: registry.get_sample_value(f"vllm:layerskip_{name}", labels)
+
+
+def test_steps_add_up_engine_by_engine(registry, metrics):
+    for resumed, fresh in ((4, 5), (1, 0)):
+        counted = {"num_resumed_tokens": resumed, "num_fresh_tokens": fresh}
+        metrics.observe({"layerskip": counted}, 3)
+    of_engine_3, of_engine_0 = reader(registry, "3"), reader(registry, "0")
+    assert of_engine_3("num_resumed_tokens_total") == 5
+    assert of_engine_3("num_fresh_tokens_total") == 5
+    assert of_engine_0("num_resumed_tokens_total") == 0
+
+
+def test_only_times_that_were_spent_are_observed(registry, metrics):
+    tokens = {"num_resumed_tokens": 0, "num_fresh_tokens": 1}
+    metrics.observe({"layerskip": tokens | {"draft_time_seconds": 0.3}})
+    metrics.observe({"layerskip": tokens | {"draft_time_seconds": 0.2}})
+    metrics.observe({"layerskip": tokens})
+    read = reader(registry, "0")
+    assert read("draft_time_seconds_count") == 2
+    assert read("draft_time_seconds_sum") == pytest.approx(0.5)
+    assert read("verify_time_seconds_count") == 0
+
+
+def test_what_a_step_says_has_a_metric(registry, metrics):
+    stats = StepStats(1)
+    stats.sampled(num_verified=1)
+    stats.drafted()
+    metrics.observe({"layerskip": stats.as_dict()})
+    families = {family.name.removeprefix("vllm:layerskip_") for family in registry.collect()}
+    assert families == set(stats.as_dict())
+
+
+def test_the_numbers_survive_the_way_to_the_front_end():
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    stats = StepStats(9)
+    stats.num_resumed_tokens = 4
+    stats.sampled(num_verified=3)
+    sent = {"layerskip": stats.as_dict()}
+    outputs = EngineCoreOutputs(scheduler_stats=SchedulerStats(ec_connector_stats=sent))
+    received = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(outputs))
+    assert received.scheduler_stats.ec_connector_stats == sent
+
+
+@pytest.fixture
+def receivers():
+    """vLLM's two receivers of a connector's stats, in a process with the plugin."""
+    from vllm.distributed.ec_transfer.ec_connector.metrics import (
+        ECConnectorLogging,
+        ECConnectorProm,
+    )
+
+    from layerskip_vllm import plugin
+
+    plugin.register()
+    return ECConnectorProm, ECConnectorLogging
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_metrics_are_received_under_self_speculation_only(receivers, is_ours):
+    metrics = object()
+    config = SimpleNamespace(build_prom_metrics=lambda *_: metrics)
+    if is_ours:
+        config.layerskip = None
+    vllm_config = SimpleNamespace(ec_transfer_config=None, speculative_config=config)
+    received_by = receivers[0](vllm_config, ["model_name", "engine"], ENGINES).prom_metrics
+    assert received_by is (metrics if is_ours else None)
+
+
+def test_the_log_leaves_our_numbers_out_and_no_others(receivers):
+    log = receivers[1](None)
+    log.observe({"layerskip": {"num_fresh_tokens": 1}})
+    assert log.transfer_stats_accumulator is None
+    with pytest.raises(AttributeError, match="connector_cls"):
+        log.observe({"of a connector": 1})  # vLLM's own answer where there is no connector
