@@ -70,6 +70,8 @@ class Host:
             "VLLM_HOST_IP": self.address,
             "GLOO_SOCKET_IFNAME": self.interface,
             "VLLM_CPU_OMP_THREADS_BIND": "0|1",
+            # Ray lowers its workers' priority to 15: beside another test they got no turn for minutes.
+            "RAY_worker_niceness": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         return user_environment() | own | (extra or {})
