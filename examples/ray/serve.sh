@@ -9,6 +9,10 @@ MODEL=${1:?usage: serve.sh MODEL E [TP] [arguments of vllm serve ...]}
 EXIT_LAYER=${2:?usage: serve.sh MODEL E [TP] [arguments of vllm serve ...]}
 : "${RAY_ADDRESS:?set it to the address of the cluster, HEAD:6379}"
 
+# The trap stands before the server does: a signal in between would leave the server behind.
+SERVER="" TOLD_TO=""
+trap 'TOLD_TO=1; [ -z "$SERVER" ] || kill -TERM "$SERVER" || :' TERM INT
+
 vllm serve "$MODEL" \
   --served-model-name layerskip \
   --speculative-model "self:$EXIT_LAYER" \
@@ -17,8 +21,7 @@ vllm serve "$MODEL" \
   --port "${PORT:-8000}" \
   "${@:4}" &
 SERVER=$!
-TOLD_TO=""
-trap 'TOLD_TO=1; kill -TERM "$SERVER"' TERM INT
+[ -z "$TOLD_TO" ] || kill -TERM "$SERVER" || :
 
 STATUS=0
 wait "$SERVER" || STATUS=$?

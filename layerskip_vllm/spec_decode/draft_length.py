@@ -119,40 +119,56 @@ class DraftLengthController:
         self._num_probes = 0
         self._is_probe = False
 
-    def choose(self, batch_size: int, max_drafts: int) -> int:
-        """K of the next cycle, in [0, max_drafts]; `batch_size` requests would draft."""
+    def choose(
+        self,
+        limits: np.ndarray,  # [num_reqs], int64: most drafts of each request of the batch
+    ) -> int:
+        """K of the next cycle, in [0, limits.max()]."""
+        max_drafts = int(limits.max())
         if max_drafts == 0 or not self.draft_seconds or not self.verify_seconds:
             return max_drafts
-        rates = self.tokens_per_second(batch_size, max_drafts)
+        rates = self.tokens_per_second(limits)
         best = rates.index(max(rates))
         if rates[best] < MIN_GAIN * rates[0]:
             best = 0
         return self._probe(best, max_drafts)
 
-    def tokens_per_second(self, batch_size: int, max_drafts: int) -> list[float]:
-        """What a cycle with K = 0 .. max_drafts promises, all requests together: [max_drafts + 1].
+    def tokens_per_second(
+        self,
+        limits: np.ndarray,  # [num_reqs], int64, one of them above 0
+    ) -> list[float]:
+        """What a cycle with K = 0 .. limits.max() promises, all requests together.
 
-        A request's k-th draft is right only if those before it are.
+        A request's k-th draft is right only if those before it are. One that may draft less, or
+        nothing, has its token and its row all the same.
         """
-        match_rate, draft_step = self.outcomes.match_rate, self.draft_seconds.estimate(batch_size)
-        rates, num_tokens, is_right = [], 0.0, 1.0
-        for num_drafts in range(max_drafts + 1):
-            num_tokens += is_right
-            is_right *= match_rate
-            verify = self.verify_seconds.estimate(batch_size * (num_drafts + 1))
-            rates.append(batch_size * num_tokens / (num_drafts * draft_step + verify))
+        draft_step = self.draft_seconds.estimate(np.count_nonzero(limits))
+        num_rows = len(limits)
+        num_tokens, is_right = float(num_rows), 1.0
+        rates = [num_tokens / self.verify_seconds.estimate(num_rows)]
+        for num_drafts in range(1, int(limits.max()) + 1):
+            num_drafting = np.count_nonzero(limits >= num_drafts)
+            is_right *= self.outcomes.match_rate
+            num_tokens += num_drafting * is_right
+            num_rows += num_drafting
+            verify = self.verify_seconds.estimate(num_rows)
+            rates.append(num_tokens / (num_drafts * draft_step + verify))
         return rates
 
-    def prices(self, batch_size: int, max_drafts: int) -> Prices:
+    def prices(
+        self,
+        limits: np.ndarray,  # [num_reqs], int64, one of them above 0
+    ) -> Prices:
         """By which requests decide how far to draft; drafts are free while nothing is measured."""
         if not self.draft_seconds or not self.verify_seconds:
             return Prices(token=1, draft_step=0, verify_row=0)
-        fewest = self.verify_seconds.estimate(batch_size)
-        most = self.verify_seconds.estimate(batch_size * (max_drafts + 1))
+        num_drafts = int(limits.sum())
+        fewest = self.verify_seconds.estimate(len(limits))
+        most = self.verify_seconds.estimate(len(limits) + num_drafts)
         return Prices(
-            token=1 / max(self.tokens_per_second(batch_size, max_drafts)),
-            draft_step=self.draft_seconds.estimate(batch_size),
-            verify_row=max(0.0, most - fewest) / (batch_size * max_drafts),
+            token=1 / max(self.tokens_per_second(limits)),
+            draft_step=self.draft_seconds.estimate(np.count_nonzero(limits)),
+            verify_row=max(0.0, most - fewest) / num_drafts,
         )
 
     def _probe(self, best: int, max_drafts: int) -> int:

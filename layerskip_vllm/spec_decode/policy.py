@@ -60,23 +60,28 @@ class DraftPolicy:
                 self.match_rates.observe(outcomes.leads, outcomes.is_match)
         self._step_ended = self._propose_started = now
 
-    def num_drafts(self, batch_size: int, max_drafts: int) -> int:
-        """Most drafts of the coming propose step, in [0, max_drafts], 0 to make none at all.
-
-        `batch_size` requests would draft.
-        """
-        if not self.is_adaptive or batch_size == 0:
+    def num_drafts(
+        self,
+        limits: np.ndarray,  # [num_reqs], int64: most drafts of each request that decodes
+    ) -> int:
+        """Most drafts of the coming propose step, in [0, limits.max()], 0 to make none at all."""
+        max_drafts = int(limits.max(initial=0))
+        if not self.is_adaptive or max_drafts == 0:
             return max_drafts
-        num_drafts = int(*self._agree([self.controller.choose(batch_size, max_drafts)]))
+        num_drafts = int(*self._agree([self.controller.choose(limits)]))
         # Where requests stop by themselves it is for them to say how far they go.
         return max_drafts if num_drafts > 0 and self.match_rates is not None else num_drafts
 
-    def stop_rule(self, batch_size: int, max_drafts: int) -> StopRule | None:
-        """Who stops where in the coming propose step; None: nobody does."""
+    def stop_rule(
+        self,
+        limits: np.ndarray,  # [num_reqs], int64: most drafts of each request that decodes
+        num_drafting: int,
+    ) -> StopRule | None:
+        """Who of `num_drafting` requests stops where in the coming propose step; None: nobody."""
         if self.match_rates is None:
             return None
-        prices = Prices(*self._agree(self.controller.prices(batch_size, max_drafts)))
-        return StopRule(self.match_rates, prices, batch_size)
+        prices = Prices(*self._agree(self.controller.prices(limits)))
+        return StopRule(self.match_rates, prices, num_drafting)
 
     def proposed(self, drafts: Drafts) -> None:
         """Hear of a propose step's drafts; they are on the host, so its work is done."""

@@ -31,8 +31,20 @@ class AdapterSwitchMixin(HostRunner):
         *args: object,
     ) -> None:
         """Remember the step's mapping, which is set again after a part of it has run."""
+        if any(lora_request.load_inplace for lora_request in lora_requests):
+            self._adapters_changed()  # vLLM reads these anew in each step that runs them
         self._step_mapping = (prompt_lora_mapping, token_lora_mapping)
         super()._set_active_loras(*self._step_mapping, lora_requests, *args)
+
+    def add_lora(self, lora_request: LoRARequest) -> bool:
+        """Load an adapter as the host does. It may take the place of one whose requests run."""
+        is_loaded = super().add_lora(lora_request)
+        self._adapters_changed()
+        return is_loaded
+
+    def _adapters_changed(self) -> None:
+        """To be overridden: what is left of the last step may be another adapter's."""
+        raise NotImplementedError
 
     @contextmanager
     def adapters_of(

@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 class LayerSkipRunnerMixin(AdapterSwitchMixin):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
 
-    All overridden methods but two call the original. Those two replace a decision:
-    `propose_draft_token_ids`, a switch over vLLM's own proposers, and `_input_fits_in_drafter`.
+    The overridden methods call the original, but for two that replace a decision,
+    `propose_draft_token_ids` (a switch over vLLM's own proposers) and `_input_fits_in_drafter`, and
+    two where a step leaves part of the work out, `_model_forward` and `_sample`.
     """
 
     drafter: LayerSkipProposer
@@ -179,14 +180,13 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         num_verified = np.array(spec_decode_metadata.num_draft_tokens)
         self._step_stats.sampled(int(num_verified.sum()))
         self._observe(sampled, num_verified)
+        is_decoding = ~self.discard_request_mask.np[: len(sampled)]  # not amid a prompt
         limits = self._draft_limits(scheduler_output.num_spec_tokens_to_schedule, sampled)
-        num_drafts = self.policy.num_drafts(int((limits > 0).sum()), int(limits.max()))
+        limits = np.minimum(limits, self.policy.num_drafts(limits[is_decoding])) * is_decoding
 
         drafts: list[list[int]] = [[] for _ in limits]
         self._draft_probs = self._draft_prob_req_ids = None
-        if num_drafts == 0:
-            return drafts
-        schedule = self._schedule_drafts(np.minimum(limits, num_drafts), sampled, num_verified)
+        schedule = self._schedule_drafts(limits, sampled, num_verified)
         if len(schedule.rows) == 0:
             return drafts
         rows = torch.from_numpy(schedule.rows).to(self.device)
@@ -195,7 +195,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             [self.input_batch.req_ids[row] for row in schedule.rows],
             common_attn_metadata.block_table_tensor[rows],
             _of_rows(sampling_metadata, rows),
-            self.policy.stop_rule(len(schedule.rows), num_drafts),
+            self.policy.stop_rule(limits[is_decoding], len(schedule.rows)),
         )
         self._step_stats.drafted()
         self.policy.proposed(proposed)
@@ -233,27 +233,27 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         num_speculative_tokens: int,
         sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
     ) -> np.ndarray:
-        """Most drafts of each request, [num_reqs], int64: the step's K or what the request itself
-        allows, and none in the middle of a prompt.
+        """Most drafts of each request, [num_reqs], int64: the step's K or what the request allows."""
+        num_new = (sampled >= 0).sum(axis=1)
+        limits = map(self._draft_limit_of, self.input_batch.req_ids, num_new)
+        return np.minimum(np.fromiter(limits, np.int64, len(num_new)), num_speculative_tokens)
 
-        vLLM counts the tokens that end a thought as if all drafts of them were accepted: where they
-        are several, a request with a budget for its thought is decoded plainly.
-        """
+    def _draft_limit_of(self, req_id: str, num_new: int) -> int:
+        """Most drafts of a request that has sampled `num_new` tokens in this step."""
+        request = self.requests[req_id]
+        params = request.sampling_params
         thoughts = self.input_batch.thinking_budget_state_holder
-        has_long_end = thoughts is not None and len(thoughts.think_end_token_ids) > 1
-        limits = []
-        for req_id, new in zip(self.input_batch.req_ids, (sampled >= 0).sum(axis=1), strict=True):
-            params = self.requests[req_id].sampling_params
-            limit = max_drafts_of(params.extra_args, self.drafter.num_speculative_tokens)
-            is_counted_wrongly = has_long_end and params.thinking_token_budget is not None
-            # vLLM masks stop tokens in the row after the drafts by where the step starts: a draft
-            # past `min_tokens` would leave them masked there.
-            num_masked = params.min_tokens - len(self.requests[req_id].output_token_ids) - new
-            if num_masked > 0:
-                limit = min(limit, num_masked - 1)
-            limits.append(0 if is_counted_wrongly else limit)
-        is_partial_prefill = self.discard_request_mask.np[: len(limits)]
-        return np.where(is_partial_prefill, 0, np.minimum(limits, num_speculative_tokens))
+        if (
+            params.thinking_token_budget is not None
+            and thoughts is not None
+            and len(thoughts.think_end_token_ids) > 1
+        ):
+            return 0  # vLLM counts these ends of a thought as if all drafts of them were accepted
+        limit = max_drafts_of(params.extra_args, self.drafter.num_speculative_tokens)
+        # vLLM masks stop tokens in the row after the drafts by where the step starts: a draft past
+        # `min_tokens` would leave them masked there.
+        num_masked = params.min_tokens - len(request.output_token_ids) - num_new
+        return min(limit, num_masked - 1) if num_masked > 0 else limit
 
     def _schedule_drafts(
         self,
@@ -270,6 +270,11 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
         )
+
+    def _adapters_changed(self) -> None:
+        """Forget the exit states that the old adapters made."""
+        self.drafter.exit_query_cache.take()
+        self._exit_entries = ExitQueryEntries()
 
     def reload_weights(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Reload as the host does, then forget what the drafter keeps of the old weights."""

@@ -123,6 +123,51 @@ def test_the_draft_has_the_adapter_of_early_layers_and_embeddings(random_llama, 
     assert counted.num_resumed == counted.num_drafted
 
 
+def by_itself(engine, adapter) -> None:
+    engine.add_lora(adapter)
+
+
+def with_a_request(engine, adapter) -> None:
+    (prompt,) = as_prompts(random_prompts([9], seed=3))
+    engine.add_request("other", prompt, greedy(60, ignore_eos=True), lora_request=adapter)
+
+
+def decode_and_swap(llm, prompt, old, new, swap, num_before: int | None = None):
+    """Tokens of a request whose adapter is replaced after the step that reaches a number of them.
+
+    Returns:
+        (all tokens, how many there were at that time).
+    """
+    engine = llm.llm_engine
+    engine.add_request("r", prompt, greedy(60, ignore_eos=True), lora_request=old)
+    token_ids, swapped_at = [], None
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            if output.request_id == "r":
+                token_ids = list(output.outputs[0].token_ids)
+        if swapped_at is None and len(token_ids) >= (num_before or 10):
+            swapped_at = len(token_ids)
+            swap(engine, LoRARequest(old.lora_name, 1, new.lora_path, load_inplace=True))
+    close(llm)
+    return token_ids, swapped_at
+
+
+@pytest.mark.parametrize("swap", [by_itself, with_a_request])
+def test_states_of_an_adapter_that_was_replaced_are_not_resumed(random_llama, tmp_path, swap):
+    """Drafts are all right, so some are pending whenever the other adapter takes its place."""
+    model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
+    old, new = (
+        LoRARequest("a", 1, save_adapter(model, tmp_path / str(n), n, range(EXIT_LAYER)))
+        for n in (1, 2)
+    )
+    (prompt,) = as_prompts(random_prompts([17]))
+    llm = make_self_llm(model, EXIT_LAYER, K, **LORA)
+    actual, swapped_at = decode_and_swap(llm, prompt, old, new, swap)
+    expected, _ = decode_and_swap(make_llm(model, **LORA), prompt, old, new, swap, swapped_at)
+    untouched, _ = decode_and_swap(make_llm(model, **LORA), prompt, old, new, swap, 60)
+    assert actual == expected != untouched
+
+
 def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, plain_outputs):
     """Idle rows fill up a forward of two: they must be no third run of rows with one adapter."""
     llm = make_self_llm(model, EXIT_LAYER, K, max_num_seqs=2, **LORA)

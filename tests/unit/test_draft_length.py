@@ -63,7 +63,7 @@ class Machine:
     def run(self, controller, batch_size, num_steps):
         chosen = []
         for _ in range(num_steps):
-            k = controller.choose(batch_size, MAX_DRAFTS)
+            k = controller.choose(np.full(batch_size, MAX_DRAFTS))
             chosen.append(k)
             if k:
                 seconds = self.noisy(self.draft_seconds(batch_size))
@@ -143,3 +143,33 @@ def test_a_machine_that_slows_down_does_not_change_the_choice():
         chosen += machine.run(controller, 1, 100)
     rates = [machine.rate(1, k) for k in range(MAX_DRAFTS + 1)]
     assert np.mean([rates[k] for k in chosen[400:]]) > 0.97 * max(rates)
+
+
+class Controlled(DraftLengthController):
+    """Of a machine on which a draft step takes 3, and a forward 10 and 1 more for each row."""
+
+    def __init__(self):
+        super().__init__()
+        for num_rows in range(1, 128):
+            self.draft_seconds.observe(num_rows, 3.0)
+            self.verify_seconds.observe(num_rows, 10.0 + num_rows)
+
+
+def test_a_request_that_may_not_draft_has_a_token_and_a_row_all_the_same():
+    rates = Controlled().tokens_per_second(np.array([0, 2, 0, 1]))
+    expected = [4 / 14, (4 + 2 * 0.7) / (3 + 16), (4 + 2 * 0.7 + 0.49) / (6 + 17)]
+    assert rates == pytest.approx(expected, rel=0.2)  # times are kept by buckets of rows
+
+
+def test_requests_that_may_not_draft_can_make_drafts_not_pay_for_the_others():
+    drafting, others = [MAX_DRAFTS], [0] * 40
+    assert Controlled().choose(np.array(drafting)) > 0
+    assert Controlled().choose(np.array(drafting + others)) == 0
+
+
+def test_prices_are_those_of_the_rows_that_drafts_add():
+    controller = Controlled()
+    prices = controller.prices(np.array([0, 0, 0, 4]))
+    assert prices.draft_step == 3.0
+    assert prices.verify_row == pytest.approx(1.0, abs=0.2)
+    assert prices.token == 1 / max(controller.tokens_per_second(np.array([0, 0, 0, 4])))

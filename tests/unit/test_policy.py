@@ -40,7 +40,7 @@ def drafts(num_drafts):
 def test_a_fixed_draft_length_reads_no_clock(seconds):
     policy = DraftPolicy(LayerSkipConfig(exit_layer=2, num_layers=6, **FIXED))
     step(policy)
-    assert policy.num_drafts(1, 4) == 4
+    assert policy.num_drafts(np.array([4])) == 4
     policy.proposed(drafts(4))
     step(policy)
     assert not policy.controller.verify_seconds
