@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
-from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
 from layerskip_vllm.config import (
@@ -26,8 +23,9 @@ from layerskip_vllm.config import (
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 from layerskip_vllm.support import (
     QUANTIZATIONS,
+    SELF_SPECULATION_UNSUPPORTED,
     refuse_partial_heads,
-    refused_quantization,
+    refuse_unsupported,
     share_kv_cache_group,
 )
 
@@ -50,48 +48,7 @@ SPECULATIVE_KEYS = (
 )
 """What `--speculative-config` may say beside `self:E`; the rest describes a second model."""
 
-UNQUANTIZED_KV_CACHES = ("auto", "float16", "bfloat16")
-
-FP8_KV_CACHES = ("fp8", "fp8_e4m3", "fp8_e5m2")
-"""Quantized value by value, by scales that never change: KV is the same whoever writes it."""
-
 FEATURE = "self-speculation (self:E)"
-
-Unsupported = tuple[tuple[str, Callable[["EngineArgs"], bool]], ...]
-"""What a feature does not support: its name, and whether the engine arguments ask for it."""
-
-UNSUPPORTED: Unsupported = (
-    ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
-    ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
-    ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
-    ("dual batch overlap", lambda args: bool(args.enable_dbo)),
-    # vLLM embeds the tokens beside embedded prompts with the adapters of other rows, or fails.
-    (
-        "LoRA beside prompt embeddings",
-        lambda args: bool(args.enable_lora and args.enable_prompt_embeds),
-    ),
-    ("KV transfer", lambda args: args.kv_transfer_config is not None),
-    ("KV offloading", lambda args: args.kv_offloading_size is not None),
-    # Our workers' numbers travel where its connector's would.
-    ("encoder cache transfer", lambda args: args.ec_transfer_config is not None),
-    (
-        "a KV cache that is neither unquantized nor fp8 in all layers",
-        lambda args: (
-            args.kv_cache_dtype not in (*UNQUANTIZED_KV_CACHES, *FP8_KV_CACHES)
-            or bool(args.kv_cache_dtype_skip_layers)
-        ),
-    ),
-    ("weight transfer", lambda args: args.weight_transfer_config is not None),
-    # vLLM refuses those that are named, late, and silently leaves out those that are installed.
-    (
-        "custom logits processors, named or installed",
-        lambda args: bool(args.logits_processors or entry_points(group=LOGITSPROCS_GROUP)),
-    ),
-    ("asynchronous scheduling", lambda args: args.async_scheduling is True),
-    ("a worker class of your own", lambda args: args.worker_cls != "auto"),
-    ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
-)
-"""What has not been tested under self-speculation is refused: an error, never a wrong answer."""
 
 
 def asks_for_self_speculation(engine_args: EngineArgs) -> bool:
@@ -120,15 +77,7 @@ def create_speculative_config(
         num_layers=num_layers_of(target_model_config, feature=FEATURE),
         options=layerskip_options(engine_args) or {},
     )
-    refuse_unsupported(
-        engine_args, target_model_config, UNSUPPORTED, QUANTIZATIONS, feature=FEATURE
-    )
-    if engine_args.enable_lora:
-        refuse_partial_heads(settings, layerskip, feature=FEATURE)
-    if layerskip.draft_vocab_size is not None:
-        from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids
-
-        draft_token_ids(layerskip, target_model_config)  # the worker makes it; faults show here
+    _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
     engine_args.async_scheduling = False
     share_kv_cache_group(engine_args, target_model_config, feature=FEATURE)
@@ -147,6 +96,27 @@ def create_speculative_config(
         target_parallel_config.worker_cls,
     )
     return speculative_config
+
+
+def _refuse(
+    engine_args: EngineArgs,
+    target_model_config: ModelConfig,
+    settings: dict,
+    layerskip: LayerSkipConfig,
+) -> None:
+    refuse_unsupported(
+        engine_args,
+        target_model_config,
+        SELF_SPECULATION_UNSUPPORTED,
+        QUANTIZATIONS,
+        feature=FEATURE,
+    )
+    if engine_args.enable_lora:
+        refuse_partial_heads(settings, layerskip, feature=FEATURE)
+    if layerskip.draft_vocab_size is not None:
+        from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids
+
+        draft_token_ids(layerskip, target_model_config)  # the worker makes it; faults show here
 
 
 def _build(
@@ -246,34 +216,6 @@ def num_layers_of(model_config: ModelConfig, feature: str) -> int:
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return model_config.get_total_num_hidden_layers()
-
-
-def refuse_unsupported(
-    engine_args: EngineArgs,
-    model_config: ModelConfig,
-    unsupported: Unsupported,
-    quantizations: Sequence[str] = (),
-    *,
-    feature: str,
-) -> None:
-    """Refuse what no feature of ours supports, and what a table says this one does not.
-
-    Raises:
-        ValueError: It names all that was asked for in vain.
-    """
-    found = [name for name, is_asked_for in unsupported if is_asked_for(engine_args)]
-    if model_config.quantization not in (None, *quantizations):
-        supported = f"; supported: {', '.join(quantizations)}" if quantizations else ""
-        found.append(f"quantization ({model_config.quantization}{supported})")
-    heeds_kv_cache = engine_args.kv_cache_dtype in ("auto", *FP8_KV_CACHES)
-    found += refused_quantization(model_config, heeds_kv_cache=heeds_kv_cache)
-    if model_config.runner_type != "generate":
-        found.append(f"the {model_config.runner_type} runner")
-    if found:
-        raise ValueError(
-            f"{feature} does not support {', '.join(found)}; leave it out, or serve without "
-            f"{feature}"
-        )
 
 
 def _worker_class() -> str:

@@ -33,6 +33,7 @@ from layerskip_vllm.models import (
     early_exit_architecture,
     layerskip_architecture,
 )
+from layerskip_vllm.ray_metrics import report_to_ray
 from layerskip_vllm.worker.host_identity import host_identity
 from layerskip_vllm.worker.sampling import biases_drafts_itself
 from layerskip_vllm.wrapping import wrap
@@ -64,6 +65,8 @@ def install() -> None:
     for hook in (*HOOKS, *(CPU_HOOKS if current_platform.is_cpu() else ())):
         if not hook.is_patched():
             wrap(hook.host, hook.name, hook.wrapper)
+    if not _has_method_metrics():
+        report_to_ray()
     if _has_factories():
         SpeculativeConfig.register_factory(_own_speculative_config)
     if current_platform.is_cpu():

@@ -1,9 +1,14 @@
-"""What self-speculation makes of quantized checkpoints, LoRA and layers of several types."""
+"""What of vLLM is supported. What has not been tested is refused: an error, no wrong answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
+
+from vllm import envs
+from vllm.config.quantization import resolve_quantization_config
+from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
 from layerskip_vllm.config import OPTIONS_KEY, LayerSkipConfig
 
@@ -11,12 +16,100 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig
     from vllm.engine.arg_utils import EngineArgs
 
+UNQUANTIZED_KV_CACHES = ("auto", "float16", "bfloat16")
+
+FP8_KV_CACHES = ("fp8", "fp8_e4m3", "fp8_e5m2")
+"""Quantized value by value, by scales that never change: KV is the same whoever writes it."""
+
 QUANTIZATIONS = (
     *("compressed-tensors", "auto_gptq", "auto_awq", "awq"),
     *("inc", "quark", "modelopt", "fp8_per_channel"),
 )
 """vLLM's names of the formats that were tested; `awq` is AWQ's on a CPU, `inc` is AutoRound's, and
 `fp8_per_channel` rounds a plain checkpoint as it is loaded."""
+
+
+Unsupported = tuple[tuple[str, Callable[["EngineArgs"], object]], ...]
+"""What a feature does not support: its name, and whether the engine arguments ask for it, or the
+words by which they do."""
+
+
+def _strange_kv_cache(args: EngineArgs) -> str:
+    supported = (*UNQUANTIZED_KV_CACHES, *FP8_KV_CACHES)
+    if args.kv_cache_dtype not in supported:
+        return f"kv_cache_dtype={args.kv_cache_dtype!r}; supported: {', '.join(supported)}"
+    skipped = args.kv_cache_dtype_skip_layers
+    return f"kv_cache_dtype_skip_layers={skipped!r}" if skipped else ""
+
+
+def _custom_logits_processors(args: EngineArgs) -> str:
+    """VLLM refuses those that are named, late, and silently leaves out those that are installed."""
+    named = [f"logits_processors={args.logits_processors!r}"] if args.logits_processors else []
+    installed = [
+        f"{point.name}={point.value}, which a package has installed"
+        for point in entry_points(group=LOGITSPROCS_GROUP)
+    ]
+    return "; ".join(named + installed)
+
+
+SELF_SPECULATION_UNSUPPORTED: Unsupported = (
+    ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
+    ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
+    ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
+    ("dual batch overlap", lambda args: args.enable_dbo),
+    # vLLM embeds the tokens beside embedded prompts with the adapters of other rows, or fails.
+    ("LoRA beside prompt embeddings", lambda args: args.enable_lora and args.enable_prompt_embeds),
+    ("KV transfer", lambda args: args.kv_transfer_config is not None),
+    ("KV offloading", lambda args: args.kv_offloading_size is not None),
+    # Our workers' numbers travel where its connector's would.
+    ("encoder cache transfer", lambda args: args.ec_transfer_config is not None),
+    ("a KV cache that is neither unquantized nor fp8 in all layers", _strange_kv_cache),
+    ("weight transfer", lambda args: args.weight_transfer_config is not None),
+    # What it discards would have to be made again; not on CPU, where vLLM refuses it.
+    ("sleep mode", lambda args: args.enable_sleep_mode),
+    ("custom logits processors", _custom_logits_processors),
+    ("asynchronous scheduling", lambda args: args.async_scheduling is True),
+    ("a worker class of your own", lambda args: args.worker_cls != "auto"),
+    ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
+    # It loads no plugins: a request's values would reach the workers unchecked.
+    ("the Rust front end (VLLM_USE_RUST_FRONTEND)", lambda args: envs.VLLM_USE_RUST_FRONTEND),
+)
+
+
+def refuse_unsupported(
+    engine_args: EngineArgs,
+    model_config: ModelConfig,
+    unsupported: Unsupported,
+    quantizations: Sequence[str] = (),
+    *,
+    feature: str,
+) -> None:
+    """Refuse what no feature of ours supports, and what a table says this one does not.
+
+    Raises:
+        ValueError: It names all that was asked for in vain.
+    """
+    found = []
+    for name, asked_for in unsupported:
+        if words := asked_for(engine_args):
+            found.append(f"{name} ({words})" if isinstance(words, str) else name)
+    if model_config.quantization not in (None, *quantizations):
+        supported = f"; supported: {', '.join(quantizations)}" if quantizations else ""
+        found.append(f"quantization ({model_config.quantization}{supported})")
+    # vLLM itself fills it in for some names of `--quantization`.
+    if engine_args.quantization_config != resolve_quantization_config(
+        engine_args.quantization, None
+    ):
+        found.append("--quantization-config, which quantizes some layers otherwise")
+    heeds_kv_cache = engine_args.kv_cache_dtype in ("auto", *FP8_KV_CACHES)
+    found += refused_quantization(model_config, heeds_kv_cache=heeds_kv_cache)
+    if model_config.runner_type != "generate":
+        found.append(f"the {model_config.runner_type} runner")
+    if found:
+        raise ValueError(
+            f"{feature} does not support {', '.join(found)}; leave it out, or serve without "
+            f"{feature}"
+        )
 
 
 def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> list[str]:

@@ -142,12 +142,12 @@ class DraftLengthController:
         A request's k-th draft is right only if those before it are. One that may draft less, or
         nothing, has its token and its row all the same.
         """
-        draft_step = self.draft_seconds.estimate(np.count_nonzero(limits))
+        draft_step = self.draft_seconds.estimate(int(np.count_nonzero(limits)))
         num_rows = len(limits)
         num_tokens, is_right = float(num_rows), 1.0
         rates = [num_tokens / self.verify_seconds.estimate(num_rows)]
         for num_drafts in range(1, int(limits.max()) + 1):
-            num_drafting = np.count_nonzero(limits >= num_drafts)
+            num_drafting = int(np.count_nonzero(limits >= num_drafts))
             is_right *= self.outcomes.match_rate
             num_tokens += num_drafting * is_right
             num_rows += num_drafting
@@ -167,7 +167,7 @@ class DraftLengthController:
         most = self.verify_seconds.estimate(len(limits) + num_drafts)
         return Prices(
             token=1 / max(self.tokens_per_second(limits)),
-            draft_step=self.draft_seconds.estimate(np.count_nonzero(limits)),
+            draft_step=self.draft_seconds.estimate(int(np.count_nonzero(limits))),
             verify_row=max(0.0, most - fewest) / num_drafts,
         )
 

@@ -233,7 +233,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         num_speculative_tokens: int,
         sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
     ) -> np.ndarray:
-        """Most drafts of each request, [num_reqs], int64: the step's K or what the request allows."""
+        """Most drafts of each request, [num_reqs], int64: K of the step or what it allows."""
         num_new = (sampled >= 0).sum(axis=1)
         limits = map(self._draft_limit_of, self.input_batch.req_ids, num_new)
         return np.minimum(np.fromiter(limits, np.int64, len(num_new)), num_speculative_tokens)

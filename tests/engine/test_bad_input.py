@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
 from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
-from layerskip_vllm import engine_args
+from layerskip_vllm import support
 from layerskip_vllm.engine_args import num_layers_of
+from layerskip_vllm.support import SELF_SPECULATION_UNSUPPORTED
 from tests.models import byte_tokenizer
 
 SELF = {"spec_model": "self:3"}
@@ -145,12 +148,22 @@ TABLE = [
     (SELF | {"ec_transfer_config": EC_TRANSFER}, "does not support encoder cache transfer"),
     (SELF | {"kv_transfer_config": KV_TRANSFER}, "does not support KV transfer; leave it out"),
     (SELF | {"weight_transfer_config": {"backend": "ipc"}}, "does not support weight transfer"),
-    (SELF | {"kv_cache_dtype": "int8_per_token_head"}, "KV cache that is neither unquantized nor"),
+    (
+        SELF | {"kv_cache_dtype": "int8_per_token_head"},
+        r"nor fp8 in all layers \(kv_cache_dtype='int8_per_token_head'; supported: auto, float16",
+    ),
     (
         SELF | {"kv_cache_dtype": "fp8", "kv_cache_dtype_skip_layers": ["0"]},
-        "does not support a KV cache that is neither unquantized nor fp8 in all layers",
+        r"does not support a KV cache that is .* \(kv_cache_dtype_skip_layers=\['0'\]\); leave",
     ),
-    (SELF | {"logits_processors": ["a:B"]}, "does not support custom logits processors"),
+    (
+        SELF | {"logits_processors": ["a:B"]},
+        r"does not support custom logits processors \(logits_processors=\['a:B'\]\); leave it out",
+    ),
+    (
+        SELF | {"quantization": "fp8_per_channel", "quantization_config": {"ignore": ["lm_head"]}},
+        "does not support --quantization-config",
+    ),
     (SELF | {"enable_sleep_mode": True}, "Sleep mode is not supported on current platform"),
     (SELF | {"async_scheduling": True}, "does not support asynchronous scheduling"),
     (SELF | {"worker_cls": "my.Worker"}, "does not support a worker class of your own"),
@@ -263,6 +276,18 @@ def test_model_runner_v2_is_refused_where_it_is_forced(random_llama, monkeypatch
         create_engine_config(random_llama(), spec_model="self:3")
 
 
+def test_the_rust_front_end_is_refused(random_llama, monkeypatch):
+    """It has no plugins: nothing would check what a request says of its drafts."""
+    monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
+    with pytest.raises(ValueError, match=r"does not support the Rust front end \(VLLM_USE_RUST"):
+        create_engine_config(random_llama(), spec_model="self:3")
+
+
+def test_sleep_mode_is_refused_where_vllm_has_it(random_llama):
+    (is_asked_for,) = (asks for name, asks in SELF_SPECULATION_UNSUPPORTED if name == "sleep mode")
+    assert is_asked_for(EngineArgs(random_llama(), enable_sleep_mode=True))
+
+
 def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
     def unsupported(**flags) -> list[str]:
         config = create_engine_config(random_llama(), **flags)
@@ -274,8 +299,9 @@ def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
 
 def test_a_logits_processor_that_is_installed_is_refused(random_llama, monkeypatch):
     """vLLM itself would leave it out without a word."""
-    installed = {"vllm.logits_processors": ["an entry point"]}
-    monkeypatch.setattr(engine_args, "entry_points", lambda group: installed[group])
-    with pytest.raises(ValueError, match="custom logits processors, named or installed"):
+    installed = {LOGITSPROCS_GROUP: [EntryPoint("mine", "a.b:C", LOGITSPROCS_GROUP)]}
+    monkeypatch.setattr(support, "entry_points", lambda group: installed[group])
+    words = r"custom logits processors \(mine=a.b:C, which a package has installed\)"
+    with pytest.raises(ValueError, match=words):
         create_engine_config(random_llama(), spec_model="self:3")
     create_engine_config(random_llama())

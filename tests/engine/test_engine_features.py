@@ -200,6 +200,7 @@ def assert_says(compiled, prompts: list[dict], expected: list[list[int]]) -> Non
     assert runner(compiled).num_resumed_tokens > resumed_before
 
 
+@pytest.mark.slow
 def test_prompts_of_embeddings_where_both_segments_are_compiled(
     compiled, small_model, expected_of_embeddings
 ):
@@ -207,6 +208,7 @@ def test_prompts_of_embeddings_where_both_segments_are_compiled(
     assert_says(compiled, embedded_prompts(small_model), expected_of_embeddings)
 
 
+@pytest.mark.slow
 def test_weights_are_reloaded_where_both_segments_are_compiled(compiled, reloaded):
     """On a CPU the weights are packed, and the packed ones are replaced."""
     other, expected = reloaded

@@ -177,6 +177,7 @@ def test_blocks_of_their_own_for_each_type_of_layer_are_refused(alternating):
         args.create_engine_config()
 
 
+@pytest.mark.slow
 def test_local_argmax_drafts_the_same_tokens_of_qwen2(random_model):
     """vLLM's Qwen2 has no such method; ours does."""
     model = random_model(family="qwen2", tied=True, late_scale=0.3)

@@ -226,7 +226,11 @@ def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
 @pytest.mark.parametrize(
     ("family", "embeddings"),
     # vLLM's Mistral and Qwen2 take no adapters of embeddings.
-    [("mistral", ()), ("qwen2", ()), ("qwen3", ("embed_tokens", "lm_head"))],
+    [
+        pytest.param("mistral", (), marks=pytest.mark.slow),
+        pytest.param("qwen2", (), marks=pytest.mark.slow),
+        ("qwen3", ("embed_tokens", "lm_head")),
+    ],
 )
 def test_every_family(random_model, tmp_path, prompts, family, embeddings):
     model = random_model(family=family, late_scale=0.3)

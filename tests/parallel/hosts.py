@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.server.servers import user_environment
 
 RAY_PORT = 6379
+METRICS_PORT = 9090
 WAITS_S = 300
 
 
@@ -70,7 +71,7 @@ class Host:
             "VLLM_HOST_IP": self.address,
             "GLOO_SOCKET_IFNAME": self.interface,
             "VLLM_CPU_OMP_THREADS_BIND": "0|1",
-            # Ray lowers its workers' priority to 15: beside another test they got no turn for minutes.
+            # Ray gives its workers a low priority: beside another test they got no turn.
             "RAY_worker_niceness": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
@@ -104,6 +105,7 @@ class Host:
         """Start a Ray node: the head, or one that joins the head at an address."""
         self.head = head
         role = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
+        role.append(f"--metrics-export-port={METRICS_PORT}")
         role.append(f"--temp-dir={self.home}/ray")
         if head is not None:
             role = [f"--address={head}:{RAY_PORT}"]

@@ -18,7 +18,13 @@ def host():
         yield host
 
 
-@pytest.mark.parametrize("inside_a_task", [False, True], ids=["from a script", "inside a task"])
+@pytest.mark.parametrize(
+    "inside_a_task",
+    [
+        pytest.param(False, id="from a script"),
+        pytest.param(True, id="inside a task", marks=pytest.mark.slow),
+    ],
+)
 def test_two_actors_say_what_one_process_says(
     host, model, token_prompts, plain_token_ids, inside_a_task
 ):

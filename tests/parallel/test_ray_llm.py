@@ -1,6 +1,7 @@
 """The examples on Ray as a user runs them: batches by vLLM and by Ray Data LLM, Ray Serve LLM."""
 
 import json
+import re
 import sys
 import time
 
@@ -8,7 +9,7 @@ import pytest
 
 from layerskip_vllm.demo.models import PYTHON_10M
 from layerskip_vllm.demo.server import process_group
-from tests.parallel.hosts import one_host, why_not
+from tests.parallel.hosts import METRICS_PORT, one_host, why_not
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,6 +27,12 @@ import openai
 client = openai.OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="none", max_retries=0)
 done = client.completions.create(model="layerskip", prompt="import os", max_tokens=8, timeout=60)
 print(done.usage.completion_tokens)
+"""
+
+READ_METRICS = f"""
+import urllib.request
+with urllib.request.urlopen("http://127.0.0.1:{METRICS_PORT}/metrics", timeout=30) as answer:
+    print(answer.read().decode())
 """
 
 
@@ -63,4 +70,18 @@ def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
             assert process.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < deadline, done.stderr + log.read_text()[-6000:]
             time.sleep(1)
-    assert done.stdout == "8\n"
+        assert done.stdout == "8\n"
+        # Ray collects its processes' metrics every few seconds.
+        while not (metrics := layerskip_metrics(host)):
+            assert time.monotonic() < deadline, log.read_text()[-6000:]
+            time.sleep(1)
+    assert {"num_fresh_tokens", "num_resumed_tokens"} <= {
+        name.split("_total")[0] for name in metrics
+    }
+    assert "draft_time_seconds_count" in metrics
+
+
+def layerskip_metrics(host) -> set[str]:
+    """Names of our metrics that Ray exports, without the prefix."""
+    exported = host.run([sys.executable, "-c", READ_METRICS]).stdout
+    return set(re.findall(r"^ray_vllm_layerskip_(\w+)", exported, flags=re.MULTILINE))

@@ -80,7 +80,7 @@ def agreed_drafts(llm) -> list[list[list[int]]]:
     [
         pytest.param(UNTIED, {}, id="untied head"),
         pytest.param(TIED_ONE_KV_HEAD, {}, id="tied head, fewer KV heads than ranks"),
-        pytest.param(UNTIED, {"enforce_eager": False}, id="compiled"),
+        pytest.param(UNTIED, {"enforce_eager": False}, id="compiled", marks=pytest.mark.slow),
         pytest.param(
             UNTIED,
             {"speculative_config": {"use_local_argmax_reduction": True}},

@@ -17,6 +17,8 @@ from tests.options import FIXED
 from tests.server.servers import serve
 from tests.unit.test_options_fuzz import JSON
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT_S = 120
 CRASHED = 599
 """Stands for a connection that ended without an answer."""
@@ -160,7 +162,6 @@ def test_odd_completion_requests(servers, both_alive):
     assert seen[400] > 20
 
 
-@pytest.mark.slow
 def test_whatever_the_openapi_schema_allows(servers, both_alive):
     schema = schemathesis.openapi.from_url(f"{servers.speculating.url}/openapi.json")
 

@@ -29,11 +29,13 @@ def six_layers(random_llama):
             ["--speculative-model", "self:3", "--speculative-config", '{"model": "self:3"}'],
             ["--speculative-model", "self:3", "contradicts --speculative-config"],
             id="said-twice",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["--speculative-model", "self:3", "--spec-model", "self:4"],
             ["self:4", "contradicts", "self:3"],
             id="two-values",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             ["--early-exit", "7"],
@@ -44,6 +46,7 @@ def six_layers(random_llama):
             ["--early-exit", "3", "--speculative-model", "self:4"],
             ["early_exit=3 cannot be combined with self:4"],
             id="exit-and-speculation",
+            marks=pytest.mark.slow,
         ),
     ],
 )

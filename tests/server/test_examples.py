@@ -81,9 +81,8 @@ def _as_in_the_foreground():
 
 
 @pytest.mark.usefixtures("_as_in_the_foreground")
-@pytest.mark.parametrize(
-    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_demo_stops_its_server_when_it_is_interrupted(number):
     with subprocess.Popen(
         DEMO, cwd=ROOT, env=user_environment(), stdout=subprocess.PIPE, text=True

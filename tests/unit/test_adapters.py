@@ -4,12 +4,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from vllm.lora.request import LoRARequest
 
 from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
 from layerskip_vllm.worker.adapters import AdapterSwitchMixin
 
 STEP = ((7, 7, 9), (7, 7, 7, 9, 0))
 """Adapters of a step's logits and of its tokens."""
+
+ADAPTER = LoRARequest("an adapter", 7, "nowhere")
 
 
 class Host:
@@ -31,7 +34,7 @@ class Runner(AdapterSwitchMixin, Host):
 @pytest.fixture
 def runner():
     runner = Runner(lora_config=object())
-    runner._set_active_loras(*STEP, {"a request"}, "language")
+    runner._set_active_loras(*STEP, {ADAPTER}, "language")
     return runner
 
 
@@ -39,7 +42,7 @@ def test_rows_get_their_requests_adapters_and_then_the_step_gets_its_own(runner)
     with runner.adapters_of(np.array([1, 2, 0, 0])):
         assert runner.calls[1:] == [((9, 0, 7, 7), (9, 0, 7, 7), set())]
     assert runner.calls == [
-        (*STEP, {"a request"}),
+        (*STEP, {ADAPTER}),
         ((9, 0, 7, 7), (9, 0, 7, 7), set()),
         (*STEP, set()),
     ]

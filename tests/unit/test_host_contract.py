@@ -491,6 +491,11 @@ METRICS = (
     Has(f"{EC_METRICS}:ECConnectorProm", ("_counter_cls", "_histogram_cls")),
     Sets(f"{EC_METRICS}:ECConnectorProm.__init__", ("prom_metrics",)),
     Calls(f"{EC_METRICS}:ECConnectorProm.observe", "self.prom_metrics.observe", num_positional=2),
+    Has("vllm.v1.metrics.ray_wrappers:RayPrometheusStatLogger", ("_ec_connector_cls",)),
+    *(
+        Has(f"vllm.v1.metrics.ray_wrappers:Ray{kind}Wrapper", ("labels",))
+        for kind in ("Gauge", "Counter", "Histogram")
+    ),
     Takes(f"{EC_METRICS}:ECConnectorLogging.observe", positional=("transfer_stats_data",)),
     Takes(
         "vllm.v1.metrics.utils:create_metric_per_engine",
