@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm import envs
@@ -23,10 +24,10 @@ FP8_KV_CACHES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 
 QUANTIZATIONS = (
     *("compressed-tensors", "auto_gptq", "auto_awq", "awq"),
-    *("inc", "quark", "modelopt", "fp8_per_channel"),
+    *("inc", "quark", "modelopt", "fp8_per_channel", "torchao"),
 )
 """vLLM's names of the formats that were tested; `awq` is AWQ's on a CPU, `inc` is AutoRound's, and
-`fp8_per_channel` rounds a plain checkpoint as it is loaded."""
+`fp8_per_channel` and `torchao` round a plain checkpoint as it is loaded."""
 
 
 Unsupported = tuple[tuple[str, Callable[["EngineArgs"], object]], ...]
@@ -121,6 +122,10 @@ def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> 
             the engine arguments say nothing of it, and where they say fp8, whose scales it takes.
     """
     config = model_config.model_arch_config.quantization_config or {}
+    if config.get("quant_method") == "torchao":
+        return [
+            "checkpoints that torchao has written; round a plain one with --quantization torchao"
+        ]
     inner = config.get("quantization")  # ModelOpt's older files; vLLM reads both places
     if isinstance(inner, Mapping):
         config = {**config, **inner}
@@ -129,7 +134,9 @@ def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> 
     of_kv_cache = (config.get("kv_cache_scheme"), config.get("kv_cache_quant_algo"))
     if heeds_kv_cache and any((*of_kv_cache, export.get("kv_cache_group"))):
         found.append("the checkpoint's quantized KV cache")
-    if any(_is_of_the_whole_batch(inputs) for inputs in _activations(config)):
+    if _torchao_scales_the_whole_batch(model_config) or any(
+        _is_of_the_whole_batch(inputs) for inputs in _activations(config)
+    ):
         found.append(
             "activations that are scaled by the whole batch: a token's result would depend on the "
             "drafts beside it"
@@ -151,6 +158,19 @@ def _is_of_the_whole_batch(inputs: Mapping) -> bool:
     if not (inputs.get("dynamic") or inputs.get("is_dynamic")):
         return False
     return "tensor" in (inputs.get("strategy"), str(inputs.get("qscheme")).removeprefix("per_"))
+
+
+def _torchao_scales_the_whole_batch(model_config: ModelConfig) -> bool:
+    """What torchao is told comes as `hf_overrides`: JSON, or a file that holds it."""
+    if model_config.quantization != "torchao":
+        return False
+    overrides = model_config.hf_overrides
+    if not isinstance(overrides, Mapping):
+        return False  # vLLM refuses it
+    told = overrides.get("quantization_config_dict_json", "")
+    if file := overrides.get("quantization_config_file"):
+        told = Path(file).read_text(encoding="utf-8")
+    return "DynamicActivation" in told and "PerTensor" in told
 
 
 def refuse_partial_heads(
