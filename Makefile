@@ -20,7 +20,7 @@ help: ## show this list
 
 setup: $(VENV)/.installed ## create .venv from the locked requirement files
 
-$(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject.toml
+$(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirements/vllm-metadata/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
 	  { echo "make setup: $(PYTHON) is older than Python 3.11; name another: make setup PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +32,7 @@ $(VENV)/.installed: $(LOCKS) pyproject.toml requirements/vllm-metadata/pyproject
 	  echo "Add the URL that pytorch.org's 'Get Started' page gives for Linux, pip, CPU:"; \
 	  echo "    make setup PIP_OPTIONS=\"--extra-index-url URL\""; \
 	  exit 1; }
+	@$(PIP) --upgrade --target $(VENV)/torchao -r requirements/torchao.txt
 	$(PIP) --no-build-isolation ./requirements/vllm-metadata
 	$(PIP) --no-build-isolation --editable .
 	@touch $@

@@ -6,14 +6,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from torchao.core.config import config_to_dict
-from torchao.quantization import (
-    Float8WeightOnlyConfig,
-    Int8DynamicActivationInt8WeightConfig,
-    Int8DynamicActivationIntxWeightConfig,
-    Int8WeightOnlyConfig,
-    PerTensor,
-)
 from vllm.engine.arg_utils import EngineArgs
 
 from layerskip_vllm.demo.models import PYTHON_10M
@@ -74,42 +66,6 @@ def test_weights_that_are_rounded_as_they_are_loaded():
     assert_equal_on_code(str(PYTHON_10M), dtype="bfloat16", quantization="fp8_per_channel")
 
 
-TORCHAO = [
-    (Int8DynamicActivationInt8WeightConfig(), "float32"),
-    pytest.param(Int8WeightOnlyConfig(), "float32", marks=pytest.mark.slow),
-    pytest.param(Int8DynamicActivationIntxWeightConfig(), "float32", marks=pytest.mark.slow),
-    pytest.param(Float8WeightOnlyConfig(), "bfloat16", marks=pytest.mark.slow),
-]
-
-
-def of_torchao(config) -> dict:
-    told = {"quantization_config_dict_json": json.dumps(config_to_dict(config))}
-    return {"quantization": "torchao", "hf_overrides": told}
-
-
-@pytest.mark.parametrize(("config", "dtype"), TORCHAO, ids=lambda value: type(value).__name__)
-def test_weights_that_torchao_rounds_as_they_are_loaded(config, dtype):
-    assert_equal_on_code(str(PYTHON_10M), dtype=dtype, **of_torchao(config))
-
-
-@pytest.mark.parametrize("in_a_file", [False, True])
-def test_activations_that_torchao_scales_by_the_whole_batch_are_refused(
-    random_llama, tmp_path, in_a_file
-):
-    arguments = of_torchao(Int8DynamicActivationInt8WeightConfig(granularity=PerTensor()))
-    if in_a_file:
-        file = tmp_path / "torchao.json"
-        file.write_text(arguments["hf_overrides"].pop("quantization_config_dict_json"))
-        arguments["hf_overrides"]["quantization_config_file"] = str(file)
-    with pytest.raises(ValueError, match="activations that are scaled by the whole batch"):
-        create_engine_config(random_llama(), **arguments)
-
-
-def test_a_checkpoint_that_torchao_has_written_is_refused():
-    (found,) = refused_quantization(of_model({"quant_method": "torchao"}), heeds_kv_cache=True)
-    assert found.startswith("checkpoints that torchao has written; round a plain one")
-
-
 def assert_equal_on_code(model: str, **arguments) -> None:
     lines = (PYTHON_10M / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines][:8]
@@ -133,6 +89,8 @@ def of_checkpoint(model: str, **changes) -> str:
     path.write_text(json.dumps(config))
     return model
 
+
+PER_TENSOR = {"_type": "PerTensor", "_version": 1, "_data": {}}
 
 FP8_KV = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True, "dynamic": False}
 
@@ -169,7 +127,7 @@ def of_model(quantization_config: dict) -> SimpleNamespace:
     """What is read of vLLM's `ModelConfig`; the real one needs a checkpoint."""
     return SimpleNamespace(
         model_arch_config=SimpleNamespace(quantization_config=quantization_config),
-        quantization=quantization_config["quant_method"],
+        quantization=quantization_config.get("quant_method"),
     )
 
 
@@ -182,6 +140,25 @@ def test_activations_scaled_by_the_whole_batch_are_refused(random_llama, tmp_pat
     )
     with pytest.raises(ValueError, match="activations that are scaled by the whole batch"):
         create_engine_config(model)
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_activations_that_torchao_scales_by_the_whole_batch_are_refused(tmp_path, in_a_file):
+    told = {"_type": "Int8DynamicActivationInt8WeightConfig", "_data": {"granularity": PER_TENSOR}}
+    overrides = {"quantization_config_dict_json": json.dumps(told)}
+    if in_a_file:
+        file = tmp_path / "torchao.json"
+        file.write_text(overrides.pop("quantization_config_dict_json"))
+        overrides["quantization_config_file"] = str(file)
+    model_config = of_model({})
+    model_config.quantization, model_config.hf_overrides = "torchao", overrides
+    (found,) = refused_quantization(model_config, heeds_kv_cache=True)
+    assert "whole batch" in found
+
+
+def test_a_checkpoint_that_torchao_has_written_is_refused():
+    (found,) = refused_quantization(of_model({"quant_method": "torchao"}), heeds_kv_cache=True)
+    assert found.startswith("checkpoints that torchao has written; round a plain one")
 
 
 def test_activations_scaled_by_the_whole_batch_are_refused_in_quarks_words():
