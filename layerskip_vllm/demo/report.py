@@ -42,10 +42,12 @@ def report(
 ) -> None:
     """Show one text of both runs, a table with a row a prompt, and what they add up to."""
     console.print(_side_by_side(prompts[0], plain[0], speculated[0]))
-    table = Table(title="Self-speculative against plain decoding, float32, greedy", box=box.SIMPLE)
-    table.add_column("prompt", overflow="ellipsis", no_wrap=True, max_width=32)
+    title = "Self-speculative against plain decoding, float32, greedy"
+    table = Table(title=title, box=box.SIMPLE, padding=0)
+    # At 80 columns, the width of what is no terminal, the figures stay whole.
+    table.add_column("prompt", overflow="ellipsis", no_wrap=True, max_width=24)
     for name in ("tokens", "plain tok/s", "self tok/s", "speed-up", "accepted", "length", "same"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", min_width=max(6, *map(len, name.split())))
     for prompt, one, other in zip(prompts, plain, speculated, strict=True):
         table.add_row(prompt.name, *_row([one], [other]))
     table.add_section()
