@@ -38,9 +38,8 @@ if TYPE_CHECKING:
 class LayerSkipRunnerMixin(AdapterSwitchMixin):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu_model_runner.py`).
 
-    The overridden methods call the original, but for two that replace a decision,
-    `propose_draft_token_ids` (a switch over vLLM's own proposers) and `_input_fits_in_drafter`, and
-    two where a step leaves part of the work out, `_model_forward` and `_sample`.
+    The overridden methods call the original; two replace a decision, `propose_draft_token_ids` and
+    `_input_fits_in_drafter`, and two leave work out in some steps, `_model_forward` and `_sample`.
     """
 
     drafter: LayerSkipProposer
@@ -136,12 +135,11 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
     def _sample(
         self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
     ) -> SamplerOutput:
-        """Sample plainly where nothing is verified: vLLM's rejection sampler fails on no rows at
-        all with top-k (`apply_top_k_only`, `max()` of an empty tensor), and does more work.
-        """
+        """Sample plainly where nothing is verified: vLLM's rejection sampler fails without rows."""
         if spec_decode_metadata is None or any(spec_decode_metadata.num_draft_tokens):
             return super()._sample(logits, spec_decode_metadata)
-        # Each row is a bonus token's: that is what the processors that look at drafts must know.
+        # With top-k (`apply_top_k_only`) it takes the maximum of an empty tensor. Each row is a
+        # bonus token's: that is what the processors that look at drafts must know.
         return self.sampler(
             logits=logits,
             sampling_metadata=self.input_batch.sampling_metadata,
