@@ -20,7 +20,7 @@ SYSTEMS = (
 )
 """Every name in the table."""
 
-FIXED: dict[str, object] = {"adaptive": False, "stop_drafting": False}
+FIXED: dict[str, object] = {"adaptive": False}
 """Options of `self:E` under which it drafts exactly K tokens, whatever that costs."""
 
 

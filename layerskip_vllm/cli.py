@@ -8,7 +8,7 @@ import sys
 
 COMMANDS = {
     "train": ("layerskip_vllm.training.command", "train a LayerSkip checkpoint from a recipe"),
-    "lens": ("layerskip_vllm.analysis.command", "show what each layer of a model predicts"),
+    "lens": ("layerskip_vllm.lens.command", "show what each layer of a model predicts"),
     "demo": ("layerskip_vllm.demo.command", "serve a model plainly and with self-speculation"),
 }
 """Subcommand -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)."""

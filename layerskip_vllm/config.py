@@ -54,9 +54,6 @@ class LayerSkipConfig:
             False verifies with the full forward: same output, more work; for ablation, debugging.
         adaptive: Choose K, from 0 to num_speculative_tokens, by measured times and acceptance.
             False drafts num_speculative_tokens in every step.
-        stop_drafting: Let each request stop where one more draft is not worth its time, by how far
-            the drafts' logits lead. Off by default: in what was measured it saved drafts, and no
-            time (docs/performance.md).
         draft_vocab_size: Tokens among which the draft chooses, the most frequent ones. None: all.
         draft_vocab_counts: JSON file of token counts that say which are frequent. None: the order
             of the tokenizer's merges says it.
@@ -66,7 +63,6 @@ class LayerSkipConfig:
     num_layers: int
     exit_query_cache: bool = True
     adaptive: bool = True
-    stop_drafting: bool = False
     draft_vocab_size: int | None = None
     draft_vocab_counts: str | None = None
 
@@ -76,7 +72,7 @@ class LayerSkipConfig:
                 f"exit_layer={self.exit_layer} must be in [1, {self.num_layers - 1}] "
                 f"for a {self.num_layers}-layer target"
             )
-        for name in ("exit_query_cache", "adaptive", "stop_drafting"):
+        for name in ("exit_query_cache", "adaptive"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
                     f"{OPTIONS_KEY}.{name}={getattr(self, name)!r} must be true or false"
@@ -186,3 +182,41 @@ def check_num_speculative_tokens(value: object) -> int:
             f"[1, {MAX_NUM_SPECULATIVE_TOKENS}]"
         )
     return value  # type: ignore[return-value]
+
+
+# What one request may ask of its drafts: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. The
+# keys are flat: the latter takes strings, numbers and lists of them, and turns booleans into 0, 1.
+
+LAYERSKIP_ARG = "layerskip"
+"""False: the request is decoded plainly, beside others that are not."""
+
+NUM_DRAFTS_ARG = "num_speculative_tokens"
+"""Most tokens drafted for the request in a step."""
+
+
+def max_drafts_of(extra_args: Mapping[str, object] | None, num_speculative_tokens: int) -> int:
+    """Return the most tokens to draft for a request in a step, in [0, num_speculative_tokens].
+
+    Args:
+        extra_args: The request's. Keys that are not ours are others' affair.
+        num_speculative_tokens: K of the engine.
+
+    Raises:
+        ValueError: A value of ours is out of range.
+    """
+    if not extra_args:
+        return num_speculative_tokens
+    layerskip = extra_args.get(LAYERSKIP_ARG, True)
+    if not isinstance(layerskip, int) or layerskip not in (0, 1):
+        raise ValueError(
+            f"{LAYERSKIP_ARG}={layerskip!r} must be true or false; leave it out to let the engine "
+            "draft for this request"
+        )
+    num_drafts = extra_args.get(NUM_DRAFTS_ARG, num_speculative_tokens)
+    is_whole = isinstance(num_drafts, int) and not isinstance(num_drafts, bool)
+    if not is_whole or not 0 <= num_drafts <= num_speculative_tokens:  # type: ignore[operator]
+        raise ValueError(
+            f"{NUM_DRAFTS_ARG}={num_drafts!r} must be a whole number in "
+            f"[0, {num_speculative_tokens}]; leave it out for {num_speculative_tokens}"
+        )
+    return num_drafts if layerskip else 0  # type: ignore[return-value]

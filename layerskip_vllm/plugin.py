@@ -17,7 +17,7 @@ def register() -> None:
     import vllm.version
 
     if is_supported(vllm.version.__version__):
-        from layerskip_vllm import hooks
+        from layerskip_vllm.compat import hooks
 
         hooks.register_models()
         hooks.install()
@@ -35,9 +35,9 @@ def refuse_self_speculation(vllm_version: str) -> None:
     """On another vLLM, leave everything alone but turn `self:E` and early exit into errors."""
     import vllm.engine.arg_utils
 
+    from layerskip_vllm.compat.wrapping import wrap
     from layerskip_vllm.config import is_self_model
     from layerskip_vllm.version import __version__
-    from layerskip_vllm.wrapping import wrap
 
     message = (
         f"layerskip_vllm {__version__} supports vLLM {SUPPORTED_VLLM}.*, and this is vLLM "

@@ -1,1 +1,1 @@
-"""Propose and verify: what the runner's glue calls."""
+"""The cycle's data: exit query cache, drafts, draft vocabulary; knows no runner."""

@@ -34,7 +34,7 @@ def engines(random_llama):
         "num_speculative_tokens": NUM_SPECULATIVE_TOKENS,
     }
     never_drafts = own | {"num_speculative_tokens_per_batch_size": [[1, 128, 0]]}
-    fixed = {"additional_config": {"layerskip": {"adaptive": False, "stop_drafting": False}}}
+    fixed = {"additional_config": {"layerskip": {"adaptive": False}}}
     engines = {
         "plain": VllmEngine(common),
         "self": VllmEngine(common | fixed | {"speculative_config": own}),

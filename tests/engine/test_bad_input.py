@@ -12,9 +12,9 @@ from vllm.config import ECTransferConfig, KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
-from layerskip_vllm import support
-from layerskip_vllm.engine_args import num_layers_of
-from layerskip_vllm.support import SELF_SPECULATION_UNSUPPORTED
+from layerskip_vllm.vllm_config import unsupported
+from layerskip_vllm.vllm_config.self_speculation import num_layers_of
+from layerskip_vllm.vllm_config.unsupported import SELF_SPECULATION_UNSUPPORTED
 from tests.models import byte_tokenizer
 
 SELF = {"spec_model": "self:3"}
@@ -84,7 +84,7 @@ TABLE = [
         r"^speculative_config: Total number of attention heads \(4\) must be divisible by .* \(3\)",
     ),
     (options(adaptive=1), "layerskip.adaptive=1 must be true or false"),
-    (options(stop_drafting=None), "layerskip.stop_drafting=None must be true or false"),
+    (options(stop_drafting=True), "unknown key in .*: stop_drafting; known keys"),
     (options(draft_vocab_size=0), "draft_vocab_size=0 must be a whole number of at least 1"),
     (options(draft_vocab_size="8k"), "draft_vocab_size='8k' must be a whole number"),
     (
@@ -300,7 +300,7 @@ def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
 def test_a_logits_processor_that_is_installed_is_refused(random_llama, monkeypatch):
     """vLLM itself would leave it out without a word."""
     installed = {LOGITSPROCS_GROUP: [EntryPoint("mine", "a.b:C", LOGITSPROCS_GROUP)]}
-    monkeypatch.setattr(support, "entry_points", lambda group: installed[group])
+    monkeypatch.setattr(unsupported, "entry_points", lambda group: installed[group])
     words = r"custom logits processors \(mine=a.b:C, which a package has installed\)"
     with pytest.raises(ValueError, match=words):
         create_engine_config(random_llama(), spec_model="self:3")

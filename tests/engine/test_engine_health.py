@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from layerskip_vllm.spec_decode import health
+from layerskip_vllm.scheduling import health
 from tests.engine.engines import (
     as_prompts,
     close,

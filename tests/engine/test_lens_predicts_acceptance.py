@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from layerskip_vllm.analysis.acceptance import AcceptanceCounts
-from layerskip_vllm.analysis.lens import look
+from layerskip_vllm.lens.acceptance import AcceptanceCounts
+from layerskip_vllm.lens.lens import look
 from tests.engine.engines import (
     as_prompts,
     close,

@@ -31,7 +31,6 @@ LAYERSKIP = st.fixed_dictionaries(
     optional={
         "exit_query_cache": mostly(st.booleans()),
         "adaptive": mostly(st.booleans()),
-        "stop_drafting": mostly(st.booleans()),
         "draft_vocab_size": mostly(st.none()),
         "draft_vocab_counts": mostly(st.none()),
         "early_exit": JSON,

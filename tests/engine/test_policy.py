@@ -6,9 +6,8 @@ from types import SimpleNamespace
 import pytest
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-from layerskip_vllm.spec_decode import policy
-from layerskip_vllm.spec_decode.draft_length import DraftLengthController
-from layerskip_vllm.spec_decode.draft_stop import Prices
+from layerskip_vllm.scheduling import policy
+from layerskip_vllm.scheduling.draft_length import DraftLengthController
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -87,7 +86,7 @@ def _layers_take_time(monkeypatch):
 
 
 def test_the_defaults(run):
-    counted, _ = run({"adaptive": True, "stop_drafting": True})
+    counted, _ = run({"adaptive": True})
     assert counted.num_drafts > 0
 
 
@@ -119,21 +118,6 @@ def test_adaptive_goes_on_where_drafts_are_right(random_llama, chosen):
     assert sum(k > 0 for k in chosen) > 0.5 * len(chosen)
 
 
-def test_drafts_are_cut_where_they_are_improbable(run):
-    full, _ = run({})
-    cut, _ = run({"stop_drafting": True})
-    assert cut.num_drafted < full.num_drafted
-    assert cut.num_accepted / cut.num_drafted > full.num_accepted / full.num_drafted
-
-
-def test_where_every_draft_is_cut_off_plain_decoding_is_left(run, monkeypatch):
-    prices = Prices(token=0, draft_step=1, verify_row=1)
-    monkeypatch.setattr(DraftLengthController, "prices", lambda *args: prices)
-    counted, _ = run({"stop_drafting": True})
-    assert counted.num_drafted == 0
-    assert counted.num_resumed > 0  # the one draft step's state is not lost
-
-
 def test_a_draft_vocabulary_costs_drafts_only(run, tmp_path):
     full, _ = run({})
     file = tmp_path / "counts.json"
@@ -148,7 +132,7 @@ def test_a_draft_vocabulary_costs_drafts_only(run, tmp_path):
 def test_a_draft_vocabulary_of_one_token_leads_nobody(run, tmp_path):
     file = tmp_path / "counts.json"
     file.write_text("{}")
-    options = {"draft_vocab_size": 1, "draft_vocab_counts": str(file), "stop_drafting": True}
+    options = {"draft_vocab_size": 1, "draft_vocab_counts": str(file)}
     counted, _ = run(options)
     assert counted.num_drafted > 0
 
@@ -169,7 +153,6 @@ def test_all_of_them_together(run, tmp_path, exit_query_cache):
     counted, _ = run(
         {
             "adaptive": True,
-            "stop_drafting": True,
             "draft_vocab_size": 150,
             "draft_vocab_counts": str(file),
             "exit_query_cache": exit_query_cache,

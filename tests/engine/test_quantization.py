@@ -10,7 +10,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from layerskip_vllm.demo.models import PYTHON_10M
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead
-from layerskip_vllm.support import refused_quantization
+from layerskip_vllm.vllm_config.unsupported import refused_quantization
 from tests.engine.engines import as_prompts, assert_speculated, both, greedy, random_prompts
 from tests.quantize import CONFIGS, quantized
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 
-from layerskip_vllm.spec_decode.draft_stop import Prices
-
 
 def record_drafts(worker) -> None:
     """Let the worker keep what it drafts; `drafts_of` returns it."""
@@ -28,10 +26,9 @@ def drafts_of(worker) -> list[list[list[int]]]:
 
 
 def disagree(worker) -> None:
-    """Let each rank's clock favour another K, and other prices: the second one's end all drafts."""
+    """Let each rank's clock favour another K."""
     rank, controller = worker.rank, worker.model_runner.policy.controller
     controller.choose = lambda *_: 3 - rank
-    controller.prices = lambda *_: Prices(token=1, draft_step=rank, verify_row=rank)
 
 
 def num_resumed_tokens(worker) -> int:

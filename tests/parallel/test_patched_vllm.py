@@ -27,9 +27,9 @@ import vllm.plugins
 vllm.plugins.load_general_plugins()
 from vllm.platforms import current_platform
 current_platform.register_triton_kernel_overrides()  # as a worker does
-from layerskip_vllm.hooks import CPU_HOOKS, HOOKS
-from layerskip_vllm.worker.cpu import _expands_floats, _leaves_plain_rows_alone
-from layerskip_vllm.wrapping import OWNER_ATTRIBUTE
+from layerskip_vllm.compat.hooks import CPU_HOOKS, HOOKS
+from layerskip_vllm.runner_v1.cpu import _expands_floats, _leaves_plain_rows_alone
+from layerskip_vllm.compat.wrapping import OWNER_ATTRIBUTE
 wrapped = [h.name for h in HOOKS + CPU_HOOKS if hasattr(getattr(h.host, h.name), OWNER_ATTRIBUTE)]
 print(vllm.__file__)
 print(wrapped, _expands_floats(), _leaves_plain_rows_alone())

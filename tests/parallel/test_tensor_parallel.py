@@ -113,19 +113,11 @@ def test_ranks_whose_clocks_differ_draft_alike(open_llm, plain_outputs, prompts)
     assert max(len(drafts) for step in agreed_drafts(llm) for drafts in step) == 3
 
 
-def test_ranks_whose_clocks_differ_stop_alike(open_llm, plain_outputs, prompts):
-    llm = open_llm(UNTIED, {"stop_drafting": True})
-    llm.collective_rpc(ranks.disagree)
-    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
-    # By the second rank's prices nobody would draft.
-    assert any(any(step) for step in agreed_drafts(llm))
-
-
 def test_a_draft_vocabulary_is_dealt_out(open_llm, plain_outputs, prompts, tmp_path):
     """Most of its tokens lie in the first rank's shard; the last one's idle row leads nobody."""
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps({str(i): 1000 - i for i in range(190)}))
-    options = {"draft_vocab_size": 181, "draft_vocab_counts": str(counts), "stop_drafting": True}
+    options = {"draft_vocab_size": 181, "draft_vocab_counts": str(counts)}
     llm = open_llm(UNTIED, options)
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
     said = {token for step in agreed_drafts(llm) for drafts in step for token in drafts}

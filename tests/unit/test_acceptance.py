@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerskip_vllm.analysis.acceptance import AcceptanceCounts, Expectation, replay
+from layerskip_vllm.lens.acceptance import AcceptanceCounts, Expectation, replay
 
 
 def speculate(target, drafter, num_tokens, num_speculative_tokens):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from vllm.lora.request import LoRARequest
 
-from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
-from layerskip_vllm.worker.adapters import AdapterSwitchMixin
+from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
+from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
 
 STEP = ((7, 7, 9), (7, 7, 7, 9, 0))
 """Adapters of a step's logits and of its tokens."""

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.lora.ops.torch_ops import lora_ops
 
-from layerskip_vllm.worker.cpu import _expand_batch_to_tokens, _expand_for_adapters
+from layerskip_vllm.runner_v1.cpu import _expand_batch_to_tokens, _expand_for_adapters
 
 
 @given(

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from layerskip_vllm.spec_decode.draft_length import (
+from layerskip_vllm.scheduling.draft_length import (
     MIN_GAIN,
     DraftLengthController,
     DraftOutcomes,
@@ -165,11 +165,3 @@ def test_requests_that_may_not_draft_can_make_drafts_not_pay_for_the_others():
     drafting, others = [MAX_DRAFTS], [0] * 40
     assert Controlled().choose(np.array(drafting)) > 0
     assert Controlled().choose(np.array(drafting + others)) == 0
-
-
-def test_prices_are_those_of_the_rows_that_drafts_add():
-    controller = Controlled()
-    prices = controller.prices(np.array([0, 0, 0, 4]))
-    assert prices.draft_step == 3.0
-    assert prices.verify_row == pytest.approx(1.0, abs=0.2)
-    assert prices.token == 1 / max(controller.tokens_per_second(np.array([0, 0, 0, 4])))

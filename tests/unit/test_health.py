@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.spec_decode.health import AcceptanceMonitor
+from layerskip_vllm.scheduling.health import AcceptanceMonitor
 
 BREAK_EVEN = 0.25  # self:6 of 24 layers
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layerskip_vllm.engine_args import SPECULATIVE_KEYS
+from layerskip_vllm.vllm_config.self_speculation import SPECULATIVE_KEYS
 from tests.unit.host_contract import Admits, Calls, Has, InOrder, Reads, Sets, Takes
 
 LEDGER = Path(__file__).parents[2] / "patches" / "README.md"

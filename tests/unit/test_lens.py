@@ -8,12 +8,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from layerskip_vllm.analysis import lens as lens_module
-from layerskip_vllm.analysis import speed
-from layerskip_vllm.analysis.continuation import continue_greedily
-from layerskip_vllm.analysis.exits import cut, exit_states, num_parameters
-from layerskip_vllm.analysis.lens import look, settle_layers
-from layerskip_vllm.analysis.speed import Decoding
+from layerskip_vllm.lens import lens as lens_module
+from layerskip_vllm.lens import speed
+from layerskip_vllm.lens.continuation import continue_greedily
+from layerskip_vllm.lens.exits import cut, exit_states, num_parameters
+from layerskip_vllm.lens.lens import look, settle_layers
+from layerskip_vllm.lens.speed import Decoding
 
 NUM_LAYERS = 6
 PROMPTS = [list(range(40, 60)), [5, 6, 7], list(range(200, 130, -1))]

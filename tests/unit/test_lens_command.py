@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig
 
-from layerskip_vllm import analysis
-from layerskip_vllm.analysis.prompts import read_prompts
-from layerskip_vllm.analysis.ranges import parse_range
-from layerskip_vllm.analysis.record import LensRecord
-from layerskip_vllm.analysis.report import print_report
-from layerskip_vllm.analysis.text import evenly_spaced, visible
+from layerskip_vllm import lens
 from layerskip_vllm.cli import main
+from layerskip_vllm.lens.prompts import read_prompts
+from layerskip_vllm.lens.ranges import parse_range
+from layerskip_vllm.lens.record import LensRecord
+from layerskip_vllm.lens.report import print_report
+from layerskip_vllm.lens.text import evenly_spaced, visible
 from tests.models import byte_tokenizer
 
 NUM_LAYERS = 4
@@ -271,7 +271,7 @@ def test_another_run_is_overlaid(path, record_file, tmp_path):
 
 def test_the_lens_runs_without_vllm():
     modules = ", ".join(
-        f"layerskip_vllm.analysis.{path.stem}" for path in Path(analysis.__path__[0]).glob("*.py")
+        f"layerskip_vllm.lens.{path.stem}" for path in Path(lens.__path__[0]).glob("*.py")
     )
     code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

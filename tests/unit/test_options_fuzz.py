@@ -82,7 +82,7 @@ def test_any_json_as_a_number(value):
 @settings(max_examples=300)
 @given(JSON)
 def test_any_json_as_a_schedule_by_batch_size(value):
-    from layerskip_vllm.engine_args import _num_speculative_tokens_of
+    from layerskip_vllm.vllm_config.self_speculation import _num_speculative_tokens_of
 
     taken(_num_speculative_tokens_of, {"num_speculative_tokens_per_batch_size": value})
 

@@ -77,7 +77,7 @@ def test_all_patches_apply_together_in_order(tmp_path):
 
 
 def test_the_ledger_has_an_entry_for_every_hook_and_names_every_patch():
-    from layerskip_vllm.hooks import CPU_HOOKS, HOOKS
+    from layerskip_vllm.compat.hooks import CPU_HOOKS, HOOKS
 
     ledger = (PATCHES_DIR / "README.md").read_text()
     for hook in HOOKS + CPU_HOOKS:

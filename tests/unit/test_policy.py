@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.spec_decode import policy as policy_module
+from layerskip_vllm.scheduling import policy as policy_module
+from layerskip_vllm.scheduling.policy import DraftPolicy
 from layerskip_vllm.spec_decode.drafts import Drafts
-from layerskip_vllm.spec_decode.policy import DraftPolicy
 from tests.options import FIXED
 
 
@@ -31,9 +31,7 @@ def drafts(num_drafts):
         req_ids=["a"],
         start_positions=np.array([3]),
         token_ids=np.full((1, num_drafts), 5),
-        leads=np.ones((1, num_drafts)),
         num_drafted=np.array([num_drafts]),
-        num_submitted=np.array([num_drafts]),
     )
 
 

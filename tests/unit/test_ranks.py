@@ -5,11 +5,11 @@ from vllm.config import ParallelConfig, VllmConfig
 from vllm.v1.executor.abstract import Executor
 
 from layerskip_vllm import plugin
+from layerskip_vllm.compat import host_identity as module
+from layerskip_vllm.compat.host_identity import host_identity
+from layerskip_vllm.compat.ray_cpu import CPURayExecutor
+from layerskip_vllm.runner_v1.runner import require_same_version
 from layerskip_vllm.version import __version__
-from layerskip_vllm.worker import host_identity as module
-from layerskip_vllm.worker.host_identity import host_identity
-from layerskip_vllm.worker.ray_cpu import CPURayExecutor
-from layerskip_vllm.worker.runner import require_same_version
 
 
 def test_the_host_is_told_by_its_boot_and_its_shared_memory(monkeypatch, tmp_path):

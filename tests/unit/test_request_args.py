@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from layerskip_vllm.request_args import max_drafts_of
+from layerskip_vllm.config import max_drafts_of
 
 K = 4
 
@@ -52,5 +52,5 @@ def test_a_bad_number_is_refused_even_where_nothing_would_be_drafted():
 
 
 def test_it_imports_no_vllm():
-    code = "import sys, layerskip_vllm.request_args; sys.exit('vllm' in sys.modules)"
+    code = "import sys, layerskip_vllm.config; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,8 +8,8 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from layerskip_vllm import plugin
-from layerskip_vllm.speculative_config import LayerSkipSpeculativeConfig
-from layerskip_vllm.worker.sampling import add_logit_bias
+from layerskip_vllm.runner_v1.sampling import add_logit_bias
+from layerskip_vllm.vllm_config.speculative_config import LayerSkipSpeculativeConfig
 
 VOCAB_SIZE = 7
 

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from layerskip_vllm.metrics import StepMetrics
-from layerskip_vllm.spec_decode.step_stats import StepStats
+from layerskip_vllm.telemetry import StepMetrics, StepStats
 
 ENGINES = {0: ["a model", "0"], 3: ["a model", "3"]}
 

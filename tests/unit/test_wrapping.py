@@ -2,7 +2,7 @@
 
 import pytest
 
-from layerskip_vllm.wrapping import wrap
+from layerskip_vllm.compat.wrapping import wrap
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_a_hook_is_installed_once_however_often_it_is_asked_for(host, times):
 
 def test_registering_twice_leaves_the_same_hooks():
     from layerskip_vllm import plugin
-    from layerskip_vllm.hooks import HOOKS
+    from layerskip_vllm.compat.hooks import HOOKS
 
     plugin.register()
     installed = [getattr(hook.host, hook.name) for hook in HOOKS]

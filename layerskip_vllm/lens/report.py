@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from layerskip_vllm.analysis.record import LensRecord, PairRecord
-from layerskip_vllm.analysis.text import evenly_spaced
+from layerskip_vllm.lens.record import LensRecord, PairRecord
+from layerskip_vllm.lens.text import evenly_spaced
 
 MAX_LAYER_ROWS = 12
 """Exits of a deep model in the tables of tokens and of pairs."""

@@ -12,12 +12,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from layerskip_vllm.analysis.acceptance import Expectation
-from layerskip_vllm.analysis.exits import num_parameters
-from layerskip_vllm.analysis.lens import Lens, look
-from layerskip_vllm.analysis.record import ExitRecord, LensRecord, PairRecord, WindowRecord
-from layerskip_vllm.analysis.speed import measure_tokens_per_s
-from layerskip_vllm.analysis.text import visible
+from layerskip_vllm.lens.acceptance import Expectation
+from layerskip_vllm.lens.exits import num_parameters
+from layerskip_vllm.lens.lens import Lens, look
+from layerskip_vllm.lens.record import ExitRecord, LensRecord, PairRecord, WindowRecord
+from layerskip_vllm.lens.speed import measure_tokens_per_s
+from layerskip_vllm.lens.text import visible
 from layerskip_vllm.version import __version__
 
 

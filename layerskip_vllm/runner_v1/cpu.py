@@ -12,8 +12,8 @@ from vllm.v1.sample import rejection_sampler
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from vllm.v1.worker.cpu_worker import CPUWorker
 
-from layerskip_vllm.worker.runner import LayerSkipRunnerMixin
-from layerskip_vllm.wrapping import wrap
+from layerskip_vllm.compat.wrapping import wrap
+from layerskip_vllm.runner_v1.runner import LayerSkipRunnerMixin
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -24,19 +24,18 @@ from vllm.platforms import current_platform
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.executor.abstract import Executor
 
-from layerskip_vllm import early_exit
-from layerskip_vllm import engine_args as layerskip_engine_args
-from layerskip_vllm.cli_args import add_cli_args
+from layerskip_vllm.compat.host_identity import host_identity
+from layerskip_vllm.compat.ray_metrics import report_to_ray
+from layerskip_vllm.compat.wrapping import wrap
 from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.models import (
     SUPPORTED_ARCHITECTURES,
     early_exit_architecture,
     layerskip_architecture,
 )
-from layerskip_vllm.ray_metrics import report_to_ray
-from layerskip_vllm.worker.host_identity import host_identity
-from layerskip_vllm.worker.sampling import biases_drafts_itself
-from layerskip_vllm.wrapping import wrap
+from layerskip_vllm.runner_v1.sampling import biases_drafts_itself
+from layerskip_vllm.vllm_config import early_exit, self_speculation
+from layerskip_vllm.vllm_config.flags import add_cli_args
 
 if TYPE_CHECKING:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
@@ -85,8 +84,8 @@ def _own_speculative_config(
     target_parallel_config: ParallelConfig,
 ) -> SpeculativeConfig | None:
     """What `self:E` asks for; None without it, the model cut where early exit is asked for."""
-    if layerskip_engine_args.asks_for_self_speculation(engine_args):
-        return layerskip_engine_args.create_speculative_config(
+    if self_speculation.asks_for_self_speculation(engine_args):
+        return self_speculation.create_speculative_config(
             engine_args, target_model_config, target_parallel_config
         )
     early_exit.cut_model(engine_args, target_model_config)
@@ -211,7 +210,7 @@ def _executor_class(
             "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses a Ray executor that has no workers on CPU; "
             "leave it out"
         )
-    from layerskip_vllm.worker.ray_cpu import CPURayExecutor, share_ray_address
+    from layerskip_vllm.compat.ray_cpu import CPURayExecutor, share_ray_address
 
     share_ray_address()
     return CPURayExecutor

@@ -21,7 +21,7 @@ from layerskip_vllm.config import (
     parse_exit_layer,
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
-from layerskip_vllm.support import (
+from layerskip_vllm.vllm_config.unsupported import (
     QUANTIZATIONS,
     SELF_SPECULATION_UNSUPPORTED,
     refuse_partial_heads,
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")
 
 WORKER_CLASSES = {
-    "cpu": "layerskip_vllm.worker.cpu.LayerSkipCPUWorker",
-    "cuda": "layerskip_vllm.worker.cuda.LayerSkipCUDAWorker",
+    "cpu": "layerskip_vllm.runner_v1.cpu.LayerSkipCPUWorker",
+    "cuda": "layerskip_vllm.runner_v1.cuda.LayerSkipCUDAWorker",
 }
 
 SPECULATIVE_KEYS = (
@@ -125,7 +125,7 @@ def _build(
     target_model_config: ModelConfig,
     target_parallel_config: ParallelConfig,
 ) -> SpeculativeConfig:
-    from layerskip_vllm.speculative_config import LayerSkipSpeculativeConfig
+    from layerskip_vllm.vllm_config.speculative_config import LayerSkipSpeculativeConfig
 
     num_speculative_tokens = _num_speculative_tokens_of(settings)
     try:

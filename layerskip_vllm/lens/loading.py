@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
 from transformers.utils.logging import disable_progress_bar
 
-from layerskip_vllm.analysis.survey import Subject
+from layerskip_vllm.lens.survey import Subject
 
 logger = logging.getLogger(__name__)
 

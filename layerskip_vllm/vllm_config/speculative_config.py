@@ -11,10 +11,9 @@ from vllm.config.utils import config
 from vllm.exceptions import VLLMValidationError
 from vllm.utils.hashing import safe_hash
 
-from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.metrics import StepMetrics
+from layerskip_vllm.config import LayerSkipConfig, max_drafts_of
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
-from layerskip_vllm.request_args import max_drafts_of
+from layerskip_vllm.telemetry import StepMetrics
 from layerskip_vllm.version import __version__
 
 if TYPE_CHECKING:

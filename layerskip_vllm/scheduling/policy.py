@@ -1,4 +1,4 @@
-"""Whether and how far to draft: K for the batch, and where each request stops."""
+"""Whether and how far to draft: K for the batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.spec_decode.draft_length import DraftLengthController
-from layerskip_vllm.spec_decode.draft_stop import MatchRates, Prices, StopRule
+from layerskip_vllm.scheduling.draft_length import DraftLengthController
 from layerskip_vllm.spec_decode.drafts import Drafts
 
 
 class DraftPolicy:
-    """Learns from every step; without `adaptive` and `stop_drafting` it asks for all drafts.
+    """Learns from every step; without `adaptive` it asks for all drafts.
 
     Tensor-parallel ranks hear of the same tokens but measure different times, and must draft alike.
     """
@@ -27,14 +26,12 @@ class DraftPolicy:
         """Start without knowledge.
 
         Args:
-            config: Whether K is chosen and requests stop by themselves.
+            config: Whether K is chosen.
             agree: Makes all ranks' numbers the first rank's; each of them calls it.
         """
         self.is_adaptive = config.adaptive
         self._agree = agree
-        self._learns = config.adaptive or config.stop_drafting
         self.controller = DraftLengthController()
-        self.match_rates = MatchRates() if config.stop_drafting else None
         self._drafts: Drafts | None = None
         self._step_ended: float | None = None
         self._propose_started = 0.0
@@ -47,17 +44,16 @@ class DraftPolicy:
         num_rows: int | None,  # of the step's forward; None where it was more than decoding
     ) -> None:
         """Hear of a step whose tokens are sampled; to be called before the next propose."""
-        if not self._learns:
+        if not self.is_adaptive:
             return
         now = time.perf_counter()
         if num_rows is not None and self._step_ended is not None:
             self.controller.verify_seconds.observe(num_rows, now - self._step_ended)
         drafts, self._drafts = self._drafts, None
         if drafts is not None:
-            outcomes = drafts.outcomes(req_ids, num_computed, sampled_token_ids)
-            self.controller.outcomes.observe(outcomes.is_match)
-            if self.match_rates is not None:
-                self.match_rates.observe(outcomes.leads, outcomes.is_match)
+            self.controller.outcomes.observe(
+                drafts.outcomes(req_ids, num_computed, sampled_token_ids)
+            )
         self._step_ended = self._propose_started = now
 
     def num_drafts(
@@ -68,24 +64,11 @@ class DraftPolicy:
         max_drafts = int(limits.max(initial=0))
         if not self.is_adaptive or max_drafts == 0:
             return max_drafts
-        num_drafts = int(*self._agree([self.controller.choose(limits)]))
-        # Where requests stop by themselves it is for them to say how far they go.
-        return max_drafts if num_drafts > 0 and self.match_rates is not None else num_drafts
-
-    def stop_rule(
-        self,
-        limits: np.ndarray,  # [num_reqs], int64: most drafts of each request that decodes
-        num_drafting: int,
-    ) -> StopRule | None:
-        """Who of `num_drafting` requests stops where in the coming propose step; None: nobody."""
-        if self.match_rates is None:
-            return None
-        prices = Prices(*self._agree(self.controller.prices(limits)))
-        return StopRule(self.match_rates, prices, num_drafting)
+        return int(*self._agree([self.controller.choose(limits)]))
 
     def proposed(self, drafts: Drafts) -> None:
         """Hear of a propose step's drafts; they are on the host, so its work is done."""
-        if not self._learns:
+        if not self.is_adaptive:
             return
         self._step_ended = time.perf_counter()
         self._drafts = drafts

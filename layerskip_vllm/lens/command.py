@@ -11,14 +11,14 @@ from pathlib import Path
 
 from rich.console import Console
 
-from layerskip_vllm.analysis.exits import num_decoder_layers
-from layerskip_vllm.analysis.loading import load, tokenize
-from layerskip_vllm.analysis.prompts import read_prompts
-from layerskip_vllm.analysis.ranges import parse_range
-from layerskip_vllm.analysis.record import LensRecord
-from layerskip_vllm.analysis.report import print_report
-from layerskip_vllm.analysis.survey import Scope, survey
 from layerskip_vllm.config import MAX_NUM_SPECULATIVE_TOKENS
+from layerskip_vllm.lens.exits import num_decoder_layers
+from layerskip_vllm.lens.loading import load, tokenize
+from layerskip_vllm.lens.prompts import read_prompts
+from layerskip_vllm.lens.ranges import parse_range
+from layerskip_vllm.lens.record import LensRecord
+from layerskip_vllm.lens.report import print_report
+from layerskip_vllm.lens.survey import Scope, survey
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 MIN_NUM_LAYERS = 2
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         record.save(args.json)
         console.print(f"Figures: {args.json}", markup=False, highlight=False)
     if args.png:
-        from layerskip_vllm.analysis.plots import draw
+        from layerskip_vllm.lens.plots import draw
 
         draw(record, others, args.png)
         console.print(f"Plot: {args.png}", markup=False, highlight=False)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import PreTrainedModel
 
-from layerskip_vllm.analysis.acceptance import AcceptanceCounts, Expectation, replay
-from layerskip_vllm.analysis.continuation import Continuation, continue_greedily
-from layerskip_vllm.analysis.exits import exit_states, num_decoder_layers
+from layerskip_vllm.lens.acceptance import AcceptanceCounts, Expectation, replay
+from layerskip_vllm.lens.continuation import Continuation, continue_greedily
+from layerskip_vllm.lens.exits import exit_states, num_decoder_layers
 
 Section = Literal["text", "continuation"]
 """`text`: every position of the prompts. `continuation`: every position that vLLM drafts from, that

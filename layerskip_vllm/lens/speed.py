@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from layerskip_vllm.analysis.exits import cut
+from layerskip_vllm.lens.exits import cut
 
 NUM_ROUNDS = 8
 NUM_TIMED_STEPS = 3

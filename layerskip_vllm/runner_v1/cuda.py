@@ -3,7 +3,7 @@
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker
 
-from layerskip_vllm.worker.runner import LayerSkipRunnerMixin
+from layerskip_vllm.runner_v1.runner import LayerSkipRunnerMixin
 
 
 class LayerSkipCUDAModelRunner(LayerSkipRunnerMixin, GPUModelRunner):

@@ -14,7 +14,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from layerskip_vllm.spec_decode.draft_stop import PRIOR_MATCH_RATE, PRIOR_TRIALS, Prices
+PRIOR_MATCH_RATE, PRIOR_TRIALS = 0.7, 4.0
+"""The belief before the first drafts: enough to try, and little enough to unlearn at once."""
 
 TIMES_KEPT = 8
 """Recent times per bucket of rows. Their lower quartile counts: disturbances only add time."""
@@ -154,22 +155,6 @@ class DraftLengthController:
             verify = self.verify_seconds.estimate(num_rows)
             rates.append(num_tokens / (num_drafts * draft_step + verify))
         return rates
-
-    def prices(
-        self,
-        limits: np.ndarray,  # [num_reqs], int64, one of them above 0
-    ) -> Prices:
-        """By which requests decide how far to draft; drafts are free while nothing is measured."""
-        if not self.draft_seconds or not self.verify_seconds:
-            return Prices(token=1, draft_step=0, verify_row=0)
-        num_drafts = int(limits.sum())
-        fewest = self.verify_seconds.estimate(len(limits))
-        most = self.verify_seconds.estimate(len(limits) + num_drafts)
-        return Prices(
-            token=1 / max(self.tokens_per_second(limits)),
-            draft_step=self.draft_seconds.estimate(int(np.count_nonzero(limits))),
-            verify_row=max(0.0, most - fewest) / num_drafts,
-        )
 
     def _probe(self, best: int, max_drafts: int) -> int:
         """Now and then, measure a choice not taken: acceptance and times change.

@@ -1,19 +1,19 @@
-"""Our numbers beside vLLM's own at `/metrics`: what each step of an engine's worker counted."""
+"""What one engine step did, counted by its worker and exported at `/metrics` beside vLLM's own."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from prometheus_client import Counter, Histogram
 from vllm.v1.metrics.utils import create_metric_per_engine
 
 from layerskip_vllm.config import OPTIONS_KEY
-from layerskip_vllm.spec_decode.step_stats import (
-    DRAFT_TIME,
-    NUM_FRESH_TOKENS,
-    NUM_RESUMED_TOKENS,
-    VERIFY_TIME,
-)
+
+NUM_RESUMED_TOKENS = "num_resumed_tokens"
+NUM_FRESH_TOKENS = "num_fresh_tokens"
+VERIFY_TIME = "verify_time_seconds"
+DRAFT_TIME = "draft_time_seconds"
 
 COUNTERS = {
     NUM_RESUMED_TOKENS: "Tokens verified from the state that their draft left at the exit layer.",
@@ -27,6 +27,48 @@ HISTOGRAMS = {
 
 TIME_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Seconds."""
+
+
+class StepStats:
+    """Counts and clocks one step while it runs. Times are the worker's own, as a clock shows them.
+
+    A step is a forward of the target, sampling, and then a propose step if there is one. Whoever
+    says that a phase ended says so when its results are on the host.
+    """
+
+    def __init__(
+        self, num_scheduled_tokens: int, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.num_resumed_tokens = 0
+        self._num_scheduled_tokens = num_scheduled_tokens
+        self._clock = clock
+        self._phase_started = clock()
+        self._seconds: dict[str, float] = {}
+
+    def sampled(self, num_verified: int) -> None:
+        """Hear that the step's tokens are sampled; `num_verified` drafts were verified for them."""
+        seconds = self._end_phase()
+        if num_verified:
+            self._seconds[VERIFY_TIME] = seconds
+
+    def drafted(self) -> None:
+        """Hear that the propose step has its drafts."""
+        self._seconds[DRAFT_TIME] = self._end_phase()
+
+    def _end_phase(self) -> float:
+        started, self._phase_started = self._phase_started, self._clock()
+        return self._phase_started - started
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name, plain enough for any wire; a time is there where it was spent.
+
+        Fresh tokens are all that the step ran its early layers on, prompts included.
+        """
+        return {
+            NUM_RESUMED_TOKENS: self.num_resumed_tokens,
+            NUM_FRESH_TOKENS: self._num_scheduled_tokens - self.num_resumed_tokens,
+            **self._seconds,
+        }
 
 
 class StepMetrics:

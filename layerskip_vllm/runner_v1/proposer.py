@@ -28,9 +28,8 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
-from layerskip_vllm.spec_decode.draft_stop import StopRule
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
-from layerskip_vllm.spec_decode.drafts import DraftChoice, DraftReach, Drafts
+from layerskip_vllm.spec_decode.drafts import DraftChoice, Drafts
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
 from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan, with_idle_rows
 
@@ -111,7 +110,6 @@ class LayerSkipProposer(DraftModelProposer):
         req_ids: Sequence[str],  # [num_drafting]
         block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
         sampling_metadata: SamplingMetadata,  # of the drafting requests
-        stop_rule: StopRule | None,  # None: each request drafts as far as it may
     ) -> Drafts:
         """Step 1 of the cycle: up to K early-layer steps over the target's own KV blocks."""
         num_drafting = len(req_ids)
@@ -119,7 +117,6 @@ class LayerSkipProposer(DraftModelProposer):
         plan = DraftPlan.from_schedule(
             schedule, num_rows, block_table, self.block_size, PADDING_SLOT_ID
         )
-        reach = DraftReach(schedule.num_drafts)
         input_ids = torch.zeros(num_rows, dtype=torch.int32, device=self.device)
         input_ids[:num_drafting] = torch.from_numpy(schedule.next_token_ids)
         choices: list[DraftChoice] = []
@@ -132,22 +129,16 @@ class LayerSkipProposer(DraftModelProposer):
                 exit_state, hidden_states = self._run_draft_step(input_ids, plan.positions[k])
                 if self.use_exit_query_cache:
                     self.exit_query_cache.store(k, exit_state.first(num_drafting))
-                choice = self._choose_drafts(
-                    hidden_states, sampling_metadata, num_drafting, stop_rule is not None
-                )
+                choice = self._choose_drafts(hidden_states, sampling_metadata, num_drafting)
                 choices.append(choice)
-                if stop_rule is not None and choice.leads is not None:
-                    reach.stop(k, *stop_rule.after(choice.leads.float().cpu().numpy()))
-                if reach.ends_with(k):
-                    break
                 input_ids[:num_drafting] = choice.token_ids
 
-        drafts = Drafts.of_steps(req_ids, schedule.start_positions, choices, reach)
+        drafts = Drafts.of_steps(req_ids, schedule.start_positions, choices, schedule.num_drafts)
         if self.use_exit_query_cache:
             # The last draft's state is not there: its early layers have not run.
             with_state = np.column_stack([schedule.next_token_ids, drafts.token_ids[:, :-1]])
             self.exit_query_cache.publish(
-                ExitQueryEntries(req_ids, schedule.start_positions, with_state, reach.num_drafted)
+                ExitQueryEntries(req_ids, schedule.start_positions, with_state, schedule.num_drafts)
             )
         return drafts
 
@@ -170,7 +161,6 @@ class LayerSkipProposer(DraftModelProposer):
         hidden_states: torch.Tensor,  # [num_rows, hidden_size]
         sampling_metadata: SamplingMetadata,
         num_drafting: int,  # rows that are requests', the first ones
-        wants_leads: bool,
     ) -> DraftChoice:
         """Say each request's next draft."""
         is_greedy = not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy
@@ -181,19 +171,14 @@ class LayerSkipProposer(DraftModelProposer):
             logits = self.model.compute_logits(hidden_states)[:num_drafting]
         else:
             logits = self.model.logits_processor(head, hidden_states, head.bias)[:num_drafting]
-        # The lead tells nothing of the draft that is drawn, so stopping by it leaves the
-        # distribution of what is submitted, and with it the output's, alone. `max` takes half of
-        # the time of `argmax` on a CPU in bfloat16.
-        wants_leads = wants_leads and logits.shape[-1] > 1  # a draft vocabulary of one has none
-        best = logits.topk(2, dim=-1) if wants_leads else logits.max(dim=-1, keepdim=True)
-        leads = best.values[:, 0] - best.values[:, 1] if wants_leads else None
-        token_ids, probs = best.indices[:, 0], None
+        # `max` takes half of the time of `argmax` on a CPU in bfloat16.
+        token_ids, probs = logits.max(dim=-1).indices, None
         if not is_greedy:
             token_ids, probs = self._sample_from_logits(logits, sampling_metadata)
         if head is not None:
             token_ids = head.token_ids[token_ids]
             probs = head.expand(probs) if probs is not None else None
-        return DraftChoice(token_ids, leads, probs)
+        return DraftChoice(token_ids, probs)
 
     @torch.inference_mode()
     def verify(

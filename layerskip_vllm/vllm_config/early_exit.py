@@ -13,9 +13,13 @@ from vllm.config import ModelConfig
 from vllm.logger import init_logger
 
 from layerskip_vllm.config import EARLY_EXIT, OPTIONS_KEY, check_early_exit, check_option_names
-from layerskip_vllm.engine_args import layerskip_options, num_layers_of
 from layerskip_vllm.models import early_exit_architecture
-from layerskip_vllm.support import UNQUANTIZED_KV_CACHES, Unsupported, refuse_unsupported
+from layerskip_vllm.vllm_config.self_speculation import layerskip_options, num_layers_of
+from layerskip_vllm.vllm_config.unsupported import (
+    UNQUANTIZED_KV_CACHES,
+    Unsupported,
+    refuse_unsupported,
+)
 
 if TYPE_CHECKING:
     from vllm.engine.arg_utils import EngineArgs

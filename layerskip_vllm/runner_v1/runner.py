@@ -17,18 +17,17 @@ from vllm.v1.sample.logits_processor.builtin import LogitBiasLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from layerskip_vllm.config import OPTIONS_KEY
-from layerskip_vllm.request_args import max_drafts_of
+from layerskip_vllm.config import OPTIONS_KEY, max_drafts_of
+from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
+from layerskip_vllm.runner_v1.agreement import with_first_rank
+from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
+from layerskip_vllm.runner_v1.sampling import LayerSkipRejectionSampler, biases_drafts_itself
+from layerskip_vllm.scheduling.health import AcceptanceMonitor
+from layerskip_vllm.scheduling.policy import DraftPolicy
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
-from layerskip_vllm.spec_decode.health import AcceptanceMonitor
 from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
-from layerskip_vllm.spec_decode.policy import DraftPolicy
-from layerskip_vllm.spec_decode.proposer import LayerSkipProposer
-from layerskip_vllm.spec_decode.step_stats import StepStats
+from layerskip_vllm.telemetry import StepStats
 from layerskip_vllm.version import __version__
-from layerskip_vllm.worker.adapters import AdapterSwitchMixin
-from layerskip_vllm.worker.agreement import with_first_rank
-from layerskip_vllm.worker.sampling import LayerSkipRejectionSampler, biases_drafts_itself
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -193,7 +192,6 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             [self.input_batch.req_ids[row] for row in schedule.rows],
             common_attn_metadata.block_table_tensor[rows],
             _of_rows(sampling_metadata, rows),
-            self.policy.stop_rule(limits[is_decoding], len(schedule.rows)),
         )
         self._step_stats.drafted()
         self.policy.proposed(proposed)

@@ -15,8 +15,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from layerskip_vllm.analysis.record import LensRecord
-from layerskip_vllm.analysis.text import clip, evenly_spaced
+from layerskip_vllm.lens.record import LensRecord
+from layerskip_vllm.lens.text import clip, evenly_spaced
 
 SIZE_INCHES, DPI = (16, 9), 120
 TITLE_FONT_SIZE, FONT_SIZE, SMALL_FONT_SIZE, CELL_FONT_SIZE = 20, 13, 11, 10

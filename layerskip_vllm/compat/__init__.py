@@ -1,0 +1,1 @@
+"""Hooks on vLLM, and repairs of it."""

@@ -1,0 +1,1 @@
+"""Glue between vLLM's model runner V1 and the cycle."""

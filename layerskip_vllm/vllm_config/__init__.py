@@ -1,0 +1,1 @@
+"""`self:E` and early exit as configuration of vLLM."""
