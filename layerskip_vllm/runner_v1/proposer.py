@@ -2,24 +2,28 @@
 
 Request r has n computed tokens, KV valid in all layers, and a sampled next token t = x_0.
 
-1. *Propose*, k = 0 .. K-1: early layers [0, E) on x_k at position n+k. They write their KV into the
-   request's own blocks and leave an exit state, which goes to the exit query cache; the final norm
-   and the shared LM head turn it into the draft d_{k+1} = x_{k+1}.
+1. *Propose*, k = 0 .. K: early layers [0, E) on x_k at position n+k. They write their KV into the
+   request's own blocks and leave an exit state, which goes to the exit query cache. While k < K,
+   the final norm and the shared LM head turn it into the draft d_{k+1} = x_{k+1}.
 2. vLLM schedules t, d_1 .. d_m for r, m <= K.
-3. *Verify*: tokens whose exit state is cached are resumed, the others are fresh. Early layers run
-   on the fresh tokens, the remaining layers [E, L) on all. vLLM's rejection sampler decides.
+3. *Verify*: where every scheduled token has an exit state, the remaining layers [E, L) run on those
+   states and nothing else does. Where one has none, as in a batch with a prompt, the full forward
+   runs on all. vLLM's rejection sampler decides.
 4. Accepted tokens now have KV in all layers. At rejected positions it is stale, and the next cycle
    overwrites it before anything reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from vllm.config import VllmConfig
 from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
@@ -28,10 +32,9 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
+from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
-from layerskip_vllm.spec_decode.drafts import DraftChoice, Drafts
-from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache, ExitQueryEntries
-from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan, with_idle_rows
+from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
 
 if TYPE_CHECKING:
     from layerskip_vllm.models.split import ExitState, SplitForwardMixin
@@ -106,52 +109,61 @@ class LayerSkipProposer(DraftModelProposer):
     @torch.inference_mode()
     def propose_drafts(
         self,
-        schedule: DraftSchedule,
-        req_ids: Sequence[str],  # [num_drafting]
-        block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
-        sampling_metadata: SamplingMetadata,  # of the drafting requests
-    ) -> Drafts:
-        """Step 1 of the cycle: up to K early-layer steps over the target's own KV blocks."""
-        num_drafting = len(req_ids)
-        num_rows = max(num_drafting, self.min_rows)
-        plan = DraftPlan.from_schedule(
-            schedule, num_rows, block_table, self.block_size, PADDING_SLOT_ID
+        batch: DraftBatch,
+        block_table: torch.Tensor,  # [num_reqs, max_num_blocks], int32
+        sampling_metadata: SamplingMetadata,  # of the batch's requests
+    ) -> None:
+        """Step 1 of the cycle: K + 1 early-layer steps over the target's own KV blocks.
+
+        The last one, on d_K, needs no head: it leaves the state from which d_K is verified. Fills
+        in the batch's drafts.
+        """
+        steps = DraftSteps.of_batch(
+            batch,
+            block_table,
+            num_rows=max(len(batch.rows), self.min_rows),
+            block_size=self.block_size,
+            padding_slot=PADDING_SLOT_ID,
+            with_last_draft=self.use_exit_query_cache,
         )
-        input_ids = torch.zeros(num_rows, dtype=torch.int32, device=self.device)
-        input_ids[:num_drafting] = torch.from_numpy(schedule.next_token_ids)
-        choices: list[DraftChoice] = []
-        with (
-            set_forward_context(None, self.vllm_config, num_tokens=num_rows),
-            self._adapters_of(schedule.rows),
-        ):
-            for k in range(len(plan.positions)):
-                self._enter_draft_step(k, plan, block_table)
-                exit_state, hidden_states = self._run_draft_step(input_ids, plan.positions[k])
-                if self.use_exit_query_cache:
-                    self.exit_query_cache.store(k, exit_state.first(num_drafting))
-                choice = self._choose_drafts(hidden_states, sampling_metadata, num_drafting)
-                choices.append(choice)
-                input_ids[:num_drafting] = choice.token_ids
-
-        drafts = Drafts.of_steps(req_ids, schedule.start_positions, choices, schedule.num_drafts)
+        input_ids = torch.zeros_like(steps.positions[0], dtype=torch.int32)
+        input_ids[: len(batch.rows)] = torch.from_numpy(batch.next_token_ids)
+        drafts, probs = [], []
+        with set_forward_context(None, self.vllm_config, num_tokens=len(input_ids)):
+            for num_reqs, same_size in groupby(range(len(steps)), steps.num_reqs.__getitem__):
+                with self._adapters_of(batch.rows[:num_reqs]):
+                    for k in same_size:
+                        self._enter_draft_step(k, steps, block_table)
+                        exit_state, hidden_states = self._run_early_layers(k, steps, input_ids)
+                        if self.use_exit_query_cache:
+                            self.exit_query_cache.store(k, exit_state.first(num_reqs))
+                        num_drafting = int(np.count_nonzero(batch.num_drafts > k))
+                        if num_drafting:
+                            chosen, its_probs = self._choose_drafts(
+                                hidden_states, sampling_metadata, num_drafting
+                            )
+                            input_ids[:num_drafting] = chosen
+                            drafts.append(chosen)
+                            probs.append(its_probs)
+        # Steps side by side, each padded to as many rows as the first.
+        batch.token_ids = pad_sequence(drafts).cpu().numpy()
+        batch.sampling_probs = None if probs[0] is None else pad_sequence(probs)
         if self.use_exit_query_cache:
-            # The last draft's state is not there: its early layers have not run.
-            with_state = np.column_stack([schedule.next_token_ids, drafts.token_ids[:, :-1]])
-            self.exit_query_cache.publish(
-                ExitQueryEntries(req_ids, schedule.start_positions, with_state, schedule.num_drafts)
-            )
-        return drafts
+            self.exit_query_cache.publish(batch)
 
-    def _run_draft_step(
+    def _run_early_layers(
         self,
+        step: int,
+        steps: DraftSteps,
         input_ids: torch.Tensor,  # [num_rows], int32
-        positions: torch.Tensor,  # [num_rows], int64
     ) -> tuple[ExitState, torch.Tensor]:
-        """Run the early layers on one token a request.
+        """Run the early layers on one token a request, and on idle rows up to the least number.
 
         Where prompts may be embeddings, vLLM embeds every token before the model, and the early
         layers are compiled for one of the two kinds of input.
         """
+        num_rows = max(steps.num_reqs[step], self.min_rows)
+        input_ids, positions = input_ids[:num_rows], steps.positions[step, :num_rows]
         if not self.takes_embeddings:
             return self.model.run_early_layers(input_ids, positions)
         return self.model.run_early_layers(None, positions, self.model.embed_input_ids(input_ids))
@@ -160,79 +172,71 @@ class LayerSkipProposer(DraftModelProposer):
         self,
         hidden_states: torch.Tensor,  # [num_rows, hidden_size]
         sampling_metadata: SamplingMetadata,
-        num_drafting: int,  # rows that are requests', the first ones
-    ) -> DraftChoice:
-        """Say each request's next draft."""
+        num_drafting: int,  # the first rows
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Choose each request's next draft.
+
+        Returns:
+            (token_ids, sampling_probs), [num_drafting], int64, and [num_drafting, vocab_size],
+            float32; None where all drafts are greedy.
+        """
         is_greedy = not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy
-        if self.use_local_argmax_reduction and is_greedy and self.draft_head is None:
-            return DraftChoice(self.model.get_top_tokens(hidden_states)[:num_drafting])
         head = self.draft_head
+        if self.use_local_argmax_reduction and is_greedy and head is None:
+            return self.model.get_top_tokens(hidden_states)[:num_drafting], None
         if head is None:
             logits = self.model.compute_logits(hidden_states)[:num_drafting]
         else:
             logits = self.model.logits_processor(head, hidden_states, head.bias)[:num_drafting]
-        # `max` takes half of the time of `argmax` on a CPU in bfloat16.
-        token_ids, probs = logits.max(dim=-1).indices, None
-        if not is_greedy:
-            token_ids, probs = self._sample_from_logits(logits, sampling_metadata)
+        if is_greedy:
+            # `max` takes half of the time of `argmax` on a CPU in bfloat16.
+            token_ids, probs = logits.max(dim=-1).indices, None
+        else:
+            rows = slice(num_drafting)
+            token_ids, probs = self._sample_from_logits(logits, of_rows(sampling_metadata, rows))
         if head is not None:
             token_ids = head.token_ids[token_ids]
             probs = head.expand(probs) if probs is not None else None
-        return DraftChoice(token_ids, probs)
+        return token_ids, probs
 
     @torch.inference_mode()
     def verify(
         self,
-        plan: ResumePlan,
-        input_ids: torch.Tensor | None,  # [num_tokens], int32; None where they are embedded
+        entries: np.ndarray,  # [num_tokens, 2], of the exit query cache
         positions: torch.Tensor,  # [num_tokens], int64
-        inputs_embeds: torch.Tensor | None,  # [num_tokens, hidden_size]
-        common_attn_metadata: CommonAttentionMetadata,  # of the whole batch
     ) -> torch.Tensor:
-        """Step 3 of the cycle: early layers on the fresh tokens, remaining layers on all.
+        """Step 3 of the cycle, where every token is resumed: the remaining layers alone.
 
-        Runs inside the runner's forward context, whose metadata the remaining layers use as it is.
+        Runs inside the runner's forward context, whose metadata they use as it is.
 
         Returns:
             [num_tokens, hidden_size], what the target's full forward returns.
         """
-        exit_state = self.exit_query_cache.gather(plan.exit_state_indices)
-        if plan.num_fresh_tokens:
-            fresh = plan.fresh_token_indices
-            self._enter_fresh_tokens(plan, common_attn_metadata)
-            fresh_input = (
-                None if rows is None else with_idle_rows(rows[fresh], self.min_rows)
-                for rows in (input_ids, positions, inputs_embeds)
-            )
-            with self._adapters_of(plan.rows_of_fresh_tokens):
-                fresh_state, _ = self.model.run_early_layers(*fresh_input)
-            for rows, fresh_rows in zip(exit_state, fresh_state.first(len(fresh)), strict=True):
-                rows[fresh] = fresh_rows
-        return self.model.run_remaining_layers(positions, exit_state)
+        return self.model.run_remaining_layers(positions, self.exit_query_cache.gather(entries))
 
     def _enter_draft_step(
         self,
         step: int,
-        plan: DraftPlan,
-        block_table: torch.Tensor,  # [num_drafting, max_num_blocks], int32
+        steps: DraftSteps,
+        block_table: torch.Tensor,  # [num_reqs, max_num_blocks], int32
     ) -> None:
-        """Set the forward context to one draft step."""
-        batch_size = len(block_table)
-        slot_mapping = plan.slot_mapping[step]
+        """Set the forward context to one early step."""
+        num_reqs = steps.num_reqs[step]
+        slot_mapping = steps.slot_mapping[step, : max(num_reqs, self.min_rows)]
         context = get_forward_context()
         context.attn_metadata = self._early_attn_metadata(
             CommonAttentionMetadata(
-                query_start_loc=self.arange[: batch_size + 1],
-                query_start_loc_cpu=self._arange_cpu[: batch_size + 1],
-                seq_lens=plan.seq_lens[step],
-                seq_lens_cpu_upper_bound=plan.seq_lens_cpu[step],
-                num_reqs=batch_size,
-                num_actual_tokens=batch_size,
+                query_start_loc=self.arange[: num_reqs + 1],
+                query_start_loc_cpu=self._arange_cpu[: num_reqs + 1],
+                seq_lens=steps.seq_lens[step, :num_reqs],
+                seq_lens_cpu_upper_bound=steps.seq_lens_cpu[step, :num_reqs],
+                num_reqs=num_reqs,
+                num_actual_tokens=num_reqs,
                 max_query_len=1,
-                max_seq_len=plan.max_seq_lens[step],
-                block_table_tensor=block_table,
-                slot_mapping=slot_mapping[:batch_size],
-                positions=plan.positions[step, :batch_size],
+                max_seq_len=steps.max_seq_lens[step],
+                block_table_tensor=block_table[:num_reqs],
+                slot_mapping=slot_mapping[:num_reqs],
+                positions=steps.positions[step, :num_reqs],
             )
         )
         context.slot_mapping = dict.fromkeys(context.attn_metadata, slot_mapping)
@@ -243,34 +247,6 @@ class LayerSkipProposer(DraftModelProposer):
         """
         num_rows = max(len(rows), self.min_rows)
         return self.adapters_of(rows[np.minimum(np.arange(num_rows), len(rows) - 1)])
-
-    def _enter_fresh_tokens(self, plan: ResumePlan, cm: CommonAttentionMetadata) -> None:
-        """Let the early layers see a batch of the fresh tokens alone.
-
-        The forward context keeps metadata and slots by layer name, so the remaining layers' stay.
-        """
-        rows = plan.fresh_rows
-        slot_mapping = cm.slot_mapping[plan.fresh_token_indices]
-        attn_metadata = self._early_attn_metadata(
-            CommonAttentionMetadata(
-                query_start_loc=plan.fresh_query_start_loc,
-                query_start_loc_cpu=plan.fresh_query_start_loc.cpu(),
-                seq_lens=cm.seq_lens[rows],
-                seq_lens_cpu_upper_bound=cm.seq_lens_cpu_upper_bound[rows.cpu()],
-                num_reqs=len(rows),
-                num_actual_tokens=plan.num_fresh_tokens,
-                max_query_len=plan.max_fresh_query_len,
-                max_seq_len=cm.max_seq_len,
-                block_table_tensor=cm.block_table_tensor[rows],
-                slot_mapping=slot_mapping,
-                positions=cm.positions[plan.fresh_token_indices],
-                is_prefilling=cm.is_prefilling[rows.cpu()],
-            )
-        )
-        context = get_forward_context()
-        context.attn_metadata.update(attn_metadata)
-        slot_mapping = with_idle_rows(slot_mapping, self.min_rows, PADDING_SLOT_ID)
-        context.slot_mapping.update(dict.fromkeys(attn_metadata, slot_mapping))
 
     def _early_attn_metadata(self, cm: CommonAttentionMetadata) -> dict[str, object]:
         """Let each backend build its own metadata for the early layers, by layer name."""
@@ -283,3 +259,10 @@ class LayerSkipProposer(DraftModelProposer):
 
     def dummy_run(self, num_tokens: int, *_args: object, **_kwargs: object) -> None:
         """Nothing to warm up: the target's own dummy run has run both segments."""
+
+
+def of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor | slice) -> SamplingMetadata:
+    """The part of the sampling metadata that vLLM's draft sampling reads, for some requests."""
+    if sampling_metadata.temperature is None:
+        return sampling_metadata
+    return dataclasses.replace(sampling_metadata, temperature=sampling_metadata.temperature[rows])

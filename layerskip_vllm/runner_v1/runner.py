@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
-from vllm.distributed.parallel_state import get_tp_group
 from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import ECConnectorOutput, SamplerOutput
@@ -17,15 +15,13 @@ from vllm.v1.sample.logits_processor.builtin import LogitBiasLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
-from layerskip_vllm.config import OPTIONS_KEY, max_drafts_of
+from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
-from layerskip_vllm.runner_v1.agreement import with_first_rank
-from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
+from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
 from layerskip_vllm.runner_v1.sampling import LayerSkipRejectionSampler, biases_drafts_itself
-from layerskip_vllm.scheduling.health import AcceptanceMonitor
-from layerskip_vllm.scheduling.policy import DraftPolicy
-from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
-from layerskip_vllm.spec_decode.plan import DraftSchedule, ResumePlan
+from layerskip_vllm.scheduling.draft_order import draft_order_of
+from layerskip_vllm.scheduling.limits import max_num_tokens
+from layerskip_vllm.spec_decode.draft_batch import DraftBatch
 from layerskip_vllm.telemetry import StepStats
 from layerskip_vllm.version import __version__
 
@@ -56,32 +52,18 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             self.input_batch.logitsprocs.non_argmax_invariant.append(
                 LogitBiasLogitsProcessor(vllm_config, device, PIN_MEMORY)
             )
-        layerskip = vllm_config.speculative_config.layerskip
-        self.acceptance = AcceptanceMonitor(layerskip)
-        self.policy = DraftPolicy(layerskip, with_first_rank(get_tp_group()))
         self.num_resumed_tokens = 0
         self._step_stats = StepStats(0)
-        self._exit_entries = ExitQueryEntries()
+        self._draft_batch_before: DraftBatch | None = None
         self._continuing_req_ids: set[str] = set()
-        self._common_attn_metadata: CommonAttentionMetadata | None = None
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """Let the last step's exit states live for this step only, even if it runs no forward.
-
-        A request that is new, or resumed from preemption, has blocks into which its drafts' early
-        KV was never written; it must not resume, whatever its tokens.
-        """
+        """Keep the last step's exit states for this step only, even if it runs no forward."""
         self._step_stats = StepStats(scheduler_output.total_num_scheduled_tokens)
-        self._exit_entries = self.drafter.exit_query_cache.take()
+        self._draft_batch_before = self.drafter.exit_query_cache.take()
         cached = scheduler_output.scheduled_cached_reqs
         self._continuing_req_ids = set(cached.req_ids) - set(cached.resumed_req_ids)
         return super().execute_model(scheduler_output, *args, **kwargs)
-
-    def _build_attention_metadata(self, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """Keep the batch's common metadata, from which the early layers' is cut."""
-        attn_metadata, common_attn_metadata = super()._build_attention_metadata(*args, **kwargs)
-        self._common_attn_metadata = common_attn_metadata
-        return attn_metadata, common_attn_metadata
 
     def _model_forward(  # type: ignore[no-untyped-def]
         self,
@@ -91,39 +73,31 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         inputs_embeds=None,
         **kwargs,
     ):
-        """Verify from the exit states where there are any, by the full forward where not.
-
-        Where prompts may be embeddings, vLLM embeds all tokens itself and gives no `input_ids`.
-        """
-        plan = self._plan_resume()
-        if plan is None:
+        """Verify from the exit states where every token has one, by the full forward where not."""
+        entries = self._resumed_entries()
+        if entries is None:
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
             )
-        self._step_stats.num_resumed_tokens = plan.num_resumed_tokens
-        self.num_resumed_tokens += plan.num_resumed_tokens
-        return self.drafter.verify(
-            plan.to(self.device), input_ids, positions, inputs_embeds, self._common_attn_metadata
-        )
+        self._step_stats.num_resumed_tokens = len(entries)
+        self.num_resumed_tokens += len(entries)
+        return self.drafter.verify(entries, positions)
 
-    def _plan_resume(self) -> ResumePlan | None:
-        if not self._exit_entries.req_ids:
+    def _resumed_entries(self) -> np.ndarray | None:
+        """Entry of the exit query cache of each token of the step; None where one has none.
+
+        A request that is new, or resumed from preemption, has blocks into which its drafts' early
+        KV was never written.
+        """
+        req_ids = self.input_batch.req_ids
+        if self._draft_batch_before is None or not self._continuing_req_ids.issuperset(req_ids):
             return None
-        num_reqs = self.input_batch.num_reqs
-        query_lens = np.diff(self.query_start_loc.np[: num_reqs + 1])
-        num_computed = self.input_batch.num_computed_tokens_cpu[:num_reqs]
-        width = self.drafter.exit_query_cache.width
-        offsets = np.arange(width)
-        columns = np.minimum(num_computed[:, None] + offsets, self.max_model_len - 1)
-        token_ids = np.take_along_axis(self.input_batch.token_ids_cpu[:num_reqs], columns, axis=1)
-        cache_rows, num_resumed = self._exit_entries.match(
-            [r if r in self._continuing_req_ids else None for r in self.input_batch.req_ids],
-            num_computed,
-            np.where(offsets < query_lens[:, None], token_ids, -1),
+        num_reqs = len(req_ids)
+        return self._draft_batch_before.resumed_entries(
+            req_ids,
+            self.input_batch.num_computed_tokens_cpu[:num_reqs],
+            np.diff(self.query_start_loc.np[: num_reqs + 1]),
         )
-        if not num_resumed.any():
-            return None
-        return ResumePlan.from_schedule(query_lens, num_resumed, cache_rows, width)
 
     def _input_fits_in_drafter(self, common_attn_metadata: CommonAttentionMetadata | None) -> bool:
         """Whether to draft at all. How far each request may is decided request by request, so one
@@ -170,119 +144,69 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         slot_mappings: object,
     ) -> list[list[int]]:
         """Draft for every request with a new token; the lists' lengths differ."""
-        # Reading the tokens waits for the device, so the policy's clock hears of work that is done.
         sampled = sampled_token_ids.cpu().numpy()
         # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
         num_verified = np.array(spec_decode_metadata.num_draft_tokens)
         self._step_stats.sampled(int(num_verified.sum()))
-        self._observe(sampled, num_verified)
-        is_decoding = ~self.discard_request_mask.np[: len(sampled)]  # not amid a prompt
-        limits = self._draft_limits(scheduler_output.num_spec_tokens_to_schedule, sampled)
-        limits = np.minimum(limits, self.policy.num_drafts(limits[is_decoding])) * is_decoding
-
-        drafts: list[list[int]] = [[] for _ in limits]
+        drafts: list[list[int]] = [[] for _ in sampled]
         self._draft_probs = self._draft_prob_req_ids = None
-        schedule = self._schedule_drafts(limits, sampled, num_verified)
-        if len(schedule.rows) == 0:
+        batch = self._draft_batch(scheduler_output, sampled, num_verified)
+        if batch is None:
             return drafts
-        rows = torch.from_numpy(schedule.rows).to(self.device)
-        proposed = self.drafter.propose_drafts(
-            schedule,
-            [self.input_batch.req_ids[row] for row in schedule.rows],
-            common_attn_metadata.block_table_tensor[rows],
-            _of_rows(sampling_metadata, rows),
+        rows = torch.from_numpy(batch.rows).to(self.device)
+        self.drafter.propose_drafts(
+            batch, common_attn_metadata.block_table_tensor[rows], of_rows(sampling_metadata, rows)
         )
         self._step_stats.drafted()
-        self.policy.proposed(proposed)
-        for i, row in enumerate(schedule.rows):
-            drafts[row] = proposed.submitted(i)
-        if proposed.sampling_probs is not None:
-            self._draft_probs = proposed.sampling_probs
-            self._draft_prob_req_ids = proposed.req_ids
+        for row, token_ids in zip(batch.rows, batch.drafts(), strict=False):
+            drafts[row] = token_ids
+        if batch.sampling_probs is not None:
+            self._draft_probs, self._draft_prob_req_ids = batch.sampling_probs, batch.req_ids
         return drafts
 
-    def _observe(
+    def _draft_batch(
         self,
+        scheduler_output: SchedulerOutput,
         sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
         num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
-    ) -> None:
-        num_reqs = self.input_batch.num_reqs
-        query_lens = np.diff(self.query_start_loc.np[: num_reqs + 1])
-        is_decode = (query_lens == num_verified + 1).all() and self._continuing_req_ids.issuperset(
-            self.input_batch.req_ids
-        )
-        self.policy.verified(
-            self.input_batch.req_ids,
-            self.input_batch.num_computed_tokens_cpu[:num_reqs],
-            sampled,
-            num_rows=int(query_lens.sum()) if is_decode else None,
-        )
-        if get_tp_group().is_first_rank:  # the others would say the same
-            self.acceptance.observe(
-                num_drafted=int(num_verified.sum()),
-                num_accepted=int((sampled[num_verified > 0, 1:] >= 0).sum()),
-            )
-
-    def _draft_limits(
-        self,
-        num_speculative_tokens: int,
-        sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
-    ) -> np.ndarray:
-        """Most drafts of each request, [num_reqs], int64: K of the step or what it allows."""
+    ) -> DraftBatch | None:
+        """The requests that draft after this step; None where there are none."""
+        order, req_ids = draft_order_of(scheduler_output), self.input_batch.req_ids
+        if order.num_drafts == 0:
+            return None
+        num_reqs = len(req_ids)
+        limits = [order.limits.get(req_id, order.num_drafts) for req_id in req_ids]
         num_new = (sampled >= 0).sum(axis=1)
-        limits = map(self._draft_limit_of, self.input_batch.req_ids, num_new)
-        return np.minimum(np.fromiter(limits, np.int64, len(num_new)), num_speculative_tokens)
-
-    def _draft_limit_of(self, req_id: str, num_new: int) -> int:
-        """Most drafts of a request that has sampled `num_new` tokens in this step."""
-        request = self.requests[req_id]
-        params = request.sampling_params
-        thoughts = self.input_batch.thinking_budget_state_holder
-        if (
-            params.thinking_token_budget is not None
-            and thoughts is not None
-            and len(thoughts.think_end_token_ids) > 1
-        ):
-            return 0  # vLLM counts these ends of a thought as if all drafts of them were accepted
-        limit = max_drafts_of(params.extra_args, self.drafter.num_speculative_tokens)
-        # vLLM masks stop tokens in the row after the drafts by where the step starts: a draft past
-        # `min_tokens` would leave them masked there.
-        num_masked = params.min_tokens - len(request.output_token_ids) - num_new
-        return min(limit, num_masked - 1) if num_masked > 0 else limit
-
-    def _schedule_drafts(
-        self,
-        max_drafts: np.ndarray,  # [num_reqs]
-        sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
-        num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
-    ) -> DraftSchedule:
-        num_reqs = self.input_batch.num_reqs
-        return DraftSchedule.from_step(
-            max_drafts=max_drafts,
-            max_model_len=self.max_model_len,
+        return DraftBatch.from_step(
+            req_ids,
+            max_drafts=np.where(self.discard_request_mask.np[:num_reqs], -1, limits),
+            max_num_tokens=np.array(list(map(self._max_num_tokens, req_ids, num_new)), np.int64),
             sampled_token_ids=sampled,
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
         )
 
+    def _max_num_tokens(self, req_id: str, num_new: int) -> int:
+        """Most tokens up to which a request that has sampled `num_new` in this step may draft."""
+        request = self.requests[req_id]
+        return max_num_tokens(
+            request.sampling_params,
+            request.num_prompt_tokens,
+            len(request.output_token_ids) + num_new,
+            self.max_model_len,
+        )
+
     def _adapters_changed(self) -> None:
         """Forget the exit states that the old adapters made."""
         self.drafter.exit_query_cache.take()
-        self._exit_entries = ExitQueryEntries()
+        self._draft_batch_before = None
 
     def reload_weights(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Reload as the host does, then forget what the drafter keeps of the old weights."""
         super().reload_weights(*args, **kwargs)
         self.drafter.weights_changed()
-
-
-def _of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor) -> SamplingMetadata:
-    """The part of the sampling metadata that vLLM's draft sampling reads, for some requests."""
-    if sampling_metadata.temperature is None:
-        return sampling_metadata
-    return dataclasses.replace(sampling_metadata, temperature=sampling_metadata.temperature[rows])
 
 
 def require_same_version(driver_version: str) -> None:

@@ -1,77 +1,124 @@
-"""Whether and how far to draft: K for the batch."""
+"""How many tokens to draft next: K from measured times and the present acceptance.
+
+What pays depends on the checkpoint, the text, the batch size and the machine, and all but the last
+change while the server runs. The policy knows none of them beforehand: it takes the K, 0 included,
+that promises the most tokens per second.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-
-import numpy as np
+from collections.abc import Sequence
 
 from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.scheduling.draft_length import DraftLengthController
-from layerskip_vllm.spec_decode.drafts import Drafts
+from layerskip_vllm.scheduling.cycle_times import CycleTimes
+
+PRIOR_MATCH_RATE, PRIOR_TRIALS = 0.7, 4.0
+"""The belief before the first drafts: enough to try, and little enough to unlearn at once."""
+
+DECAY_PER_STEP = 0.98
+"""Weight that past outcomes keep in each step that has new ones."""
+
+MIN_GAIN = 1.05
+"""Drafting must promise this much more than plain decoding, or noise would decide."""
+
+FIRST_PROBE, LAST_PROBE = 8, 128
+"""Choices between two probes: doubled from the first to the last."""
+
+
+class DraftOutcomes:
+    """How often a draft is what the target samples in its place: decayed counts, all requests."""
+
+    def __init__(self) -> None:
+        self._reached, self._matched = PRIOR_TRIALS, PRIOR_TRIALS * PRIOR_MATCH_RATE
+        self.all_matched = False
+        """Whether every draft of the last step that had some was accepted."""
+
+    def observe(self, num_drafted: Sequence[int], num_accepted: Sequence[int]) -> None:
+        """Add one step's drafts and accepted drafts of each request that had drafts.
+
+        A draft's outcome is known where every draft before it was accepted.
+        """
+        if not num_drafted:
+            return
+        matched = sum(num_accepted)
+        num_failed = sum(a < d for d, a in zip(num_drafted, num_accepted, strict=True))
+        self._reached = self._reached * DECAY_PER_STEP + matched + num_failed
+        self._matched = self._matched * DECAY_PER_STEP + matched
+        self.all_matched = num_failed == 0
+
+    @property
+    def match_rate(self) -> float:
+        """Matched of reached, in [0, 1]."""
+        return self._matched / self._reached
 
 
 class DraftPolicy:
-    """Learns from every step; without `adaptive` it asks for all drafts.
+    """Chooses K, step by step; without `adaptive` it always takes the most."""
 
-    Tensor-parallel ranks hear of the same tokens but measure different times, and must draft alike.
-    """
+    def __init__(self, config: LayerSkipConfig, max_drafts: int) -> None:
+        self.is_adaptive = config.adaptive
+        self.outcomes = DraftOutcomes()
+        self.cycle_times = CycleTimes(config.exit_layer, config.num_layers, max_drafts)
+        self._choice = 0
+        self._is_timed = True
+        """Whether a step has verified as many drafts as it proposed since the last change of K."""
+        self._choices_to_probe = self._probe_interval = FIRST_PROBE
+        self._num_probes = 0
+        self._is_probe = False
 
-    def __init__(
-        self,
-        config: LayerSkipConfig,
-        agree: Callable[[Sequence[float]], Sequence[float]] = lambda values: values,
-    ) -> None:
-        """Start without knowledge.
+    def choose(self, limits: Sequence[int]) -> int:
+        """Choose K of the next cycle, in [0, max(limits)].
 
         Args:
-            config: Whether K is chosen.
-            agree: Makes all ranks' numbers the first rank's; each of them calls it.
+            limits: Most drafts of each request that decodes; 0 for those that may not draft.
         """
-        self.is_adaptive = config.adaptive
-        self._agree = agree
-        self.controller = DraftLengthController()
-        self._drafts: Drafts | None = None
-        self._step_ended: float | None = None
-        self._propose_started = 0.0
+        most = max(limits, default=0)
+        if not self.is_adaptive or most == 0:
+            return most
+        if not self._is_timed:
+            # The step after a change verifies the old K and proposes the new one. One more step
+            # with the same K is the first whose time is that of a cycle with this K.
+            self._is_timed = True
+            return min(self._choice, most)
+        rates = self.tokens_per_second(limits)
+        best = rates.index(max(rates))
+        if rates[best] < MIN_GAIN * rates[0]:
+            best = 0
+        choice = self._probe(best, most)
+        self._is_timed = choice == self._choice
+        self._choice = choice
+        return choice
 
-    def verified(
-        self,
-        req_ids: Sequence[str],  # [num_reqs]
-        num_computed: np.ndarray,  # [num_reqs], before the step
-        sampled_token_ids: np.ndarray,  # [num_reqs, *], -1 beyond what was sampled
-        num_rows: int | None,  # of the step's forward; None where it was more than decoding
-    ) -> None:
-        """Hear of a step whose tokens are sampled; to be called before the next propose."""
-        if not self.is_adaptive:
-            return
-        now = time.perf_counter()
-        if num_rows is not None and self._step_ended is not None:
-            self.controller.verify_seconds.observe(num_rows, now - self._step_ended)
-        drafts, self._drafts = self._drafts, None
-        if drafts is not None:
-            self.controller.outcomes.observe(
-                drafts.outcomes(req_ids, num_computed, sampled_token_ids)
-            )
-        self._step_ended = self._propose_started = now
+    def tokens_per_second(self, limits: Sequence[int]) -> list[float]:
+        """What a cycle with K = 0 .. max(limits) promises, all requests together.
 
-    def num_drafts(
-        self,
-        limits: np.ndarray,  # [num_reqs], int64: most drafts of each request that decodes
-    ) -> int:
-        """Most drafts of the coming propose step, in [0, limits.max()], 0 to make none at all."""
-        max_drafts = int(limits.max(initial=0))
-        if not self.is_adaptive or max_drafts == 0:
-            return max_drafts
-        return int(*self._agree([self.controller.choose(limits)]))
+        A request's k-th draft is accepted only if those before it are. One that may draft less, or
+        nothing, yields its token all the same.
+        """
+        times = self.cycle_times.estimate(len(limits))
+        num_tokens, is_accepted = float(len(limits)), 1.0
+        rates = [num_tokens / times[0]]
+        for num_drafts in range(1, max(limits) + 1):
+            is_accepted *= self.outcomes.match_rate
+            num_tokens += is_accepted * sum(limit >= num_drafts for limit in limits)
+            rates.append(num_tokens / times[num_drafts])
+        return rates
 
-    def proposed(self, drafts: Drafts) -> None:
-        """Hear of a propose step's drafts; they are on the host, so its work is done."""
-        if not self.is_adaptive:
-            return
-        self._step_ended = time.perf_counter()
-        self._drafts = drafts
-        batch_size, num_steps = drafts.token_ids.shape
-        seconds = (self._step_ended - self._propose_started) / num_steps
-        self.controller.draft_seconds.observe(batch_size, seconds)
+    def _probe(self, best: int, most: int) -> int:
+        """Now and then, measure a choice not taken: acceptance and times change.
+
+        Beside drafting these are no drafts, one less and one more, in turn. Where nothing is
+        drafted it is one draft, and again while the probes' drafts are accepted.
+        """
+        self._choices_to_probe -= 1
+        should_continue = self._is_probe and best == 0 and self.outcomes.all_matched
+        self._is_probe = self._choices_to_probe <= 0 or should_continue
+        if not self._is_probe:
+            return best
+        if not should_continue:
+            self._probe_interval = min(2 * self._probe_interval, LAST_PROBE)
+            self._choices_to_probe = self._probe_interval
+            self._num_probes += 1
+        if best == 0:
+            return 1
+        return min((best + 1, 0, best - 1)[self._num_probes % 3], most)

@@ -39,6 +39,8 @@ WORKER_CLASSES = {
     "cuda": "layerskip_vllm.runner_v1.cuda.LayerSkipCUDAWorker",
 }
 
+SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.LayerSkipScheduler"
+
 SPECULATIVE_KEYS = (
     "model",
     "num_speculative_tokens",
@@ -80,6 +82,7 @@ def create_speculative_config(
     _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
     engine_args.async_scheduling = False
+    engine_args.scheduler_cls = SCHEDULER_CLASS
     share_kv_cache_group(engine_args, target_model_config, feature=FEATURE)
     if current_platform.is_cuda():
         # One graph would hold both segments, whose token counts differ in a verify step.

@@ -70,6 +70,7 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("sleep mode", lambda args: args.enable_sleep_mode),
     ("custom logits processors", _custom_logits_processors),
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
+    ("a scheduler class of your own", lambda args: args.scheduler_cls is not None),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
     # It loads no plugins: a request's values would reach the workers unchecked.

@@ -1,0 +1,144 @@
+"""vLLM's schedulers, choosing in each step how many tokens are drafted after it.
+
+The scheduler runs in one process, and every rank on every host follows what it schedules. So K is
+decided here, from what a scheduler sees: the time between steps, and how many drafts were accepted.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from layerskip_vllm.scheduling.draft_order import DraftOrder, attach, draft_order_of
+from layerskip_vllm.scheduling.health import AcceptanceMonitor
+from layerskip_vllm.scheduling.limits import max_drafts
+from layerskip_vllm.scheduling.policy import DraftPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.scheduler import Scheduler as HostScheduler
+    from vllm.v1.metrics.stats import SpecDecodingStats
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.request import Request
+else:
+    HostScheduler = object
+
+
+class DraftingMixin(HostScheduler):
+    """Put before `Scheduler` or one of its subclasses."""
+
+    def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(*args, **kwargs)
+        # Propose writes the early layers' KV of t and of every draft: K + 1 positions.
+        self.num_lookahead_tokens += 1
+        layerskip = self.vllm_config.speculative_config.layerskip
+        reasoning = self.vllm_config.reasoning_config
+        end_token_ids = reasoning.reasoning_end_token_ids if reasoning is not None else None
+        self._num_thinking_end_tokens = len(end_token_ids or ())
+        self.policy = DraftPolicy(layerskip, self.num_spec_tokens)
+        self.acceptance = AcceptanceMonitor(layerskip)
+        self._limits: dict[str, int] = {}
+        self._num_drafted: list[int] = []
+        self._num_accepted: list[int] = []
+        self._last_step: tuple[float, int] | None = None
+        """When the last step ended, and the K that it proposed."""
+
+    def add_request(self, request: Request) -> None:
+        """Read once how many drafts the request may have in any step."""
+        super().add_request(request)
+        if request.sampling_params is None:
+            return
+        limit = max_drafts(
+            request.sampling_params, self.num_spec_tokens, self._num_thinking_end_tokens
+        )
+        if limit < self.num_spec_tokens:
+            self._limits[request.request_id] = limit
+
+    def _free_request(self, request: Request, *args, **kwargs):  # type: ignore[no-untyped-def]
+        self._limits.pop(request.request_id, None)
+        return super()._free_request(request, *args, **kwargs)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        """Choose K, before the host makes placeholders for the drafts of an asynchronous step."""
+        most = scheduler_output.num_spec_tokens_to_schedule
+        limits = self._draft_limits(scheduler_output.num_scheduled_tokens, most)
+        num_drafts = self.policy.choose(list(limits.values()))
+        scheduler_output.num_spec_tokens_to_schedule = num_drafts
+        scheduled = scheduler_output.scheduled_cached_reqs
+        order = DraftOrder(
+            limits={req_id: limit for req_id, limit in limits.items() if limit < num_drafts},
+            num_drafts=num_drafts,
+            batch_size=len(limits),
+            is_decode=bool(limits)
+            and len(limits) == len(scheduled.req_ids)
+            and not scheduled.resumed_req_ids
+            and not scheduler_output.scheduled_new_reqs
+            and len(limits) == len(scheduler_output.num_scheduled_tokens),
+        )
+        attach(scheduler_output, order)
+        super()._update_after_schedule(scheduler_output)
+
+    def _draft_limits(self, num_scheduled_tokens: Mapping[str, int], most: int) -> dict[str, int]:
+        """Most drafts after the step of each request that decodes then, by request id."""
+        limits = {}
+        for req_id, num_scheduled in num_scheduled_tokens.items():
+            request = self.requests[req_id]
+            num_known = request.num_tokens + request.num_output_placeholders
+            if request.num_computed_tokens + num_scheduled < num_known:
+                continue  # in the middle of its prompt
+            # The step yields a token at least, and none is drafted after the last one.
+            room = request.max_tokens - request.num_output_tokens - 2
+            limits[req_id] = max(0, min(most, self._limits.get(req_id, most), room))
+        return limits
+
+    def update_from_output(  # type: ignore[no-untyped-def]
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ):
+        """Learn what the step took and which drafts were accepted."""
+        now = time.perf_counter()
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        order = draft_order_of(scheduler_output)
+        if self._last_step is not None:
+            ended, num_drafts = self._last_step
+            # A step verifies the drafts of the one before: both must have the same K.
+            if order.is_decode and order.num_drafts == num_drafts:
+                self.policy.cycle_times.observe(order.batch_size, num_drafts, now - ended)
+        self._last_step = (now, order.num_drafts)
+        self.policy.outcomes.observe(self._num_drafted, self._num_accepted)
+        self.acceptance.observe(sum(self._num_drafted), sum(self._num_accepted))
+        self._num_drafted, self._num_accepted = [], []
+        return outputs
+
+    def make_spec_decoding_stats(
+        self,
+        spec_decoding_stats: SpecDecodingStats | None,
+        num_draft_tokens: int,
+        num_accepted_tokens: int,
+        num_invalid_spec_tokens: dict[str, int] | None,
+        request_id: str,
+    ) -> SpecDecodingStats | None:
+        """Count a request's drafts; vLLM calls this for each that had some verified."""
+        num_invalid = (num_invalid_spec_tokens or {}).get(request_id, 0)
+        if num_draft_tokens > num_invalid:
+            self._num_drafted.append(num_draft_tokens - num_invalid)
+            self._num_accepted.append(num_accepted_tokens)
+        return super().make_spec_decoding_stats(
+            spec_decoding_stats,
+            num_draft_tokens=num_draft_tokens,
+            num_accepted_tokens=num_accepted_tokens,
+            num_invalid_spec_tokens=num_invalid_spec_tokens,
+            request_id=request_id,
+        )
+
+
+class LayerSkipScheduler(DraftingMixin, Scheduler):
+    """vLLM's scheduler with the policy."""
+
+
+class LayerSkipAsyncScheduler(DraftingMixin, AsyncScheduler):
+    """vLLM's scheduler of asynchronous steps with the policy."""
