@@ -19,7 +19,7 @@ from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
 from layerskip_vllm.runner_v1.sampling import LayerSkipRejectionSampler, biases_drafts_itself
-from layerskip_vllm.scheduling.draft_order import draft_order_of
+from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
 from layerskip_vllm.scheduling.limits import max_num_tokens
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
 from layerskip_vllm.telemetry import StepStats
@@ -144,14 +144,17 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         slot_mappings: object,
     ) -> list[list[int]]:
         """Draft for every request with a new token; the lists' lengths differ."""
+        num_verified = spec_decode_metadata.num_draft_tokens
+        drafts: list[list[int]] = [[] for _ in num_verified]
+        self._draft_probs = self._draft_prob_req_ids = None
+        order = draft_order_of(scheduler_output)
+        if order.num_drafts == 0 and not any(num_verified):
+            return drafts  # a step of plain decoding: nothing here may cost time
         sampled = sampled_token_ids.cpu().numpy()
         # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
-        num_verified = np.array(spec_decode_metadata.num_draft_tokens)
-        self._step_stats.sampled(int(num_verified.sum()))
-        drafts: list[list[int]] = [[] for _ in sampled]
-        self._draft_probs = self._draft_prob_req_ids = None
-        batch = self._draft_batch(scheduler_output, sampled, num_verified)
+        self._step_stats.sampled(sum(num_verified))
+        batch = self._draft_batch(order, sampled, np.array(num_verified))
         if batch is None:
             return drafts
         rows = torch.from_numpy(batch.rows).to(self.device)
@@ -167,14 +170,14 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
 
     def _draft_batch(
         self,
-        scheduler_output: SchedulerOutput,
+        order: DraftOrder,
         sampled: np.ndarray,  # [num_reqs, max_num_sampled], -1 where rejected
         num_verified: np.ndarray,  # [num_reqs], drafts that the step verified
     ) -> DraftBatch | None:
         """The requests that draft after this step; None where there are none."""
-        order, req_ids = draft_order_of(scheduler_output), self.input_batch.req_ids
         if order.num_drafts == 0:
             return None
+        req_ids = self.input_batch.req_ids
         num_reqs = len(req_ids)
         limits = [order.limits.get(req_id, order.num_drafts) for req_id in req_ids]
         num_new = (sampled >= 0).sum(axis=1)

@@ -27,9 +27,29 @@ class CycleTimes:
         self._prior = [1 + draft_cost * k for k in range(max_drafts + 1)]
         self._samples: dict[tuple[int, int], deque[float]] = {}
         self._seconds: dict[int, dict[int, float]] = {}  # bucket -> K -> lower quartile
+        self._change: tuple[int, int, int, float] | None = None
+        """The last step, where it proposed another K than it verified."""
+
+    def observe_step(
+        self, batch_size: int, num_verified: int, num_proposed: int, seconds: float
+    ) -> None:
+        """Add the time of a step that verified one K and then proposed another, or the same.
+
+        Two steps from one K to another and back take as long as a cycle with each, so a K is timed
+        without being kept.
+        """
+        change, self._change = self._change, None
+        if num_verified == num_proposed:
+            self.observe(batch_size, num_proposed, seconds)
+        elif change is not None and change[:3] == (batch_size, num_proposed, num_verified):
+            usual = self._seconds.get(_bucket_of(batch_size), {}).get(num_proposed)
+            if usual is not None:
+                self.observe(batch_size, num_verified, max(0.0, change[3] + seconds - usual))
+        else:
+            self._change = batch_size, num_verified, num_proposed, seconds
 
     def observe(self, batch_size: int, num_drafts: int, seconds: float) -> None:
-        """Add a measured time."""
+        """Add the time of a whole cycle."""
         bucket = _bucket_of(batch_size)
         samples = self._samples.setdefault((bucket, num_drafts), deque(maxlen=TIMES_KEPT))
         samples.append(seconds)

@@ -59,9 +59,6 @@ class DraftPolicy:
         self.is_adaptive = config.adaptive
         self.outcomes = DraftOutcomes()
         self.cycle_times = CycleTimes(config.exit_layer, config.num_layers, max_drafts)
-        self._choice = 0
-        self._is_timed = True
-        """Whether a step has verified as many drafts as it proposed since the last change of K."""
         self._choices_to_probe = self._probe_interval = FIRST_PROBE
         self._num_probes = 0
         self._is_probe = False
@@ -75,19 +72,11 @@ class DraftPolicy:
         most = max(limits, default=0)
         if not self.is_adaptive or most == 0:
             return most
-        if not self._is_timed:
-            # The step after a change verifies the old K and proposes the new one. One more step
-            # with the same K is the first whose time is that of a cycle with this K.
-            self._is_timed = True
-            return min(self._choice, most)
         rates = self.tokens_per_second(limits)
         best = rates.index(max(rates))
         if rates[best] < MIN_GAIN * rates[0]:
             best = 0
-        choice = self._probe(best, most)
-        self._is_timed = choice == self._choice
-        self._choice = choice
-        return choice
+        return self._probe(best, most)
 
     def tokens_per_second(self, limits: Sequence[int]) -> list[float]:
         """What a cycle with K = 0 .. max(limits) promises, all requests together.

@@ -104,10 +104,11 @@ class DraftingMixin(HostScheduler):
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         order = draft_order_of(scheduler_output)
         if self._last_step is not None:
-            ended, num_drafts = self._last_step
-            # A step verifies the drafts of the one before: both must have the same K.
-            if order.is_decode and order.num_drafts == num_drafts:
-                self.policy.cycle_times.observe(order.batch_size, num_drafts, now - ended)
+            ended, num_verified = self._last_step
+            if order.is_decode:
+                self.policy.cycle_times.observe_step(
+                    order.batch_size, num_verified, order.num_drafts, now - ended
+                )
         self._last_step = (now, order.num_drafts)
         self.policy.outcomes.observe(self._num_drafted, self._num_accepted)
         self.acceptance.observe(sum(self._num_drafted), sum(self._num_accepted))

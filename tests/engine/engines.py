@@ -66,6 +66,11 @@ def runner(llm: LLM):
     return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
 
+def scheduler(llm: LLM):
+    """The scheduler of an engine in this process."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
 def greedy(max_tokens: int, **overrides) -> SamplingParams:
     return SamplingParams(**({"temperature": 0, "max_tokens": max_tokens} | overrides))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import torch
+import numpy as np
 
 from tests.models import VOCAB_SIZE
 
@@ -31,12 +31,12 @@ class ScriptedDrafts:
         self._runner, drafter = its_runner, its_runner.drafter
         self._target_says = target_says
         self._propose, self._choose = drafter.propose_drafts, drafter._choose_drafts
-        self._verify, self._width = drafter.verify, drafter.exit_query_cache.width
+        self._verify = drafter.verify
         drafter.propose_drafts, drafter._choose_drafts = self._propose_drafts, self._choose_drafts
         drafter.verify = self._verify_and_note
         self._num_right: Mapping[str, int] = {}
-        self._usable: dict[int, StateOf] = {}
-        self._published: dict[int, StateOf] = {}
+        self._usable: dict[tuple[int, int], StateOf] = {}
+        self._published: dict[tuple[int, int], StateOf] = {}
         self.faults: list[str] = []
         self.num_used = 0
         """Exit states that a verification resumed from, so far."""
@@ -46,41 +46,39 @@ class ScriptedDrafts:
         self._num_right = num_right
         self._usable, self._published = self._published, {}
 
-    def _propose_drafts(self, schedule, req_ids, *args):
-        self._schedule, self._req_ids, self._step = schedule, list(req_ids), 0
-        drafts = self._propose(schedule, req_ids, *args)
-        for row, req_id in enumerate(req_ids):
-            start = int(schedule.start_positions[row])
-            fed = [int(schedule.next_token_ids[row]), *drafts.token_ids[row, :-1].tolist()]
-            for k in range(drafts.num_drafted[row]):
-                self._published[row * self._width + k] = StateOf(req_id, start + k, fed[k])
-        return drafts
+    def _propose_drafts(self, batch, *args):
+        self._batch, self._step = batch, 0
+        self._propose(batch, *args)
+        drafts = batch.drafts() + [[]] * len(batch.rows)
+        for row, req_id in enumerate(batch.req_ids):
+            fed = [int(batch.next_token_ids[row]), *drafts[row]]
+            for k, token_id in enumerate(fed):
+                position = int(batch.start_positions[row]) + k
+                self._published[row, k] = StateOf(req_id, position, token_id)
 
     def _choose_drafts(self, *args):
-        choice = self._choose(*args)
-        tokens = choice.token_ids.clone()
-        for row, req_id in enumerate(self._req_ids):
+        token_ids, probs = self._choose(*args)
+        token_ids = token_ids.clone()
+        for row, req_id in enumerate(self._batch.req_ids[: len(token_ids)]):
             if req_id in self._num_right:
-                tokens[row] = self._scripted_token(row)
+                token_ids[row] = self._scripted_token(row)
         self._step += 1
-        return choice._replace(token_ids=tokens)
+        return token_ids, probs
 
     def _scripted_token(self, row: int) -> int:
-        req_id = self._req_ids[row]
-        right = self._target_says(req_id, int(self._schedule.start_positions[row]) + self._step + 1)
+        req_id = self._batch.req_ids[row]
+        right = self._target_says(req_id, int(self._batch.start_positions[row]) + self._step + 1)
         return right if self._step < self._num_right[req_id] else (right + 1) % VOCAB_SIZE
 
-    def _verify_and_note(self, plan, input_ids, positions, inputs_embeds, common_attn_metadata):
-        fresh = set(plan.fresh_token_indices.tolist())
-        query_start = common_attn_metadata.query_start_loc_cpu
-        rows = torch.repeat_interleave(torch.arange(len(query_start) - 1), query_start.diff())
-        for i, index in enumerate(plan.exit_state_indices.tolist()):
-            if i in fresh:
-                continue
-            state = self._usable.pop(index, None)
-            req_id = self._runner.input_batch.req_ids[rows[i]]
-            token = StateOf(req_id, int(positions[i]), int(input_ids[i]))
+    def _verify_and_note(self, entries, positions):
+        batch = self._runner.input_batch
+        query_start = self._runner.query_start_loc.np[: batch.num_reqs + 1]
+        req_ids = np.repeat(batch.req_ids, np.diff(query_start))
+        token_ids = self._runner.input_ids.gpu.tolist()
+        for i, (row, step) in enumerate(entries.tolist()):
+            state = self._usable.pop((row, step), None)
+            token = StateOf(str(req_ids[i]), int(positions[i]), token_ids[i])
             if state != token:
-                self.faults.append(f"{token} resumes from entry {index}, which holds {state}")
+                self.faults.append(f"{token} resumes from {row, step}, which holds {state}")
             self.num_used += 1
-        return self._verify(plan, input_ids, positions, inputs_embeds, common_attn_metadata)
+        return self._verify(entries, positions)

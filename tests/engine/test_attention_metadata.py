@@ -2,7 +2,7 @@
 
 xFormers' block-diagonal masks state which key a packed query may see; PyTorch's attention applies
 them to keys and values laid out without any paging. vLLM's kernel must agree when it is given our
-metadata for the fresh tokens, or for one draft step, over a paged cache with shuffled blocks.
+metadata for one early step, and vLLM's own for a verify batch, over a cache with shuffled blocks.
 """
 
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 from xformers.ops.fmha.attn_bias import BlockDiagonalCausalFromBottomRightMask
 
-from layerskip_vllm.spec_decode.plan import DraftPlan, DraftSchedule, ResumePlan
+from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
 from tests.engine.engines import close, make_self_llm, runner
 
 BLOCK_SIZE, MAX_BLOCKS, HEADS, KV_HEADS, HEAD_SIZE = 32, 5, 4, 2, 32
@@ -33,16 +33,6 @@ def drafter(request, random_llama, random_model):
     llm = make_self_llm(model, 2, 4)
     yield runner(llm).drafter
     close(llm)
-
-
-@st.composite
-def batches(draw):
-    """(context length, scheduled tokens, resumed tokens) per request, and a seed."""
-    reqs = []
-    for _ in range(draw(st.integers(1, 6))):
-        scheduled = draw(st.integers(1, 12))
-        reqs.append((draw(st.integers(0, 120)), scheduled, draw(st.integers(0, min(scheduled, 4)))))
-    return reqs, draw(st.integers(0, 2**32 - 1))
 
 
 class PagedBatch:
@@ -128,108 +118,101 @@ class PagedBatch:
         ).transpose(0, 1)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@st.composite
+def batches(draw):
+    """(context length, scheduled tokens) per request, and a seed."""
+    lengths = st.tuples(st.integers(0, 120), st.integers(1, 12))
+    return draw(st.lists(lengths, min_size=1, max_size=6)), draw(st.integers(0, 2**32 - 1))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches())
-def test_fresh_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
+def test_verified_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
     reqs, seed = batch
-    context, scheduled, resumed = map(np.array, zip(*reqs, strict=True))
-    fresh = scheduled - resumed
-    if not fresh.any():
-        return
-    paged = PagedBatch(drafter, (context + scheduled).tolist(), seed)
-    if (context + resumed).any():
-        written = context + resumed  # the draft wrote the early KV of the resumed tokens
-        keep = np.flatnonzero(written)
-        part = PagedBatch(drafter, written[keep].tolist(), seed)
-        part.block_table = paged.block_table[keep]
-        part.keys = [paged.keys[i] for i in keep]
-        part.values = [paged.values[i] for i in keep]
-        part.write(written[keep].tolist())
-
-    plan = ResumePlan.from_schedule(scheduled, resumed, np.arange(len(reqs)), 4)
-    common = paged.common_metadata(scheduled.tolist())
-    with set_forward_context(
-        {}, drafter.vllm_config, slot_mapping={"remaining": common.slot_mapping}
-    ):
-        drafter._enter_fresh_tokens(plan, common)
-        context_now = get_forward_context()
-        metadata = context_now.attn_metadata[paged.layer_name]
-        slots = context_now.slot_mapping[paged.layer_name]
-    assert torch.equal(metadata.slot_mapping, common.slot_mapping[plan.fresh_token_indices])
-    assert torch.equal(slots[: plan.num_fresh_tokens], metadata.slot_mapping)
-    assert len(slots) >= drafter.min_rows
-    assert slots[plan.num_fresh_tokens :].eq(PADDING_SLOT_ID).all()  # idle rows write nowhere
-
-    rows, query_lens = plan.fresh_rows.tolist(), fresh[fresh > 0].tolist()
-    queries = torch.randn(plan.num_fresh_tokens, HEADS, HEAD_SIZE)
-    ends = context + scheduled
-    of_rows = PagedBatch.__new__(PagedBatch)
-    of_rows.__dict__ = vars(paged) | {
-        "keys": [paged.keys[r] for r in rows],
-        "values": [paged.values[r] for r in rows],
-    }
-    actual = of_rows.attention(
-        metadata, queries, [(ends[r] - n, ends[r]) for r, n in zip(rows, query_lens, strict=True)]
-    )
+    context, scheduled = map(np.array, zip(*reqs, strict=True))
+    ends = (context + scheduled).tolist()
+    paged = PagedBatch(drafter, ends, seed)
+    paged.write(ends)
+    rows, query_lens = list(range(len(reqs))), scheduled.tolist()
+    metadata = drafter._early_attn_metadata(paged.common_metadata(query_lens))[paged.layer_name]
+    queries = torch.randn(sum(query_lens), HEADS, HEAD_SIZE)
+    ranges = [(end - n, end) for end, n in zip(ends, query_lens, strict=True)]
+    actual = paged.attention(metadata, queries, ranges)
     torch.testing.assert_close(
         actual, paged.oracle(queries, rows, query_lens), atol=2e-5, rtol=1e-4
     )
 
 
-def draft_plan(schedule, block_table, num_idle_rows=0) -> DraftPlan:
-    num_rows = len(block_table) + num_idle_rows
-    return DraftPlan.from_schedule(schedule, num_rows, block_table, BLOCK_SIZE, PADDING_SLOT_ID)
+def draft_steps(start_positions, num_drafts, block_table, num_idle_rows=0) -> DraftSteps:
+    rows = np.arange(len(block_table))
+    starts, most = np.array(start_positions), np.array(num_drafts)
+    return DraftSteps.of_batch(
+        DraftBatch([f"r{row}" for row in rows], rows, starts, rows, most),
+        block_table,
+        num_rows=len(block_table) + num_idle_rows,
+        block_size=BLOCK_SIZE,
+        padding_slot=PADDING_SLOT_ID,
+        with_last_draft=True,
+    )
 
 
 @contextmanager
-def draft_step(drafter, step, plan, block_table):
-    """The forward context of one draft step."""
+def early_step(drafter, step, steps, block_table):
+    """The forward context of one early step."""
     with set_forward_context(None, drafter.vllm_config):
-        drafter._enter_draft_step(step, plan, block_table)
+        drafter._enter_draft_step(step, steps, block_table)
         yield get_forward_context()
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.integers(1, 120), min_size=1, max_size=6), st.integers(0, 2**32 - 1))
-def test_each_draft_step_sees_all_before_it_and_itself(drafter, context, seed):
-    num_steps = 4
-    paged = PagedBatch(drafter, [n + num_steps for n in context], seed)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.tuples(st.integers(1, 120), st.integers(1, 3)), min_size=1, max_size=6),
+    st.integers(0, 2**32 - 1),
+)
+def test_each_early_step_sees_all_before_it_and_itself(drafter, reqs, seed):
+    reqs = sorted(reqs, key=lambda req: -req[1])
+    context, num_drafts = map(list, zip(*reqs, strict=True))
+    paged = PagedBatch(drafter, [n + k + 1 for n, k in reqs], seed)
     paged.write(context)
-    rows = np.arange(len(context))
-    schedule = DraftSchedule(rows, np.array(context), rows, np.full(len(rows), num_steps))
-    plan = draft_plan(schedule, paged.block_table)
-    for step, positions in enumerate(plan.positions):
-        with draft_step(drafter, step, plan, paged.block_table) as context_now:
+    steps = draft_steps(context, num_drafts, paged.block_table)
+    assert len(steps) == num_drafts[0] + 1
+    for step, num_reqs in enumerate(steps.num_reqs):
+        with early_step(drafter, step, steps, paged.block_table) as context_now:
             metadata = context_now.attn_metadata[paged.layer_name]
-        assert positions.tolist() == [n + step for n in context]
+        positions = steps.positions[step, :num_reqs]
+        assert positions.tolist() == [n + step for n in context[:num_reqs]]
         paged.seq_lens = (positions + 1).to(torch.int32)
-        queries = torch.randn(len(context), HEADS, HEAD_SIZE)
+        queries = torch.randn(num_reqs, HEADS, HEAD_SIZE)
+        whole = paged.keys, paged.values
+        paged.keys, paged.values = (tensors[:num_reqs] for tensors in whole)
         actual = paged.attention(metadata, queries, [(p, p + 1) for p in positions])
-        expected = paged.oracle(queries, rows.tolist(), [1] * len(rows))
+        expected = paged.oracle(queries, list(range(num_reqs)), [1] * num_reqs)
+        paged.keys, paged.values = whole
         torch.testing.assert_close(actual, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_a_request_that_has_all_its_drafts_writes_nowhere(drafter):
+def test_a_request_that_has_all_its_drafts_leaves_the_batch(drafter):
     paged = PagedBatch(drafter, [9, 9], seed=0)
-    schedule = DraftSchedule(*map(np.array, ([0, 1], [3, 4], [0, 0], [4, 2])))
-    plan = draft_plan(schedule, paged.block_table)
+    steps = draft_steps([3, 4], [3, 1], paged.block_table, drafter.min_rows - 2)
     slots = []
     for step in range(4):
-        with draft_step(drafter, step, plan, paged.block_table) as context_now:
+        with early_step(drafter, step, steps, paged.block_table) as context_now:
             slots.append(context_now.slot_mapping[paged.layer_name].tolist())
     first = (paged.block_table[:, 0] * BLOCK_SIZE).tolist()
-    assert plan.positions.tolist() == [[3, 4], [4, 5], [5, 5], [6, 5]]
+    least = drafter.min_rows
     assert [row[0] - first[0] for row in slots] == [3, 4, 5, 6]
-    assert [row[1] for row in slots] == [first[1] + 4, first[1] + 5, -1, -1]
+    assert [row[1] for row in slots if len(row) > 1][:2] == [first[1] + 4, first[1] + 5]
+    assert all(len(row) == max(n, least) for row, n in zip(slots, [2, 2, 1, 1], strict=True))
+    assert all(row[1:] == [PADDING_SLOT_ID] * (least - 1) for row in slots[2:])
 
 
 def test_idle_rows_write_nowhere_and_are_no_requests(drafter):
     paged = PagedBatch(drafter, [9, 9], seed=0)
-    schedule = DraftSchedule(*map(np.array, ([0, 1], [3, 4], [0, 0], [4, 4])))
-    plan = draft_plan(schedule, paged.block_table, num_idle_rows=3)
-    with draft_step(drafter, 1, plan, paged.block_table) as context_now:
+    steps = draft_steps([3, 4], [4, 4], paged.block_table, drafter.min_rows - 2)
+    with early_step(drafter, 1, steps, paged.block_table) as context_now:
         metadata = context_now.attn_metadata[paged.layer_name]
         slots = context_now.slot_mapping[paged.layer_name]
-    assert slots[2:].tolist() == [PADDING_SLOT_ID] * 3
+    assert drafter.min_rows > 2
+    assert slots[2:].tolist() == [PADDING_SLOT_ID] * (drafter.min_rows - 2)
     assert metadata.num_actual_tokens == len(metadata.seq_lens) == 2
     assert torch.equal(metadata.slot_mapping, slots[:2])

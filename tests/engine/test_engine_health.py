@@ -16,6 +16,7 @@ from tests.engine.engines import (
     make_self_llm,
     random_prompts,
     runner,
+    scheduler,
 )
 
 
@@ -37,7 +38,7 @@ def test_a_bad_acceptance_rate_is_warned_of_once(random_llama, warnings, late_sc
     prompts = as_prompts(random_prompts([9] * 12))
     for _ in range(3):
         generate(llm, prompts, greedy(60, ignore_eos=True))
-    counted, seen = counts(llm).since(before), runner(llm).acceptance
+    counted, seen = counts(llm).since(before), scheduler(llm).acceptance
     close(llm)
     # Ours and vLLM's counts are of the same thing.
     assert (seen.num_drafted, seen.num_accepted) == (counted.num_drafted, counted.num_accepted)

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
-from layerskip_vllm.scheduling import policy
-from layerskip_vllm.scheduling.draft_length import DraftLengthController
+from layerskip_vllm.scheduling import scheduler
+from layerskip_vllm.scheduling.policy import DraftPolicy
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -61,14 +61,14 @@ def run(model, prompts, plain_outputs):
 
 @pytest.fixture
 def chosen(monkeypatch):
-    """Every K that a controller chooses."""
-    original, seen = DraftLengthController.choose, []
+    """Every K that the policy chooses."""
+    original, seen = DraftPolicy.choose, []
 
     def choose(self, *args):
         seen.append(original(self, *args))
         return seen[-1]
 
-    monkeypatch.setattr(DraftLengthController, "choose", choose)
+    monkeypatch.setattr(DraftPolicy, "choose", choose)
     return seen
 
 
@@ -82,7 +82,7 @@ def _layers_take_time(monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(LlamaDecoderLayer, "forward", forward)
-    monkeypatch.setattr(policy, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
+    monkeypatch.setattr(scheduler, "time", SimpleNamespace(perf_counter=lambda: seconds[0]))
 
 
 def test_the_defaults(run):
@@ -92,7 +92,7 @@ def test_the_defaults(run):
 
 def test_a_draft_length_that_changes_in_every_step(run, monkeypatch):
     lengths = iter([4, 0, 1, 3, 0, 0, 2] * 1000)
-    monkeypatch.setattr(DraftLengthController, "choose", lambda *args: next(lengths))
+    monkeypatch.setattr(DraftPolicy, "choose", lambda *args: next(lengths))
     counted, _ = run({"adaptive": True})
     assert counted.num_resumed > 0
     assert 0 < counted.num_accepted < counted.num_drafted < 4 * counted.num_drafts

@@ -12,7 +12,7 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
-    runner,
+    scheduler,
 )
 
 EXIT_LAYER, NUM_SPECULATIVE_TOKENS = 4, 4
@@ -48,7 +48,7 @@ def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(promp
     llm = make_self_llm(
         str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS, {"adaptive": True}, **compiled
     )
-    runner(llm).policy.controller.choose = lambda *_: 0
+    scheduler(llm).policy.choose = lambda _: 0
     assert generate(llm, prompts, greedy(128)) == expected
     close(llm)
 

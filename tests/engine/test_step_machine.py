@@ -23,8 +23,7 @@ from hypothesis.stateful import (
 )
 
 from layerskip_vllm.models.split import SplitForwardMixin
-from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryEntries
-from layerskip_vllm.spec_decode.plan import DraftPlan, ResumePlan
+from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
 from tests.engine.engines import close, make_self_llm, num_preemptions, random_prompts
 from tests.engine.stepped import SteppedEngine, batching_difference, known_sequences
 
@@ -153,40 +152,38 @@ def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv
 
 
 def in_another_requests_blocks(patch) -> None:
-    original = DraftPlan.from_schedule
+    original = DraftSteps.of_batch
 
-    def shifted(*args):
-        plan = original(*args)
-        slots = (plan.slot_mapping + BLOCK_SIZE) % (NUM_BLOCKS * BLOCK_SIZE)
+    def shifted(*args, **kwargs):
+        steps = original(*args, **kwargs)
+        slots = (steps.slot_mapping + BLOCK_SIZE) % (NUM_BLOCKS * BLOCK_SIZE)
         return dataclasses.replace(
-            plan, slot_mapping=torch.where(plan.slot_mapping < 0, plan.slot_mapping, slots)
+            steps, slot_mapping=torch.where(steps.slot_mapping < 0, steps.slot_mapping, slots)
         )
 
-    patch.setattr(DraftPlan, "from_schedule", staticmethod(shifted))
+    patch.setattr(DraftSteps, "of_batch", staticmethod(shifted))
 
 
 def from_another_requests_states(patch) -> None:
-    original = ExitQueryEntries.match
+    original = DraftBatch.resumed_entries
 
     def turned(*args):
-        cache_rows, num_resumed = original(*args)
-        resumed = np.flatnonzero(num_resumed)
-        cache_rows[resumed] = np.roll(cache_rows[resumed], 1)
-        return cache_rows, num_resumed
+        entries = original(*args)
+        if entries is not None:
+            entries[:, 0] = np.roll(entries[:, 0], 1)
+        return entries
 
-    patch.setattr(ExitQueryEntries, "match", turned)
+    patch.setattr(DraftBatch, "resumed_entries", turned)
 
 
-def with_one_state_too_many(patch) -> None:
-    original = ResumePlan.from_schedule
+def from_the_state_of_the_token_before(patch) -> None:
+    original = DraftBatch.resumed_entries
 
-    def overstated(query_lens, num_resumed, cache_rows, cache_width):
-        more = np.where(num_resumed > 0, np.minimum(num_resumed + 1, query_lens), 0)
-        # The last row's state past the end would be no memory of ours.
-        more[cache_rows == cache_rows.max()] = num_resumed[cache_rows == cache_rows.max()]
-        return original(query_lens, more, cache_rows, cache_width)
+    def late(*args):
+        entries = original(*args)
+        return None if entries is None else np.maximum(entries - [0, 1], 0)
 
-    patch.setattr(ResumePlan, "from_schedule", staticmethod(overstated))
+    patch.setattr(DraftBatch, "resumed_entries", late)
 
 
 def from_a_disturbed_state(patch) -> None:
@@ -204,7 +201,7 @@ def from_a_disturbed_state(patch) -> None:
     [
         in_another_requests_blocks,
         from_another_requests_states,
-        with_one_state_too_many,
+        from_the_state_of_the_token_before,
         from_a_disturbed_state,
     ],
 )

@@ -25,11 +25,5 @@ def drafts_of(worker) -> list[list[list[int]]]:
     return worker.model_runner.recorded_drafts
 
 
-def disagree(worker) -> None:
-    """Let each rank's clock favour another K."""
-    rank, controller = worker.rank, worker.model_runner.policy.controller
-    controller.choose = lambda *_: 3 - rank
-
-
 def num_resumed_tokens(worker) -> int:
     return worker.model_runner.num_resumed_tokens

@@ -64,7 +64,10 @@ def test_break_even_is_where_the_cost_model_says_it_is():
         assert 1 + num_drafts * config.break_even_acceptance_rate == pytest.approx(cost)
 
 
-def test_config_and_plan_import_no_vllm():
-    modules = "layerskip_vllm.config, layerskip_vllm.models, layerskip_vllm.spec_decode.plan"
+def test_config_draft_batch_and_policy_import_no_vllm():
+    modules = ", ".join(
+        f"layerskip_vllm.{name}"
+        for name in ("config", "models", "spec_decode.draft_batch", "scheduling.policy")
+    )
     code = f"import sys, {modules}; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
