@@ -1,4 +1,4 @@
-"""`logit_bias` where drafts are verified, and what requests may not ask for."""
+"""`logit_bias` applies to drafts, and requests with bad options are refused."""
 
 import pytest
 import torch
@@ -8,8 +8,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 
 from layerskip_vllm import plugin
-from layerskip_vllm.runner_v1.sampling import add_logit_bias
-from layerskip_vllm.vllm_config.speculative_config import LayerSkipSpeculativeConfig
+from layerskip_vllm.compat.worker.logit_bias import add_logit_bias
 
 VOCAB_SIZE = 7
 
@@ -45,7 +44,6 @@ def test_a_bias_is_added_at_every_draft_position_of_its_request(num_drafts, data
 class OurConfig:
     layerskip = object()
     num_speculative_tokens = 4
-    verify_sampling_params = LayerSkipSpeculativeConfig.verify_sampling_params
 
 
 @pytest.mark.parametrize(
@@ -58,7 +56,7 @@ class OurConfig:
         ),
     ],
 )
-def test_only_self_speculation_reads_a_requests_options(extra_args, message):
+def test_only_self_speculation_checks_a_requests_options(extra_args, message):
     plugin.register()
     sampling_params = SamplingParams(extra_args=extra_args)
     with pytest.raises(VLLMValidationError, match=message):
@@ -85,7 +83,7 @@ def test_token_ids_to_score_are_refused_under_self_speculation():
         ({"min_p": 0.5, "logit_bias": {3: 1.0}}, None, False),
     ],
 )
-def test_only_self_speculation_takes_a_logit_bias(params, config, refused):
+def test_only_self_speculation_accepts_a_logit_bias(params, config, refused):
     plugin.register()
     sampling_params = SamplingParams(**params)
     if refused:
