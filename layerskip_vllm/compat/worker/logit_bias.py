@@ -101,7 +101,8 @@ def _apply_logits_processors(
         # Of no other speculative method's requests: vLLM refuses their biases.
         if isinstance(processor, LogitBiasLogitsProcessor) and processor.biases:
             num_draft_tokens = torch.tensor(metadata.num_draft_tokens, device=logits.device)
-            add_logit_bias(logits, num_draft_tokens, *processor.logits_slice, processor.bias_tensor)
+            reqs, token_ids = processor.logits_slice
+            add_logit_bias(logits, num_draft_tokens, reqs, token_ids, processor.bias_tensor)
     return original(sampler, logits, sampling_metadata, metadata)
 
 
