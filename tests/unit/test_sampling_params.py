@@ -1,14 +1,17 @@
 """`logit_bias` applies to drafts, and requests with bad options are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.worker import gpu_model_runner
 
 from layerskip_vllm import plugin
-from layerskip_vllm.compat.worker.logit_bias import add_logit_bias
+from layerskip_vllm.compat.worker import logit_bias
 
 VOCAB_SIZE = 7
 
@@ -31,7 +34,7 @@ def test_a_bias_is_added_at_every_draft_position_of_its_request(num_drafts, data
     entries = [(req, t, v) for req, bias in enumerate(biases) for t, v in bias.items()]
     reqs, token_ids, values = zip(*entries, strict=True) if entries else ((), (), ())
     logits = torch.zeros_like(expected)
-    add_logit_bias(
+    logit_bias.add_logit_bias(
         logits,
         torch.tensor(num_drafts),
         torch.tensor(reqs, dtype=torch.int32),
@@ -92,3 +95,14 @@ def test_only_self_speculation_accepts_a_logit_bias(params, config, refused):
     else:
         sampling_params._validate_spec_decode(config)
     assert sampling_params.logit_bias == params.get("logit_bias")
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_only_self_speculation_keeps_the_biases_of_a_batch(is_ours):
+    logit_bias.install()
+    config = SimpleNamespace(speculative_config=OurConfig() if is_ours else object())
+    config.scheduler_config = SimpleNamespace(max_num_seqs=1)
+    processors = gpu_model_runner.build_logitsprocs(config, torch.device("cpu"), False, False)
+    names = [type(processor).__name__ for processor in processors.non_argmax_invariant]
+    expected = ["MinTokensLogitsProcessor"] + ["LogitBiasLogitsProcessor"] * is_ours
+    assert names == expected

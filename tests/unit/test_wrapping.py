@@ -1,5 +1,6 @@
 """Hooks wrap once, call the original, keep a method's kind, and are installed where needed."""
 
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -10,18 +11,41 @@ from layerskip_vllm.compat import every_process, install, worker
 from layerskip_vllm.compat.install import hooks_of, install_hooks
 from layerskip_vllm.compat.wrapping import wrap
 
-NEEDED_AFTER_INSTALLING = """
-import vllm.plugins
+PROBES = """
+import json
+import sys
+
 from layerskip_vllm.compat import every_process, worker
 from layerskip_vllm.compat.install import hooks_of, install_hooks
 from vllm.platforms import current_platform
 
+
+def needed(folder):
+    return [hook.__name__.rpartition(".")[2] for hook in hooks_of(folder) if hook.is_needed()]
+
+
+def before_and_after(folder):
+    before = needed(folder)
+    install_hooks(folder)
+    return before, needed(folder)
+
+
+report = {"every_process": before_and_after(every_process), "loaded": list(sys.modules)}
 current_platform.register_triton_kernel_overrides()  # as a worker does
-hooks = {hook.__name__.rpartition(".")[2]: hook for hook in hooks_of(%s)}
-print("NEEDED", *(name for name, hook in hooks.items() if hook.is_needed()))
-install_hooks(%s)
-print("NEEDED", *(name for name, hook in hooks.items() if hook.is_needed()))
+report["worker"] = before_and_after(worker)
+print("REPORT", json.dumps(report))
 """
+
+
+@pytest.fixture(scope="module")
+def report():
+    """What the probes say of vLLM in a process of its own, before and after installing."""
+    run = subprocess.run(
+        [sys.executable, "-c", PROBES], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("REPORT")]
+    return json.loads(line.removeprefix("REPORT"))
 
 
 @pytest.fixture
@@ -75,33 +99,15 @@ def test_every_module_of_a_folder_is_a_hook(folder):
         ("worker", {"draft_sampling_params", "logit_bias", "rows_without_adapter"}),
     ],
 )
-def test_a_probe_sees_the_fault_in_vllm_and_its_repair(folder, by_behaviour):
-    run = subprocess.run(
-        [sys.executable, "-c", NEEDED_AFTER_INSTALLING % (folder, folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stderr
-    lines = [line.split()[1:] for line in run.stdout.splitlines() if line.startswith("NEEDED")]
-    needed, needed_afterwards = map(set, lines)
-    assert needed >= by_behaviour
-    assert needed - needed_afterwards == by_behaviour
+def test_a_probe_of_behaviour_sees_vllm_before_and_after_the_repair(report, folder, by_behaviour):
+    before, after = map(set, report[folder])
+    assert before >= by_behaviour
+    assert before - after == by_behaviour
 
 
-def test_registering_loads_no_more_than_it_must():
-    code = """
-import sys
-from layerskip_vllm import plugin
-plugin.register()
-print("LOADED", *sys.modules)
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = {
-        m for line in run.stdout.splitlines() if line.startswith("LOADED") for m in line.split()
-    }
-    assert "layerskip_vllm.compat.every_process.ray_executor" in loaded
-    assert not loaded & {
+def test_the_hooks_of_every_process_load_no_more_than_they_must(report):
+    assert "layerskip_vllm.compat.every_process.ray_executor" in report["loaded"]
+    assert not set(report["loaded"]) & {
         "ray",
         "vllm.lora.ops.torch_ops",
         "vllm.v1.executor.ray_executor_v2",

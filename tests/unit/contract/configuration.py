@@ -124,6 +124,7 @@ MODEL = (
 
 PLATFORM = (
     Has("vllm.config:ParallelConfig", "Set to our worker.", ("worker_cls",)),
+    Has("vllm.config:ParallelConfig", "The draft's too.", ("tensor_parallel_size",)),
     Reads(
         "vllm.platforms.cpu:CpuPlatform.check_and_update_config",
         "Leaves a worker class alone that is not `auto`; other platforms do too.",
