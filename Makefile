@@ -13,7 +13,7 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 # Files in their order, the short unit tests last: neither of the two waits for the other for long.
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-cluster soak bench quality style build clean help
+.PHONY: setup demo test test-all test-cluster soak bench quality ledger style build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -59,6 +59,9 @@ quality: setup ## lint, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+ledger: setup ## write the tables of patches/README.md from the code
+	$(BIN)/python -m tests.unit.contract.ledger
 
 style: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -119,8 +119,7 @@ def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
         title="LayerSkip",
         description="Self-speculative decoding and early exit (arXiv 2404.16710).",
     )
-    if "--speculative-model" not in parser._option_string_actions:  # else vLLM has 0001
-        _add_self_speculation(group)
+    _add_self_speculation(group)
     _add_early_exit(group)
     return parser
 

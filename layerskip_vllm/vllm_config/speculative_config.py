@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 from pydantic import SkipValidation
 from vllm.config import SpeculativeConfig
 from vllm.config.utils import config
-from vllm.exceptions import VLLMValidationError
 from vllm.utils.hashing import safe_hash
 
-from layerskip_vllm.config import LayerSkipConfig, max_drafts_of
+from layerskip_vllm.config import LayerSkipConfig
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES, layerskip_architecture
-from layerskip_vllm.telemetry import StepMetrics
 from layerskip_vllm.version import __version__
-
-if TYPE_CHECKING:
-    from vllm import SamplingParams
 
 
 @config
@@ -56,30 +48,6 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
     def max_num_new_slots_for_drafting(self) -> int:
         """0: a draft step feeds one token a request, so the token budget stays the scheduler's."""
         return 0
-
-    def verify_sampling_params(self, sampling_params: SamplingParams) -> None:
-        """Refuse what a request may not say of its drafts, before it reaches the engine.
-
-        Raises:
-            VLLMValidationError: The server answers it with HTTP 400.
-        """
-        try:
-            max_drafts_of(sampling_params.extra_args, self.num_speculative_tokens)
-        except ValueError as error:
-            raise VLLMValidationError(str(error), parameter="extra_args") from None
-
-    def get_v2_model_runner_unsupported_features(self) -> list[str]:
-        """Rule model runner V2 out, on a vLLM that asks (patches/0003)."""
-        return ["LayerSkip self-speculation"]
-
-    def build_prom_metrics(
-        self,
-        metric_types: Mapping[type, type],
-        labelnames: list[str],
-        per_engine_labelvalues: dict[int, list[object]],
-    ) -> StepMetrics:
-        """Receive what the workers count (patches/0011)."""
-        return StepMetrics(metric_types, labelnames, per_engine_labelvalues)
 
     def compute_hash(self) -> str:
         """Hash what shapes the compiled graphs, as vLLM does, with the cut at layer E."""

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm.lora.ops.torch_ops import lora_ops
 
-from layerskip_vllm.runner_v1.cpu import _expand_batch_to_tokens, _expand_for_adapters
+from layerskip_vllm.compat.worker.draft_sampling_params import expand_batch_to_tokens
+from layerskip_vllm.compat.worker.rows_without_adapter import expand_for_adapters
 
 
 @given(
@@ -21,7 +22,7 @@ def test_each_draft_token_gets_its_requests_parameter(requests, dtype):
         for value, count in zip(x.tolist(), counts, strict=True)
         for _ in range(count)
     ]
-    actual = _expand_batch_to_tokens(None, x, cu_num_tokens, sum(counts), 0, 1)
+    actual = expand_batch_to_tokens(None, x, cu_num_tokens, sum(counts), 0, 1)
     assert actual.dtype == dtype
     assert actual.tolist() == expected
 
@@ -31,7 +32,7 @@ def test_a_row_without_an_adapter_is_left_alone_and_the_others_are_vllms():
     buffers, adapters = torch.randn(4, 2), torch.randn(3, 1, 5, 2)
     before, indices = torch.randn(4, 5), torch.tensor([2, -1, 0, -1])
     after = before.clone()
-    _expand_for_adapters(lora_ops.bgmv_expand, buffers, adapters, after, indices, add_inputs=True)
+    expand_for_adapters(lora_ops.bgmv_expand, buffers, adapters, after, indices, add_inputs=True)
     for row, index in enumerate(indices):
         added = adapters[index, 0] @ buffers[row] if index >= 0 else torch.zeros(5)
         torch.testing.assert_close(after[row], before[row] + added)
@@ -41,5 +42,5 @@ def test_a_row_without_an_adapter_is_left_alone_and_the_others_are_vllms():
 def test_a_slice_of_the_output_is_repaired_too():
     buffers, adapters = torch.ones(2, 1), torch.ones(1, 1, 3, 1)
     output, indices = torch.zeros(2, 6), torch.tensor([-1, 0])
-    _expand_for_adapters(lora_ops.bgmv_expand_slice, buffers, adapters, output, indices, 2, 3)
+    expand_for_adapters(lora_ops.bgmv_expand_slice, buffers, adapters, output, indices, 2, 3)
     assert output.tolist() == [[0] * 6, [0, 0, 1, 1, 1, 0]]

@@ -1,12 +1,24 @@
-"""Each diff in `patches/` applies to the installed vLLM, and the ledger names every hook."""
+"""Each diff in `patches/` applies to the installed vLLM, and the ledger is what the code says."""
 
+import importlib
 import importlib.util
+import pkgutil
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from layerskip_vllm.compat import every_process, worker
+from tests.unit.contract.ledger import (
+    LEDGER,
+    SECTIONS,
+    hook_files,
+    sections_of,
+    targets_of,
+    written,
+)
 
 PATCHES_DIR = Path(__file__).parents[2] / "patches"
 PATCHES = sorted(PATCHES_DIR.glob("*.patch"))
@@ -76,11 +88,37 @@ def test_all_patches_apply_together_in_order(tmp_path):
     assert_changed_and_compiles(copies, tmp_path)
 
 
-def test_the_ledger_has_an_entry_for_every_hook_and_names_every_patch():
-    from layerskip_vllm.compat.hooks import CPU_HOOKS, HOOKS
+def test_each_patch_is_named_by_a_hook():
+    upstream = " ".join(sections_of(file)["Upstream"] for file in hook_files())
+    assert [patch.name for patch in PATCHES if patch.name not in upstream] == []
 
-    ledger = (PATCHES_DIR / "README.md").read_text()
-    for hook in HOOKS + CPU_HOOKS:
-        assert f"### `{hook.host.__name__}.{hook.name}`" in ledger
-    for patch in PATCHES:
-        assert f"({patch.name})" in ledger
+
+def test_each_hook_is_in_the_ledger_with_all_its_sections():
+    modules = {
+        Path(importlib.import_module(f"{folder.__name__}.{module.name}").__file__)
+        for folder in (every_process, worker)
+        for module in pkgutil.iter_modules(folder.__path__)
+    }
+    assert modules <= set(hook_files())
+    for file in hook_files():
+        assert set(sections_of(file)) == {"", *SECTIONS}, file
+        assert all(sections_of(file).values()), file
+
+
+@pytest.mark.parametrize(
+    "target", sorted({target for file in hook_files() for target in targets_of(file)})
+)
+def test_each_target_of_a_hook_is_vllms(target):
+    assert target.startswith("vllm.")
+    pkgutil.resolve_name(target)
+
+
+def test_the_ledger_is_what_hooks_and_contract_say():
+    assert written(LEDGER.read_text()) == LEDGER.read_text(), "run `make ledger`"
+
+
+def test_a_stale_table_is_rewritten():
+    ledger = LEDGER.read_text()
+    stale = ledger.replace("| `SpeculativeMethod` |", "| `AnotherMethod` |")
+    assert stale != ledger
+    assert written(stale) == ledger

@@ -1,22 +1,22 @@
-"""Workers know their host and their version, and Ray on CPU says what it cannot do."""
+"""Workers know their host and their version, and Ray on CPU refuses what it cannot do."""
 
 import pytest
 from vllm.config import ParallelConfig, VllmConfig
 from vllm.v1.executor.abstract import Executor
 
 from layerskip_vllm import plugin
-from layerskip_vllm.compat import host_identity as module
-from layerskip_vllm.compat.host_identity import host_identity
+from layerskip_vllm.compat.every_process import shared_memory
+from layerskip_vllm.compat.every_process.shared_memory import host_identity
 from layerskip_vllm.compat.ray_cpu import CPURayExecutor
 from layerskip_vllm.runner_v1.runner import require_same_version
 from layerskip_vllm.version import __version__
 
 
-def test_the_host_is_told_by_its_boot_and_its_shared_memory(monkeypatch, tmp_path):
+def test_boot_and_shared_memory_identify_a_host(monkeypatch, tmp_path):
     here = host_identity()
     assert here == host_identity()
     assert "/" not in here  # it becomes part of a shared-memory segment's name
-    monkeypatch.setattr(module, "SHARED_MEMORY", tmp_path)  # as in another container
+    monkeypatch.setattr(shared_memory, "SHARED_MEMORY", tmp_path)  # as in another container
     elsewhere = host_identity()
     assert elsewhere != here
     assert elsewhere.rpartition("-")[0] == here.rpartition("-")[0]
@@ -35,7 +35,7 @@ def config():
     return lambda **arguments: VllmConfig(parallel_config=ParallelConfig(**arguments))
 
 
-def test_workers_on_ray_have_the_executor_that_knows_cpus(config):
+def test_ray_on_cpu_uses_the_executor_for_cpus(config):
     assert Executor.get_class(config(distributed_executor_backend="ray")) is CPURayExecutor
 
 
@@ -54,9 +54,11 @@ def test_the_ray_executor_without_cpu_workers_is_refused(config, monkeypatch):
 @pytest.mark.parametrize(
     ("own", "expected"),
     [({}, "7"), ({"env_vars": {"OMP_NUM_THREADS": "3"}}, "3")],
-    ids=["as the driver's", "as the user said"],
+    ids=["the driver's", "the user's"],
 )
-def test_an_actor_computes_with_as_many_threads_as_said(config, monkeypatch, own, expected):
+def test_an_actor_gets_the_drivers_number_of_threads_unless_the_user_sets_one(
+    config, monkeypatch, own, expected
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     executor = object.__new__(CPURayExecutor)
     executor.parallel_config = config(ray_runtime_env=own).parallel_config

@@ -1,4 +1,6 @@
-"""`logit_bias` where drafts are verified, and what requests may not ask for."""
+"""`logit_bias` applies to drafts, and requests with bad options are refused."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
+from vllm.v1.worker import gpu_model_runner
 
 from layerskip_vllm import plugin
-from layerskip_vllm.runner_v1.sampling import add_logit_bias
-from layerskip_vllm.vllm_config.speculative_config import LayerSkipSpeculativeConfig
+from layerskip_vllm.compat.worker import logit_bias
 
 VOCAB_SIZE = 7
 
@@ -32,7 +34,7 @@ def test_a_bias_is_added_at_every_draft_position_of_its_request(num_drafts, data
     entries = [(req, t, v) for req, bias in enumerate(biases) for t, v in bias.items()]
     reqs, token_ids, values = zip(*entries, strict=True) if entries else ((), (), ())
     logits = torch.zeros_like(expected)
-    add_logit_bias(
+    logit_bias.add_logit_bias(
         logits,
         torch.tensor(num_drafts),
         torch.tensor(reqs, dtype=torch.int32),
@@ -45,7 +47,6 @@ def test_a_bias_is_added_at_every_draft_position_of_its_request(num_drafts, data
 class OurConfig:
     layerskip = object()
     num_speculative_tokens = 4
-    verify_sampling_params = LayerSkipSpeculativeConfig.verify_sampling_params
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ class OurConfig:
         ),
     ],
 )
-def test_only_self_speculation_reads_a_requests_options(extra_args, message):
+def test_only_self_speculation_checks_a_requests_options(extra_args, message):
     plugin.register()
     sampling_params = SamplingParams(extra_args=extra_args)
     with pytest.raises(VLLMValidationError, match=message):
@@ -85,7 +86,7 @@ def test_token_ids_to_score_are_refused_under_self_speculation():
         ({"min_p": 0.5, "logit_bias": {3: 1.0}}, None, False),
     ],
 )
-def test_only_self_speculation_takes_a_logit_bias(params, config, refused):
+def test_only_self_speculation_accepts_a_logit_bias(params, config, refused):
     plugin.register()
     sampling_params = SamplingParams(**params)
     if refused:
@@ -94,3 +95,14 @@ def test_only_self_speculation_takes_a_logit_bias(params, config, refused):
     else:
         sampling_params._validate_spec_decode(config)
     assert sampling_params.logit_bias == params.get("logit_bias")
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+def test_only_self_speculation_keeps_the_biases_of_a_batch(is_ours):
+    logit_bias.install()
+    config = SimpleNamespace(speculative_config=OurConfig() if is_ours else object())
+    config.scheduler_config = SimpleNamespace(max_num_seqs=1)
+    processors = gpu_model_runner.build_logitsprocs(config, torch.device("cpu"), False, False)
+    names = [type(processor).__name__ for processor in processors.non_argmax_invariant]
+    expected = ["MinTokensLogitsProcessor"] + ["LogitBiasLogitsProcessor"] * is_ours
+    assert names == expected

@@ -1,7 +1,7 @@
 """What a step counts, and what becomes of it at `/metrics`."""
 
 from functools import partial
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
@@ -120,14 +120,16 @@ def receivers():
 
 
 @pytest.mark.parametrize("is_ours", [True, False])
-def test_metrics_are_received_under_self_speculation_only(receivers, is_ours):
-    metrics = object()
-    config = SimpleNamespace(build_prom_metrics=lambda *_: metrics)
-    if is_ours:
-        config.layerskip = None
+def test_metrics_are_received_under_self_speculation_only(receivers, registry, is_ours):
+    config = SimpleNamespace(layerskip=None) if is_ours else SimpleNamespace()
     vllm_config = SimpleNamespace(ec_transfer_config=None, speculative_config=config)
-    received_by = receivers[0](vllm_config, ["model_name", "engine"], ENGINES).prom_metrics
-    assert received_by is (metrics if is_ours else None)
+    own = {
+        f"_{cls.__name__.lower()}_cls": partial(cls, registry=registry)
+        for cls in (Counter, Histogram)
+    }
+    receiver_cls = type("Receiver", (receivers[0],), own)
+    receiver = receiver_cls(vllm_config, ["model_name", "engine"], ENGINES)
+    assert isinstance(receiver.prom_metrics, StepMetrics if is_ours else NoneType)
 
 
 def test_the_log_leaves_our_numbers_out_and_no_others(receivers):

@@ -1,8 +1,51 @@
-"""Hooks wrap once, call the original, and keep a method's kind."""
+"""Hooks wrap once, call the original, keep a method's kind, and are installed where needed."""
+
+import json
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+from layerskip_vllm.compat import every_process, install, worker
+from layerskip_vllm.compat.install import hooks_of, install_hooks
 from layerskip_vllm.compat.wrapping import wrap
+
+PROBES = """
+import json
+import sys
+
+from layerskip_vllm.compat import every_process, worker
+from layerskip_vllm.compat.install import hooks_of, install_hooks
+from vllm.platforms import current_platform
+
+
+def needed(folder):
+    return [hook.__name__.rpartition(".")[2] for hook in hooks_of(folder) if hook.is_needed()]
+
+
+def before_and_after(folder):
+    before = needed(folder)
+    install_hooks(folder)
+    return before, needed(folder)
+
+
+report = {"every_process": before_and_after(every_process), "loaded": list(sys.modules)}
+current_platform.register_triton_kernel_overrides()  # as a worker does
+report["worker"] = before_and_after(worker)
+print("REPORT", json.dumps(report))
+"""
+
+
+@pytest.fixture(scope="module")
+def report():
+    """What the probes say of vLLM in a process of its own, before and after installing."""
+    run = subprocess.run(
+        [sys.executable, "-c", PROBES], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    (line,) = [line for line in run.stdout.splitlines() if line.startswith("REPORT")]
+    return json.loads(line.removeprefix("REPORT"))
 
 
 @pytest.fixture
@@ -24,7 +67,7 @@ def add_one(original, *args):
 
 
 @pytest.mark.parametrize("times", [1, 3])
-def test_a_hook_is_installed_once_however_often_it_is_asked_for(host, times):
+def test_a_hook_wraps_once_however_often_it_is_installed(host, times):
     for _ in range(times):
         wrap(host, "method", add_one)
         wrap(host, "static", add_one)
@@ -33,11 +76,42 @@ def test_a_hook_is_installed_once_however_often_it_is_asked_for(host, times):
     assert host.method.__doc__ == "Doc."
 
 
-def test_registering_twice_leaves_the_same_hooks():
-    from layerskip_vllm import plugin
-    from layerskip_vllm.compat.hooks import HOOKS
+@pytest.mark.parametrize("is_needed", [True, False])
+def test_a_hook_is_installed_where_it_is_needed(monkeypatch, is_needed):
+    installed = []
+    hook = SimpleNamespace(is_needed=lambda: is_needed, install=lambda: installed.append(1))
+    monkeypatch.setattr(install, "hooks_of", lambda folder: [hook])
+    install_hooks(every_process)
+    assert bool(installed) == is_needed
 
-    plugin.register()
-    installed = [getattr(hook.host, hook.name) for hook in HOOKS]
-    plugin.register()
-    assert [getattr(hook.host, hook.name) for hook in HOOKS] == installed
+
+@pytest.mark.parametrize("folder", [every_process, worker], ids=lambda f: f.__name__)
+def test_every_module_of_a_folder_is_a_hook(folder):
+    hooks = list(hooks_of(folder))
+    assert hooks
+    assert all(callable(hook.is_needed) and callable(hook.install) for hook in hooks)
+
+
+@pytest.mark.parametrize(
+    ("folder", "by_behaviour"),
+    [
+        ("every_process", {"ray_executor", "step_stats_log"}),
+        ("worker", {"draft_sampling_params", "logit_bias", "rows_without_adapter"}),
+    ],
+)
+def test_a_probe_of_behaviour_sees_vllm_before_and_after_the_repair(report, folder, by_behaviour):
+    before, after = map(set, report[folder])
+    assert before >= by_behaviour
+    assert before - after == by_behaviour
+
+
+def test_the_hooks_of_every_process_load_no_more_than_they_must(report):
+    assert "layerskip_vllm.compat.every_process.ray_executor" in report["loaded"]
+    assert not set(report["loaded"]) & {
+        "ray",
+        "vllm.lora.ops.torch_ops",
+        "vllm.v1.executor.ray_executor_v2",
+        "vllm.v1.metrics.ray_wrappers",
+        "vllm.v1.sample.rejection_sampler",
+        "vllm.v1.worker.gpu_model_runner",
+    }

@@ -1,7 +1,7 @@
-"""Kinds of expectation that `test_host_contract.py` states of vLLM's internals.
+"""The kinds of expectation that the contract has of vLLM's internals.
 
 Source is read where a name exists only inside a method: an instance attribute, or a call that vLLM
-makes to us.
+makes to us. `resolve` is the one place that knows which vLLM is meant.
 """
 
 import ast
@@ -13,24 +13,39 @@ import textwrap
 import typing
 
 
+def resolve(path: str) -> object:
+    """The object at `module:Class.method`, in the vLLM that this process imports."""
+    return pkgutil.resolve_name(path)
+
+
+def quoted(names: typing.Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """One class or function of vLLM's, as `module:Class.method`, and what it must still offer."""
+    """One class or function of vLLM's, as `module:Class.method`, and why it must stay as it is."""
 
     path: str
+    reason: str
 
     def __str__(self):
-        return f"{type(self).__name__}-{self.path.partition(':')[2]}"
+        return f"{type(self).__name__}-{self.label}"
+
+    @property
+    def label(self) -> str:
+        return self.path.rpartition(":")[2]
 
     @property
     def target(self):
-        return pkgutil.resolve_name(self.path)
+        return resolve(self.path)
 
-    def names(self) -> set[str]:
-        """What the ledger must name."""
-        return {self.path.partition(":")[2]}
+    def words(self) -> str:
+        """What is expected, for the ledger."""
+        raise NotImplementedError
 
     def faults(self) -> list[str]:
+        """What the installed vLLM lacks."""
         raise NotImplementedError
 
 
@@ -40,6 +55,11 @@ class Takes(Expectation):
 
     positional: tuple[str, ...] = ()
     keyword: tuple[str, ...] = ()
+
+    def words(self):
+        by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
+        taken = "; ".join(filter(None, (quoted(self.positional), by_name)))
+        return f"takes {taken}" if taken else "exists"
 
     def faults(self):
         parameters = [p for p in inspect.signature(self.target).parameters if p != "self"]
@@ -53,11 +73,13 @@ class Takes(Expectation):
 class Has(Expectation):
     """Attributes of a class, a module or an object; fields and annotations count."""
 
-    attributes: tuple[str, ...]
+    attributes: tuple[str, ...] = ()
     properties: tuple[str, ...] = ()
 
-    def names(self):
-        return super().names() | {*self.attributes, *self.properties}
+    def words(self):
+        properties = f"properties {quoted(self.properties)}" if self.properties else ""
+        owned = "; ".join(filter(None, (quoted(self.attributes), properties)))
+        return f"has {owned}" if owned else "exists"
 
     def faults(self):
         target = self.target
@@ -80,8 +102,8 @@ class Sets(Expectation):
 
     attributes: tuple[str, ...]
 
-    def names(self):
-        return super().names() | {name.rpartition(".")[2] for name in self.attributes}
+    def words(self):
+        return f"sets {quoted(self.attributes)}"
 
     def faults(self):
         stored = {
@@ -97,6 +119,9 @@ class Reads(Expectation):
     """Expressions that a method evaluates, as `ast.unparse` writes them."""
 
     expressions: tuple[str, ...]
+
+    def words(self):
+        return f"evaluates {quoted(self.expressions)}"
 
     def faults(self):
         nodes = ast.walk(method_source(self.path))
@@ -115,8 +140,11 @@ class Calls(Expectation):
     def __str__(self):
         return f"{super().__str__()}-{self.function}"
 
-    def names(self):
-        return super().names() | {self.function.rpartition(".")[2]}
+    def words(self):
+        in_order = f"{self.num_positional} in order" if self.num_positional else ""
+        by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
+        passed = "; ".join(filter(None, (in_order, by_name)))
+        return f"calls `{self.function}`" + (f" with {passed}" if passed else "")
 
     def faults(self):
         calls = [
@@ -137,6 +165,9 @@ class InOrder(Expectation):
 
     expressions: tuple[str, ...]
 
+    def words(self):
+        return f"evaluates, in this order, {quoted(self.expressions)}"
+
     def faults(self):
         lines = {}
         for node in ast.walk(method_source(self.path)):
@@ -151,8 +182,8 @@ class Admits(Expectation):
 
     values: tuple[str, ...]
 
-    def names(self):
-        return super().names() | set(self.values)
+    def words(self):
+        return f"admits {quoted(self.values)}"
 
     def faults(self):
         return [value for value in self.values if value not in typing.get_args(self.target)]
@@ -160,7 +191,7 @@ class Admits(Expectation):
 
 @functools.cache
 def class_source(path: str) -> ast.ClassDef:
-    source = textwrap.dedent(inspect.getsource(pkgutil.resolve_name(path)))
+    source = textwrap.dedent(inspect.getsource(resolve(path)))
     return ast.parse(source).body[0]
 
 

@@ -1,0 +1,57 @@
+"""vLLM's Ray executor runs workers on CPUs, for plain decoding too.
+
+Target: vllm.v1.executor.abstract:Executor.get_class, vllm.platforms.cpu:CpuPlatform.ray_device_key
+Reason: `RayExecutorV2` places workers by `Platform.ray_device_key`, which `CpuPlatform` leaves
+    empty ("does not support ray"), and asks Ray for each actor's accelerators; a CPU is none.
+How: Sets `ray_device_key` to `CPU`. Where the backend is `ray`, returns `compat/ray_cpu.py`'s
+    `CPURayExecutor`, which gives actors no resources beyond the placement group's bundle and
+    replaces the global `RayWorkerProc` by a subclass that maps no devices. The driver's
+    `OMP_NUM_THREADS` and the address of the Ray that this process is connected to reach the
+    processes below it. Refuses `VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0` and `--data-parallel-backend
+    ray`.
+Upstream: 0007-ray-workers-on-cpu.patch
+May go: When the oldest supported vLLM runs Ray workers on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from vllm import envs
+from vllm.config import VllmConfig
+from vllm.platforms import current_platform
+from vllm.platforms.cpu import CpuPlatform
+from vllm.v1.executor.abstract import Executor
+
+from layerskip_vllm.compat.wrapping import wrap
+
+
+def is_needed() -> bool:
+    """By behaviour: on a CPU, the platform names no resource by which Ray could place workers."""
+    return current_platform.is_cpu() and not CpuPlatform.ray_device_key
+
+
+def install() -> None:
+    """Name the resource, and wrap the choice of the executor."""
+    CpuPlatform.ray_device_key = "CPU"
+    wrap(Executor, "get_class", _executor_class)
+
+
+def _executor_class(
+    original: Callable[[VllmConfig], type[Executor]], vllm_config: VllmConfig
+) -> type[Executor]:
+    parallel_config = vllm_config.parallel_config
+    if parallel_config.data_parallel_backend == "ray":
+        # Its placement groups have one more bundle with a CPU, which would pass for a worker's.
+        raise ValueError("--data-parallel-backend ray is not supported on CPU; use mp")
+    if parallel_config.distributed_executor_backend != "ray":
+        return original(vllm_config)
+    if not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+        raise ValueError(
+            "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses a Ray executor that has no workers on CPU; "
+            "leave it out"
+        )
+    from layerskip_vllm.compat.ray_cpu import CPURayExecutor, share_ray_address
+
+    share_ray_address()
+    return CPURayExecutor

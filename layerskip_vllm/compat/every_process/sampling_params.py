@@ -1,0 +1,62 @@
+"""Requests to `self:E` may bias logits, and their options are checked before they run.
+
+Target: vllm.sampling_params:SamplingParams._validate_spec_decode
+Reason: vLLM refuses `logit_bias` under speculation, as its V1 rejection sampler does not apply it
+    at draft positions; a repair of ours does. It accepts `logprob_token_ids`, on which the
+    rejection sampler fails in a batch with drafts. And a bad value in a request's `extra_args` must
+    be refused before the request runs; vLLM has no place for that.
+How: Under self-speculation, refuses bad `extra_args` and `logprob_token_ids`, then calls the
+    original on a copy without `logit_bias`. What else vLLM refuses (`min_p`) stays refused.
+Upstream: 0005-logit-bias-with-drafts.patch and 0010-sampling-params-of-a-speculative-config.patch.
+May go: When the oldest supported vLLM applies `logit_bias` at draft positions, and asks the
+    speculative configuration about sampling parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import copy
+
+from vllm import SamplingParams
+from vllm.config import SpeculativeConfig
+from vllm.exceptions import VLLMValidationError
+
+from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.wrapping import wrap
+from layerskip_vllm.config import max_drafts_of
+
+
+def is_needed() -> bool:
+    """By release: no vLLM knows our requests' options."""
+    return vllm_release() == "0.32"
+
+
+def install() -> None:
+    """Wrap the method that checks sampling parameters against speculation."""
+    wrap(SamplingParams, "_validate_spec_decode", _validate_spec_decode)
+
+
+def _validate_spec_decode(
+    original: Callable[[SamplingParams, SpeculativeConfig | None], None],
+    sampling_params: SamplingParams,
+    speculative_config: SpeculativeConfig | None,
+) -> None:
+    if speculative_config is not None and hasattr(speculative_config, "layerskip"):
+        _refuse_bad_options(sampling_params, speculative_config.num_speculative_tokens)
+        if sampling_params.logprob_token_ids:
+            # vLLM gathers these only where it samples plainly: in a batch with drafts and another
+            # request's logprobs, the shapes do not fit and the engine dies.
+            raise VLLMValidationError(
+                "logprob_token_ids is not supported with self-speculation (self:E)"
+            )
+        sampling_params = copy(sampling_params)
+        sampling_params.logit_bias = None
+    original(sampling_params, speculative_config)
+
+
+def _refuse_bad_options(sampling_params: SamplingParams, num_speculative_tokens: int) -> None:
+    try:
+        max_drafts_of(sampling_params.extra_args, num_speculative_tokens)
+    except ValueError as error:
+        # The server answers this one with HTTP 400.
+        raise VLLMValidationError(str(error), parameter="extra_args") from None

@@ -1,0 +1,1 @@
+"""Hooks for the workers of an engine with `self:E`."""

@@ -1,0 +1,176 @@
+"""Hooks and repairs: `compat/`. What they wrap, and what they rely on beside it."""
+
+from tests.unit.contract.configuration import ENGINE_ARGS, VLLM_CONFIG
+from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
+from tests.unit.contract.runner_v1 import INPUT_BATCH, RUNNER
+from tests.unit.contract.telemetry import EC_METRICS
+
+CPU_COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
+LORA_OPS = "vllm.lora.ops.torch_ops.lora_ops"
+RAY_EXECUTOR = "vllm.v1.executor.ray_executor_v2"
+RAY_METRICS = "vllm.v1.metrics.ray_wrappers"
+SAMPLE = "vllm.v1.sample"
+
+CONFIGURATION = (
+    Takes(f"{ENGINE_ARGS}.add_cli_args", "Wrapped: our flags.", positional=("parser",)),
+    Takes(
+        f"{ENGINE_ARGS}.create_speculative_config",
+        "Wrapped: `self:E` and early exit.",
+        positional=("target_model_config", "target_parallel_config"),
+    ),
+    Takes(f"{VLLM_CONFIG}._get_v2_model_runner_unsupported_features", "Wrapped: rules V2 out."),
+    Takes(
+        "vllm.sampling_params:SamplingParams._validate_spec_decode",
+        "Wrapped: a request's options, `logit_bias`.",
+        positional=("speculative_config",),
+    ),
+)
+
+SAMPLING = (
+    Takes(
+        f"{SAMPLE}.rejection_sampler:RejectionSampler.apply_logits_processors",
+        "Wrapped: `logit_bias` at draft positions.",
+        positional=("logits", "sampling_metadata", "metadata"),
+    ),
+    Takes(
+        f"{SAMPLE}.logits_processor:build_logitsprocs",
+        "Wrapped in the runner's module, which imports it by name.",
+        positional=("vllm_config", "device", "is_pin_memory"),
+    ),
+    Has("vllm.v1.worker.gpu_model_runner", "Calls it by this name.", ("build_logitsprocs",)),
+    Sets(
+        f"{SAMPLE}.logits_processor.builtin:LogitBiasLogitsProcessor.__init__",
+        "Read: the biases of a batch.",
+        ("biases", "bias_tensor", "logits_slice"),
+    ),
+    Takes(
+        f"{SAMPLE}.logits_processor:BatchUpdate",
+        "Shows the probe's request to the processor.",
+        positional=("batch_size", "removed", "added", "moved"),
+    ),
+    Takes(
+        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata.make_dummy",
+        "The probe's draft.",
+        positional=("draft_token_ids", "device"),
+    ),
+    Sets(
+        f"{INPUT_BATCH}.__init__",
+        "Keeps the processor's state as requests come and go.",
+        ("logitsprocs",),
+    ),
+    Sets(f"{RUNNER}.__init__", "vLLM's own verifies our drafts.", ("rejection_sampler",)),
+    Takes(
+        f"{SAMPLE}.rejection_sampler:expand_batch_to_tokens",
+        "Wrapped: a repair on CPU.",
+        positional=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    ),
+    *(
+        Takes(
+            f"{LORA_OPS}:{function}",
+            "Wrapped: a repair on CPU.",
+            positional=("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor"),
+        )
+        for function in ("bgmv_expand", "bgmv_expand_slice")
+    ),
+    Has(
+        "vllm.lora.punica_wrapper.punica_cpu",
+        "Wrapped too: imported by name.",
+        ("bgmv_expand", "bgmv_expand_slice"),
+    ),
+)
+
+PARALLEL = (
+    Takes(
+        "vllm.v1.executor.abstract:Executor.get_class",
+        "Wrapped: Ray on CPU.",
+        positional=("vllm_config",),
+    ),
+    Has(
+        "vllm.config:ParallelConfig",
+        "Chooses Ray; no device is mapped on the driver's side.",
+        ("distributed_executor_backend", "data_parallel_backend", "assigned_physical_gpu_ids"),
+    ),
+    Has("vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "Refused where it is off."),
+    Has(
+        "vllm.platforms.interface:Platform", "Set to `CPU`, to place workers.", ("ray_device_key",)
+    ),
+    Takes(
+        "vllm.v1.executor.ray_utils:initialize_ray_cluster",
+        "Makes bundles of that key.",
+        positional=("parallel_config",),
+    ),
+    Has(
+        f"{RAY_EXECUTOR}:RayExecutorV2",
+        "Overridden: no resources beyond the bundle's.",
+        ("_get_actor_resource_kwargs",),
+    ),
+    Reads(
+        f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env",
+        "Overridden, original called; `OMP_NUM_THREADS` is added here.",
+        ("runtime_env.setdefault('env_vars', {})",),
+    ),
+    Calls(
+        f"{RAY_EXECUTOR}:RayExecutorV2._init_executor",
+        "Makes actors of the global class that we replace.",
+        "ray.remote",
+        num_positional=1,
+    ),
+    Reads(
+        f"{RAY_EXECUTOR}:RayExecutorV2._init_executor",
+        "Overridden, original called; it uses what we replace.",
+        ("RayWorkerProc", "self._get_actor_resource_kwargs()", "self._build_runtime_env()"),
+    ),
+    Takes(
+        f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids",
+        "Replaced: a CPU is no accelerator of Ray's.",
+    ),
+    Reads(
+        f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids",
+        "Asks Ray for accelerators of that key.",
+        ("current_platform.ray_device_key",),
+    ),
+    Takes(
+        f"{RAY_EXECUTOR}:RayWorkerProc.initialize_worker",
+        "Overridden, original called without devices.",
+        keyword=("assigned_physical_gpu_ids",),
+    ),
+    Takes(
+        f"{CPU_COMMUNICATOR}:_CPUSHMDistributed.make_group_name",
+        "Wrapped: tells hosts apart.",
+        positional=("communicator",),
+    ),
+    Reads(
+        f"{CPU_COMMUNICATOR}:CpuCommunicator._all_group_ranks_share_shm_group_name",
+        "Compares the names of all ranks; leaves shared memory out where they differ.",
+        ("_CPUSHMDistributed.make_group_name(self)",),
+    ),
+)
+
+METRICS = (
+    Sets(f"{EC_METRICS}:ECConnectorProm.__init__", "Wrapped: our metrics.", ("prom_metrics",)),
+    Has(
+        f"{EC_METRICS}:ECConnectorProm",
+        "Stand for Prometheus's classes.",
+        ("_gauge_cls", "_counter_cls", "_histogram_cls"),
+    ),
+    Takes(
+        f"{EC_METRICS}:ECConnectorLogging.observe",
+        "Wrapped: leaves our numbers out of the log.",
+        positional=("transfer_stats_data",),
+    ),
+    Has(
+        f"{RAY_METRICS}:RayPrometheusStatLogger",
+        "Replaced by a subclass with Ray's metrics.",
+        ("_ec_connector_cls",),
+    ),
+    *(
+        Has(
+            f"{RAY_METRICS}:Ray{kind}Wrapper",
+            "Makes a child an engine, as Prometheus's does.",
+            ("labels",),
+        )
+        for kind in ("Gauge", "Counter", "Histogram")
+    ),
+)
+
+EXPECTATIONS = (*CONFIGURATION, *SAMPLING, *PARALLEL, *METRICS)

@@ -1,0 +1,243 @@
+"""Runner and workers of V1: `runner_v1/`."""
+
+from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
+
+RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+CPU_RUNNER = "vllm.v1.worker.cpu_model_runner:CPUModelRunner"
+INPUT_BATCH = "vllm.v1.worker.gpu_input_batch:InputBatch"
+LORA_RUNNER = "vllm.v1.worker.lora_model_runner_mixin:LoRAModelRunnerMixin"
+GROUP = "vllm.distributed.parallel_state:GroupCoordinator"
+
+FORWARD = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
+
+STEP = (
+    *(
+        Takes(
+            runner,
+            "`LayerSkipRunnerMixin` comes before it.",
+            positional=("vllm_config", "device"),
+        )
+        for runner in (RUNNER, CPU_RUNNER)
+    ),
+    Sets(
+        f"{RUNNER}.__init__",
+        "Read by our runner.",
+        (
+            *("input_batch", "requests", "query_start_loc", "discard_request_mask"),
+            *("max_model_len", "device"),
+        ),
+    ),
+    Sets(f"{RUNNER}.__init__", "Replaced by our proposer.", ("drafter",)),
+    Takes(
+        f"{RUNNER}.execute_model",
+        "Overridden, original called: exit states live for one step.",
+        positional=("scheduler_output",),
+    ),
+    Takes(
+        f"{RUNNER}._build_attention_metadata",
+        "Overridden, original called; the second value that it returns is kept.",
+    ),
+    Calls(
+        f"{RUNNER}.execute_model",
+        "Gives us the batch's metadata before the forward.",
+        "self._build_attention_metadata",
+        keyword=("num_tokens",),
+    ),
+    Calls(
+        f"{RUNNER}._build_attention_metadata",
+        "We cut rows from these, which have defaults.",
+        "CommonAttentionMetadata",
+        keyword=("positions", "is_prefilling", "seq_lens_cpu_upper_bound"),
+    ),
+    Takes(
+        f"{RUNNER}._model_forward",
+        "Overridden; original called where nothing resumes. Where prompts may be embeddings it "
+        "gets `inputs_embeds` and no `input_ids`.",
+        positional=FORWARD,
+    ),
+    Calls(
+        f"{RUNNER}.execute_model",
+        "Calls our forward inside the forward context.",
+        "self._model_forward",
+        keyword=FORWARD,
+    ),
+    Takes(
+        f"{RUNNER}._sample",
+        "Overridden; original called where drafts are verified, vLLM's plain sampler elsewhere.",
+        positional=("logits", "spec_decode_metadata"),
+    ),
+    Calls(f"{RUNNER}.sample_tokens", "Calls ours.", "self._sample", num_positional=2),
+    Takes(
+        f"{RUNNER}.reload_weights",
+        "Overridden, original called; then exit states and copied rows of the LM head are renewed.",
+    ),
+    Calls(
+        "vllm.v1.worker.gpu_worker:Worker.reload_weights",
+        "Calls ours.",
+        "self.model_runner.reload_weights",
+        num_positional=1,
+    ),
+)
+
+DRAFTS = (
+    Takes(
+        f"{RUNNER}._input_fits_in_drafter",
+        "Replaced: a request near `max_model_len` must not stop the drafts of the others.",
+        positional=("common_attn_metadata",),
+    ),
+    Calls(
+        f"{RUNNER}.sample_tokens", "Calls ours.", "self._input_fits_in_drafter", num_positional=1
+    ),
+    Takes(
+        f"{RUNNER}.propose_draft_token_ids",
+        "Replaced: the original is a switch over vLLM's own proposers.",
+        positional=(
+            *("scheduler_output", "sampled_token_ids", "sampling_metadata", "hidden_states"),
+            *("sample_hidden_states", "aux_hidden_states", "spec_decode_metadata"),
+            *("common_attn_metadata", "slot_mappings"),
+        ),
+    ),
+    Calls(
+        f"{RUNNER}.sample_tokens", "Calls ours.", "self.propose_draft_token_ids", num_positional=9
+    ),
+    Reads(
+        f"{RUNNER}._get_draft_token_ids_cpu",
+        "Accepts drafts as lists of unequal length; vLLM's own proposers return a tensor.",
+        ("isinstance(self._draft_token_ids, list)",),
+    ),
+    Sets(
+        f"{RUNNER}.__init__",
+        "Written: the distributions that drafts were drawn from.",
+        ("_draft_probs", "_draft_prob_req_ids"),
+    ),
+    Reads(
+        f"{RUNNER}._get_spec_decode_draft_probs",
+        "Reads them by the row of each request.",
+        ("self._draft_probs[row_idx, :num_draft]", "self._draft_prob_req_ids"),
+    ),
+    *(
+        Calls(
+            f"{runner}.load_model",
+            "Gives our proposer the target.",
+            "self.drafter.load_model",
+            num_positional=1,
+        )
+        for runner in (RUNNER, CPU_RUNNER)
+    ),
+    Calls(
+        f"{RUNNER}.initialize_metadata_builders",
+        "Calls our proposer's.",
+        "self.drafter.initialize_attn_backend",
+        num_positional=2,
+    ),
+    Calls(
+        f"{RUNNER}._dummy_run", "Calls our proposer's.", "self.drafter.dummy_run", num_positional=1
+    ),
+)
+
+BATCH = (
+    Sets("vllm.v1.utils:CpuGpuBuffer.__init__", "The buffers' NumPy view.", ("np",)),
+    Sets(
+        f"{INPUT_BATCH}.__init__",
+        "Where each request stands, and its tokens.",
+        ("num_computed_tokens_cpu", "token_ids_cpu", "vocab_size"),
+    ),
+    Has(INPUT_BATCH, "The requests of the step, by row.", properties=("num_reqs", "req_ids")),
+    Takes(
+        "vllm.v1.worker.gpu_input_batch:CachedRequestState",
+        "How far each request's drafts may go.",
+        keyword=("sampling_params", "output_token_ids"),
+    ),
+    Has(
+        "vllm.sampling_params:SamplingParams",
+        "Drafts stay below `min_tokens`, and a thinking budget may rule them out.",
+        ("min_tokens", "thinking_token_budget"),
+    ),
+    Sets(
+        f"{INPUT_BATCH}.__init__",
+        "vLLM 0.32 counts drafts of an end of thinking of several tokens as accepted: such "
+        "requests are decoded plainly.",
+        ("thinking_budget_state_holder",),
+    ),
+)
+
+WORKERS = (
+    Sets(
+        "vllm.v1.worker.cpu_worker:CPUWorker.init_device",
+        "Overridden, original called; then our runner replaces vLLM's.",
+        ("device", "model_runner"),
+    ),
+    Sets(
+        "vllm.v1.worker.gpu_worker:Worker.init_device",
+        "Has the runner made after this.",
+        ("device",),
+    ),
+    Takes(
+        "vllm.v1.worker.gpu_worker:Worker._make_model_runner",
+        "Overridden on CUDA: returns our runner.",
+    ),
+    Sets(
+        "vllm.v1.worker.worker_base:WorkerBase.__init__",
+        "Handed to our runner.",
+        ("vllm_config",),
+    ),
+    Takes("vllm.distributed.parallel_state:get_tp_group", "The ranks of the target."),
+    Sets(
+        f"{GROUP}.__init__",
+        "The first rank decides for all, by a broadcast among processes.",
+        ("world_size", "cpu_group"),
+    ),
+    Has(
+        GROUP,
+        "The first rank decides for all, and logs.",
+        properties=("first_rank", "is_first_rank"),
+    ),
+)
+
+LORA = (
+    Sets(f"{RUNNER}.__init__", "Says whether there are adapters.", ("lora_config",)),
+    Sets(f"{INPUT_BATCH}.__init__", "Each request's adapter.", ("request_lora_mapping",)),
+    Calls(
+        f"{RUNNER}._prepare_inputs",
+        "Sets the step's adapters before its forward.",
+        "self.set_active_loras",
+        num_positional=3,
+    ),
+    Calls(
+        f"{LORA_RUNNER}.set_active_loras",
+        "Shows us the step's mapping of rows to adapters.",
+        "self._set_active_loras",
+        num_positional=4,
+    ),
+    Takes(
+        f"{LORA_RUNNER}._set_active_loras",
+        "Overridden, original called; called again with the rows of a draft step or of the early "
+        "layers, then with the step's.",
+        positional=("prompt_lora_mapping", "token_lora_mapping", "lora_requests"),
+    ),
+    Calls(
+        f"{LORA_RUNNER}.load_lora_model",
+        "This manager loads what is asked for and keeps the others; we ask for none.",
+        "LRUCacheWorkerLoRAManager",
+        num_positional=3,
+    ),
+    Calls(
+        "vllm.lora.model_manager:LoRAModelManager._create_lora_modules",
+        "Replaces modules after the segments are built: inside the layers, to which the segments "
+        "refer, and in the decoder, whose `embed_tokens` they look up when they use it.",
+        "replace_submodule",
+        num_positional=3,
+    ),
+    Takes(
+        f"{LORA_RUNNER}.add_lora",
+        "Overridden, original called; then exit states are forgotten.",
+        positional=("lora_request",),
+    ),
+    Has(
+        "vllm.lora.request:LoRARequest",
+        "Exit states are forgotten in steps that run such a request.",
+        ("load_inplace",),
+    ),
+)
+
+EXPECTATIONS = (*STEP, *DRAFTS, *BATCH, *WORKERS, *LORA)
