@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
-from vllm.utils.torch_utils import PIN_MEMORY
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.outputs import ECConnectorOutput, SamplerOutput
-from vllm.v1.sample.logits_processor.builtin import LogitBiasLogitsProcessor
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
-from layerskip_vllm.runner_v1.sampling import LayerSkipRejectionSampler, biases_drafts_itself
 from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
 from layerskip_vllm.scheduling.limits import max_num_tokens
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
@@ -44,14 +41,6 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         super().__init__(vllm_config, device)
         self.drafter = LayerSkipProposer(vllm_config, device)
         self.drafter.adapters_of = self.adapters_of
-        if not biases_drafts_itself():
-            self.rejection_sampler = LayerSkipRejectionSampler(
-                self.sampler, vllm_config.speculative_config, device
-            )
-            # vLLM leaves it out under speculation, as its own rejection sampler cannot serve it.
-            self.input_batch.logitsprocs.non_argmax_invariant.append(
-                LogitBiasLogitsProcessor(vllm_config, device, PIN_MEMORY)
-            )
         self.num_resumed_tokens = 0
         self._step_stats = StepStats(0)
         self._draft_batch_before: DraftBatch | None = None

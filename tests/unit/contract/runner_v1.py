@@ -34,25 +34,8 @@ STEP = (
         positional=("scheduler_output",),
     ),
     Takes(
-        f"{RUNNER}._build_attention_metadata",
-        "Overridden, original called; the second value that it returns is kept.",
-    ),
-    Calls(
-        f"{RUNNER}.execute_model",
-        "Gives us the batch's metadata before the forward.",
-        "self._build_attention_metadata",
-        keyword=("num_tokens",),
-    ),
-    Calls(
-        f"{RUNNER}._build_attention_metadata",
-        "We cut rows from these, which have defaults.",
-        "CommonAttentionMetadata",
-        keyword=("positions", "is_prefilling", "seq_lens_cpu_upper_bound"),
-    ),
-    Takes(
         f"{RUNNER}._model_forward",
-        "Overridden; original called where nothing resumes. Where prompts may be embeddings it "
-        "gets `inputs_embeds` and no `input_ids`.",
+        "Overridden; original called where a token has no exit state.",
         positional=FORWARD,
     ),
     Calls(
@@ -139,8 +122,8 @@ BATCH = (
     Sets("vllm.v1.utils:CpuGpuBuffer.__init__", "The buffers' NumPy view.", ("np",)),
     Sets(
         f"{INPUT_BATCH}.__init__",
-        "Where each request stands, and its tokens.",
-        ("num_computed_tokens_cpu", "token_ids_cpu", "vocab_size"),
+        "Where each request stands; ids beyond the vocabulary are rejected drafts.",
+        ("num_computed_tokens_cpu", "vocab_size"),
     ),
     Has(INPUT_BATCH, "The requests of the step, by row.", properties=("num_reqs", "req_ids")),
     Takes(
@@ -148,16 +131,10 @@ BATCH = (
         "How far each request's drafts may go.",
         keyword=("sampling_params", "output_token_ids"),
     ),
-    Has(
-        "vllm.sampling_params:SamplingParams",
-        "Drafts stay below `min_tokens`, and a thinking budget may rule them out.",
-        ("min_tokens", "thinking_token_budget"),
-    ),
     Sets(
-        f"{INPUT_BATCH}.__init__",
-        "vLLM 0.32 counts drafts of an end of thinking of several tokens as accepted: such "
-        "requests are decoded plainly.",
-        ("thinking_budget_state_holder",),
+        "vllm.v1.worker.gpu_input_batch:CachedRequestState.__post_init__",
+        "How far each request's drafts may go.",
+        ("num_prompt_tokens",),
     ),
 )
 
@@ -184,13 +161,8 @@ WORKERS = (
     Takes("vllm.distributed.parallel_state:get_tp_group", "The ranks of the target."),
     Sets(
         f"{GROUP}.__init__",
-        "The first rank decides for all, by a broadcast among processes.",
-        ("world_size", "cpu_group"),
-    ),
-    Has(
-        GROUP,
-        "The first rank decides for all, and logs.",
-        properties=("first_rank", "is_first_rank"),
+        "Idle rows fill small batches up only where they need not be sent to other ranks.",
+        ("world_size",),
     ),
 )
 
@@ -211,8 +183,8 @@ LORA = (
     ),
     Takes(
         f"{LORA_RUNNER}._set_active_loras",
-        "Overridden, original called; called again with the rows of a draft step or of the early "
-        "layers, then with the step's.",
+        "Overridden, original called; called again with the rows of a draft step, then with "
+        "the step's.",
         positional=("prompt_lora_mapping", "token_lora_mapping", "lora_requests"),
     ),
     Calls(

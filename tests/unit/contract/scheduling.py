@@ -1,9 +1,11 @@
 """Scheduling: `scheduling/`, and how vLLM's scheduler reads our configuration."""
 
 from tests.unit.contract.configuration import VLLM_CONFIG
-from tests.unit.contract.expectations import Has, Reads
+from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+ASYNC_SCHEDULER = "vllm.v1.core.sched.async_scheduler:AsyncScheduler"
+REQUEST = "vllm.v1.request:Request"
 
 EXPECTATIONS = (
     Reads(
@@ -22,10 +24,98 @@ EXPECTATIONS = (
         "we set one.",
         ("self.dynamic_sd_lookup",),
     ),
+    Takes(
+        "vllm.config.scheduler:SchedulerConfig.get_scheduler_cls",
+        "Resolves the scheduler class that we name.",
+    ),
+    Sets(
+        f"{SCHEDULER}.__init__",
+        "Read by our scheduler; the lookahead is raised by one, for the early layers' KV of d_K.",
+        ("num_spec_tokens", "num_lookahead_tokens", "requests", "vllm_config"),
+    ),
+    Reads(
+        f"{SCHEDULER}.schedule",
+        "Reserves the lookahead for every request.",
+        ("self.num_lookahead_tokens",),
+    ),
+    *(
+        Takes(
+            f"{scheduler}._update_after_schedule",
+            "Overridden, original called: K is chosen before the placeholders are made.",
+            positional=("scheduler_output",),
+        )
+        for scheduler in (SCHEDULER, ASYNC_SCHEDULER)
+    ),
+    Calls(
+        f"{SCHEDULER}.schedule",
+        "Calls ours once the output is complete.",
+        "self._update_after_schedule",
+        num_positional=1,
+    ),
+    Reads(
+        f"{ASYNC_SCHEDULER}._update_after_schedule",
+        "Makes as many placeholders as we chose.",
+        ("scheduler_output.num_spec_tokens_to_schedule",),
+    ),
+    Takes(
+        f"{SCHEDULER}.update_from_output",
+        "Overridden, original called: the time between steps.",
+        positional=("scheduler_output", "model_runner_output"),
+    ),
+    Takes(
+        f"{SCHEDULER}.make_spec_decoding_stats",
+        "Overridden, original called: each request's drafted and accepted tokens.",
+        positional=("spec_decoding_stats",),
+        keyword=(
+            *("num_draft_tokens", "num_accepted_tokens"),
+            *("num_invalid_spec_tokens", "request_id"),
+        ),
+    ),
+    Calls(
+        f"{SCHEDULER}.update_from_output",
+        "Calls ours for each request that had drafts, also without statistics.",
+        "self.make_spec_decoding_stats",
+        num_positional=1,
+        keyword=("num_draft_tokens", "num_accepted_tokens", "request_id"),
+    ),
+    Takes(
+        f"{SCHEDULER}.add_request",
+        "Overridden, original called: the request's limit of drafts is read once.",
+        positional=("request",),
+    ),
+    Takes(
+        f"{SCHEDULER}._free_request",
+        "Overridden, original called: the limit is forgotten.",
+        positional=("request",),
+    ),
+    Sets(
+        f"{REQUEST}.__init__",
+        "Where a request stands, and what it asks for.",
+        (
+            *("request_id", "sampling_params", "max_tokens"),
+            *("num_computed_tokens", "num_output_placeholders"),
+        ),
+    ),
+    Has(REQUEST, "Where a request stands.", properties=("num_tokens", "num_output_tokens")),
+    Has(
+        "vllm.config.reasoning:ReasoningConfig",
+        "vLLM 0.32 counts drafts of an end of thinking of several tokens as accepted: requests "
+        "with a thinking budget are then decoded plainly.",
+        properties=("reasoning_end_token_ids",),
+    ),
+    Has(
+        "vllm.sampling_params:SamplingParams",
+        "Drafts stay below `min_tokens` and `max_tokens`; a thinking budget may rule them out.",
+        ("min_tokens", "max_tokens", "thinking_token_budget", "extra_args"),
+    ),
     Has(
         "vllm.v1.core.sched.output:SchedulerOutput",
-        "K of the step, and which requests continue.",
-        ("scheduled_cached_reqs", "num_spec_tokens_to_schedule"),
+        "K of the step, and which requests continue; it carries each request's limit to the "
+        "workers as an attribute.",
+        (
+            *("scheduled_cached_reqs", "scheduled_new_reqs", "num_scheduled_tokens"),
+            "num_spec_tokens_to_schedule",
+        ),
     ),
     Has(
         "vllm.v1.core.sched.output:CachedRequestData",
