@@ -11,8 +11,8 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.markdown import table
 from benchmarks.models import MODELS, PreparedModel
-from benchmarks.report import table
 from benchmarks.systems import System
 from benchmarks.systems import table as systems_of
 from benchmarks.traffic import Traffic, count, reset, traffic_of

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -243,3 +245,11 @@ MODELS: dict[str, DialledModel | TextModel] = {
 
 DEFAULT_MODELS = ("dialled", "dialled-128k", "trained", "untrained")
 """What `make bench` measures."""
+
+
+def prepare(name: str) -> PreparedModel:
+    """Prepare a model in a process of its own, whose memory is then free again."""
+    logger.info("%s: preparing", name)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
+        return executor.submit(MODELS[name].prepare).result()

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from benchmarks.checks import checks
+from benchmarks.markdown import NOT_MEASURED, number, spread, table
 from benchmarks.result import BatchFigures, Comparison, ModelResult, SystemResult
 from benchmarks.spread import Spread
 from benchmarks.where import PARTS, REST
 
 MISSED = "**missed**"
-NOT_MEASURED = "-"
 MIB = 1 << 20
 
 
@@ -69,12 +69,6 @@ def thresholds(result: ModelResult) -> str:
     return "\n\n".join(lines) or "None for this model."
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; its first column is text, the others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _threshold(cell: Comparison | None) -> str:
     if cell is None:
         return ""
@@ -82,12 +76,6 @@ def _threshold(cell: Comparison | None) -> str:
         return f"{NOT_MEASURED} (>= {cell.at_least:.2f})"
     mark = "" if cell.is_reached else f" {MISSED}"
     return f"{spread(cell.ratio)} (>= {cell.at_least:.2f}){mark}"
-
-
-def spread(value: Spread, digits: int = 2) -> str:
-    """Median and quartiles."""
-    low, high = (f"{quartile:.{digits}f}" for quartile in (value.low_quartile, value.high_quartile))
-    return f"{value.median:.{digits}f} [{low}, {high}]"
 
 
 def _about(result: ModelResult) -> str:
@@ -161,11 +149,6 @@ def _latencies(result: ModelResult) -> str:
             for figures in system.batches
         ],
     )
-
-
-def number(value: float | None) -> str:
-    """Two digits, or a dash."""
-    return NOT_MEASURED if value is None else f"{value:.2f}"
 
 
 def _memory(result: ModelResult) -> str:

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 
 from benchmarks.decoding import Decoding
 from benchmarks.forward_time import ForwardTime, measure_forward_times
+from benchmarks.load import Arrival, LoadFigures, measure_load
 from benchmarks.memory import Memory, reset_peak
 from benchmarks.messages import Failure, Ready
 from benchmarks.where import Where, measure_where
@@ -60,6 +61,10 @@ class VllmWorker:
     def where(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Where:
         """Where the time of a step goes."""
         return measure_where(self.engine, prompts, max_tokens)
+
+    def load(self, load: Sequence[Arrival]) -> LoadFigures:
+        """Serve a mixed load."""
+        return measure_load(self.engine, load)
 
     def memory(self) -> Memory:
         """Since the system was ready."""
