@@ -14,7 +14,7 @@ from benchmarks.figures import model_result
 from benchmarks.forward_time import ROW_COUNTS
 from benchmarks.models import DEFAULT_MODELS, MODELS, PreparedModel, prepare
 from benchmarks.plots import draw
-from benchmarks.report import markdown, thresholds
+from benchmarks.report import markdown, speeds
 from benchmarks.result import ModelResult, save
 from benchmarks.rounds import REFERENCE, Schedule
 from benchmarks.run import Run
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         # After each model: what is measured so far outlives a failure of the next one.
         save(results, args.output / "results.json")
         (args.output / "report.md").write_text(markdown(results), encoding="utf-8")
-        print(f"\n{model.name}: {result.description}\n\n{thresholds(result)}\n", flush=True)
+        print(f"\n{model.name}: {result.description}\n\n{speeds(result)}\n", flush=True)
     if plain_steps.HOPELESS in args.model and not args.no_plain_steps:
         text = plain_steps.measure_all(args)
         with (args.output / "report.md").open("a", encoding="utf-8") as report:
@@ -105,7 +105,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
     )
     what.add_argument("--no-forward-times", action="store_true", help="without t(M) and the ideal")
-    what.add_argument("--no-where", action="store_true", help="without where the time goes")
+    what.add_argument("--no-step-breakdown", action="store_true", help="without step breakdowns")
     what.add_argument(
         "--no-plain-steps", action="store_true", help="without the cost of steps without drafts"
     )
@@ -130,8 +130,8 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
         num_rounds=args.num_rounds,
         max_tokens=args.max_tokens or model.max_tokens,
         row_counts=() if args.no_forward_times else row_counts(args),
-        look_into=()
-        if args.no_where
+        with_breakdown=()
+        if args.no_step_breakdown
         else [name for name, system in systems.items() if system.engine == "vllm"],
     )
     log_dir = args.output / "logs" / model.name
