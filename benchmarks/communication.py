@@ -11,11 +11,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from benchmarks.collective_trace import CollectiveTrace, reset_trace, start_trace, trace_of
+from benchmarks.markdown import table
 from benchmarks.models import MODELS, PreparedModel
-from benchmarks.report import table
 from benchmarks.systems import System
 from benchmarks.systems import table as systems_of
-from benchmarks.traffic import Traffic, count, reset, traffic_of
 
 LOCAL_ARGMAX = "self, local argmax"
 COMPARED = ("plain", "self", LOCAL_ARGMAX, "self-recompute", "draft_model")
@@ -23,14 +23,14 @@ COMPARED = ("plain", "self", LOCAL_ARGMAX, "self-recompute", "draft_model")
 
 @dataclass(frozen=True)
 class Communication:
-    """A system's traffic over some decoding, of one rank.
+    """What a system's ranks exchange over some decoding, of one rank.
 
     Attributes:
         tokens: Output tokens of all requests.
         acceptance_rate: Accepted / drafted; None where nothing was drafted.
     """
 
-    traffic: Traffic
+    trace: CollectiveTrace
     tokens: int
     acceptance_rate: float | None
 
@@ -74,10 +74,10 @@ def measure(model: PreparedModel, system: System, batch_size: int) -> Communicat
 
     engine = VllmEngine(system.arguments)
     try:
-        engine.llm.collective_rpc(count)
+        engine.llm.collective_rpc(start_trace)
         req_ids = engine.add(model.prompts[:batch_size], model.max_tokens)
         engine.step_until_all_decode(req_ids)
-        engine.llm.collective_rpc(reset)
+        engine.llm.collective_rpc(reset_trace)
         tokens = accepted = drafted = 0
         while engine.engine.has_unfinished_requests():
             for output in engine.step():
@@ -86,7 +86,7 @@ def measure(model: PreparedModel, system: System, batch_size: int) -> Communicat
                 metrics = completion.spec_decode_metrics if output.finished else None
                 accepted += sum(metrics.per_step_accepted) if metrics else 0
                 drafted += sum(metrics.per_step_drafted) if metrics else 0
-        first, second = engine.llm.collective_rpc(traffic_of)
+        first, second = engine.llm.collective_rpc(trace_of)
         assert first == second, "ranks must call the same collectives"
         return Communication(first, tokens, accepted / drafted if drafted else None)
     finally:
@@ -104,8 +104,8 @@ def _row(name: str, communication: Communication) -> list[str]:
     rate, tokens = communication.acceptance_rate, communication.tokens
     row = [name, "-" if rate is None else f"{rate:.2f}"]
     for collectives in (["all_reduce"], ["all_gather", "gather"]):
-        calls = sum(communication.traffic.num_calls[name] for name in collectives)
-        num_bytes = sum(communication.traffic.num_bytes[name] for name in collectives)
+        calls = sum(communication.trace.num_calls[name] for name in collectives)
+        num_bytes = sum(communication.trace.num_bytes[name] for name in collectives)
         row += [f"{calls / tokens:.1f}", f"{num_bytes / tokens / 1024:.2f}"]
     return row
 

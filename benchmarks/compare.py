@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import argparse
 import logging
-import multiprocessing
 import os
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-from benchmarks.environment import (
-    PRELOADS,
-    Environment,
-    child_variables,
-    installed_preloads,
-)
+from benchmarks import plain_steps
+from benchmarks.arguments import add_process_arguments, positive, set_up_process
+from benchmarks.environment import Environment, child_variables
 from benchmarks.figures import model_result
 from benchmarks.forward_time import ROW_COUNTS
-from benchmarks.models import DEFAULT_MODELS, MODELS, PreparedModel
+from benchmarks.models import DEFAULT_MODELS, MODELS, PreparedModel, prepare
 from benchmarks.plots import draw
-from benchmarks.report import markdown, thresholds
+from benchmarks.report import markdown, speeds
 from benchmarks.result import ModelResult, save
 from benchmarks.rounds import REFERENCE, Schedule
 from benchmarks.run import Run
@@ -44,10 +38,7 @@ SMOKE = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 1 where a float32 text differs from plain's."""
     args = parse_arguments(argv)
-    # As Ctrl-C does: unwind, and so stop the children, instead of dying on the spot.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("benchmarks").setLevel(logging.INFO)
+    set_up_process()
     args.output.mkdir(parents=True, exist_ok=True)
     results = []
     # All of them first: what is missing shows before hours of measuring.
@@ -58,7 +49,12 @@ def main(argv: list[str] | None = None) -> int:
         # After each model: what is measured so far outlives a failure of the next one.
         save(results, args.output / "results.json")
         (args.output / "report.md").write_text(markdown(results), encoding="utf-8")
-        print(f"\n{model.name}: {result.description}\n\n{thresholds(result)}\n", flush=True)
+        print(f"\n{model.name}: {result.description}\n\n{speeds(result)}\n", flush=True)
+    if plain_steps.HOPELESS in args.model and not args.no_plain_steps:
+        text = plain_steps.measure_all(args)
+        with (args.output / "report.md").open("a", encoding="utf-8") as report:
+            report.write(f"\n## Steps without drafts\n\n{text}\n")
+        print(text, flush=True)
     logger.info("everything is in %s", args.output)
     return int(any(result.dtype == "float32" and not result.is_exact for result in results))
 
@@ -109,7 +105,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
     )
     what.add_argument("--no-forward-times", action="store_true", help="without t(M) and the ideal")
-    what.add_argument("--no-where", action="store_true", help="without where the time goes")
+    what.add_argument("--no-step-breakdown", action="store_true", help="without step breakdowns")
+    what.add_argument(
+        "--no-plain-steps", action="store_true", help="without the cost of steps without drafts"
+    )
     length = parser.add_argument_group("how long")
     length.add_argument("--num-rounds", type=positive, default=5, help="after one that warms up")
     length.add_argument(
@@ -117,41 +116,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     length.add_argument("--num-starts", type=int, default=3, help="timed starts; 0 for none")
     length.add_argument("--smoke", action="store_true", help="a tiny model, to see that all works")
-    how = parser.add_argument_group("how every system runs")
-    how.add_argument("--eager", action="store_true", help="vLLM without compilation")
-    how.add_argument(
-        "--preload",
-        nargs="*",
-        choices=PRELOADS,
-        default=installed_preloads(),
-        metavar="NAME",
-        help=f"libraries, of {', '.join(PRELOADS)}; default: what is installed; empty for none",
-    )
-    how.add_argument(
-        "--num-threads",
-        type=positive,
-        default=len(os.sched_getaffinity(0)),
-        metavar="N",
-        help="OpenMP threads; default: one per core",
-    )
-    how.add_argument("--bind", action="store_true", help="bind each thread to a core of its own")
+    add_process_arguments(parser.add_argument_group("how every system runs"))
     parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="FOLDER")
-
-
-def positive(text: str) -> int:
-    """Read a whole number of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
-    return number
-
-
-def prepare(name: str) -> PreparedModel:
-    """Prepare a model in a process of its own, whose memory is then free again."""
-    logger.info("%s: preparing", name)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
-        return executor.submit(MODELS[name].prepare).result()
 
 
 def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult:
@@ -164,8 +130,8 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
         num_rounds=args.num_rounds,
         max_tokens=args.max_tokens or model.max_tokens,
         row_counts=() if args.no_forward_times else row_counts(args),
-        look_into=()
-        if args.no_where
+        with_breakdown=()
+        if args.no_step_breakdown
         else [name for name, system in systems.items() if system.engine == "vllm"],
     )
     log_dir = args.output / "logs" / model.name

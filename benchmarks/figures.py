@@ -9,19 +9,17 @@ from benchmarks.decoding import Decoding, DraftCounts
 from benchmarks.environment import Environment
 from benchmarks.forward_time import ForwardTimes
 from benchmarks.ideal import IdealCycle
-from benchmarks.models import DTYPE_BYTES, PreparedModel
+from benchmarks.models import PreparedModel
 from benchmarks.result import (
     BatchFigures,
-    Comparison,
     IdealFigures,
     ModelResult,
     SystemResult,
 )
 from benchmarks.rounds import REFERENCE, Group, Start
-from benchmarks.run import JUDGED, Run
+from benchmarks.run import Run
 from benchmarks.spread import Spread, percentile, ratios
-from benchmarks.systems import MAX_NUM_SEQS, System
-from benchmarks.thresholds import IDEAL, THRESHOLDS
+from benchmarks.systems import FIXED_K, System
 
 
 def group_of(groups: Iterable[Group], *names: str) -> Group | None:
@@ -50,7 +48,7 @@ def system_result(system: System, groups: Sequence[Group], starts: Sequence[Star
             batch_figures(decodings, group.decodings[REFERENCE][batch_size])
             for batch_size, decodings in sorted(group.decodings[system.name].items())
         ],
-        where=group.where.get(system.name, []),
+        step_breakdowns=group.step_breakdowns.get(system.name, []),
     )
 
 
@@ -115,59 +113,6 @@ def ideal_figures(
     return ideals
 
 
-def comparisons(
-    model_name: str, groups: Sequence[Group], ideals: Sequence[IdealFigures]
-) -> list[Comparison]:
-    """Every cell of the table of thresholds that belongs to a model."""
-    return [
-        Comparison(
-            row.description,
-            row.numerator,
-            row.denominator,
-            batch_size,
-            _ideal_ratio(row.numerator, batch_size, groups, ideals)
-            if row.denominator == IDEAL
-            else _ratio(row.numerator, row.denominator, batch_size, groups),
-            at_least,
-        )
-        for row in THRESHOLDS
-        if row.model == model_name
-        for batch_size, at_least in row.at_least.items()
-    ]
-
-
-def _ratio(
-    numerator: str, denominator: str, batch_size: int, groups: Sequence[Group]
-) -> Spread | None:
-    group = group_of(groups, numerator, denominator)
-    if group is None:
-        return None
-    above, below = (group.decodings[name].get(batch_size) for name in (numerator, denominator))
-    return ratios(tokens_per_s(above), tokens_per_s(below)) if above and below else None
-
-
-def _ideal_ratio(
-    system: str, batch_size: int, groups: Sequence[Group], ideals: Sequence[IdealFigures]
-) -> Spread | None:
-    """Measured speed-up over the ideal one, at each turn's own acceptance."""
-    group = group_of(groups, system)
-    ideal = next((ideal for ideal in ideals if ideal.batch_size == batch_size), None)
-    if group is None or ideal is None:
-        return None
-    decodings = group.decodings[system][batch_size]
-    plain = group.decodings[REFERENCE][batch_size]
-    return Spread.of(
-        ours.tokens_per_s / theirs.tokens_per_s / ideal.cycle.speedup(ours.tokens_per_step)
-        for ours, theirs in zip(decodings, plain, strict=True)
-    )
-
-
-def exit_query_cache_bytes(model: PreparedModel, num_speculative_tokens: int) -> int:
-    """Hidden state and residual, which is float32, of K tokens for each request that may run."""
-    states = MAX_NUM_SEQS * num_speculative_tokens * model.hidden_size
-    return states * (DTYPE_BYTES[model.dtype] + DTYPE_BYTES["float32"])
-
-
 def model_result(
     run: Run,
     num_speculative_tokens: int,
@@ -188,10 +133,10 @@ def model_result(
     """
     model = run.model
     times = ForwardTimes.median(times for group in groups for times in group.forward_times)
-    judged = group_of(groups, JUDGED)
+    judged = group_of(groups, FIXED_K)
     ideals: list[IdealFigures] = []
     if judged is not None and times.measured:
-        ideals = ideal_figures(model, times, num_speculative_tokens, judged.decodings[JUDGED])
+        ideals = ideal_figures(model, times, num_speculative_tokens, judged.decodings[FIXED_K])
     return ModelResult(
         name=model.name,
         description=model.description,
@@ -200,9 +145,8 @@ def model_result(
         num_layers=model.num_layers,
         num_speculative_tokens=num_speculative_tokens,
         weight_bytes=model.weight_bytes,
-        exit_query_cache_bytes=exit_query_cache_bytes(model, num_speculative_tokens),
         kv_cache_bytes=model.kv_cache_bytes,
-        dial=model.dial,
+        calibration=model.calibration,
         num_rounds=run.schedule.num_rounds,
         max_tokens=run.schedule.max_tokens,
         environment=environment,
@@ -213,5 +157,4 @@ def model_result(
         ],
         forward_times=times.measured,
         ideals=ideals,
-        comparisons=comparisons(model.name, groups, ideals),
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +16,7 @@ from layerskip_vllm.demo.models import MODELS as DEMO_MODELS
 from layerskip_vllm.demo.models import DemoModel
 
 if TYPE_CHECKING:
-    from benchmarks.dial import Agreement
+    from benchmarks.calibrate_acceptance import Agreement
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ class PreparedModel:
         prompts: Token ids.
         max_tokens: Output tokens per request.
         draft_vocab: Options of a draft vocabulary, where the model is to show one.
-        dial: How its acceptance was dialled, where it was.
+        calibration: How its acceptance was calibrated; None if it was not.
     """
 
     name: str
@@ -66,7 +68,7 @@ class PreparedModel:
     prompts: list[list[int]]
     max_tokens: int
     draft_vocab: dict[str, object] = field(default_factory=dict)
-    dial: dict[str, object] | None = None
+    calibration: dict[str, object] | None = None
 
     @classmethod
     def of(cls, checkpoint: Path, cut_checkpoint: Path, **settings) -> PreparedModel:  # type: ignore[no-untyped-def]
@@ -94,7 +96,7 @@ class PreparedModel:
 
 
 @dataclass(frozen=True)
-class DialledModel:
+class CalibratedModel:
     """A Llama of random weights whose acceptance is dialled."""
 
     name: str
@@ -104,18 +106,18 @@ class DialledModel:
     dtype: str = "bfloat16"
     acceptance: float = 0.80
     tolerance: float = 0.01
-    """Of the dial; the measured acceptance may be 0.03 off."""
+    """Of the calibration; the measured acceptance may be 0.03 off."""
     prompt_len: int = 32
     max_tokens: int = 96
-    num_dial_prompts: int = 24
-    dial_tokens: int = 64
+    num_calibration_prompts: int = 24
+    calibration_tokens: int = 64
     draft_vocab_size: int | None = None
 
     def prepare(self) -> PreparedModel:
         """Return it, made first where the cache does not hold it."""
         recipe = (
             f"{self.shape} E={self.exit_layer} {self.dtype} {self.acceptance}+-{self.tolerance} "
-            f"{self.num_dial_prompts}x({self.prompt_len}+{self.dial_tokens})"
+            f"{self.num_calibration_prompts}x({self.prompt_len}+{self.calibration_tokens})"
         )
         directory = cached(self.name, recipe, self._build)
         draft_vocab: dict[str, object] = {}
@@ -132,26 +134,26 @@ class DialledModel:
             prompts=self._prompts(NUM_PROMPTS, seed=1),
             max_tokens=self.max_tokens,
             draft_vocab=draft_vocab,
-            dial=json.loads((directory / "dial.json").read_text()),
+            calibration=json.loads((directory / "dial.json").read_text()),
         )
 
     def _build(self, directory: Path) -> None:
         import torch
 
-        from benchmarks.dial import dial, measure_agreement
+        from benchmarks.calibrate_acceptance import calibrate_acceptance, measure_agreement
         from benchmarks.random_llama import LateLayers
 
         model = self.shape.build(getattr(torch, self.dtype))
         late_layers = LateLayers(model, self.exit_layer)
-        prompts = self._prompts(self.num_dial_prompts, seed=2)
+        prompts = self._prompts(self.num_calibration_prompts, seed=2)
 
         def measure(scale: float) -> Agreement:
             late_layers.scale(scale)
-            agreement = measure_agreement(model, self.exit_layer, prompts, self.dial_tokens)
+            agreement = measure_agreement(model, self.exit_layer, prompts, self.calibration_tokens)
             logger.info("%s: scale %.4f: agreement %.3f", self.name, scale, agreement.mean)
             return agreement
 
-        found = dial(measure, self.acceptance, self.tolerance)
+        found = calibrate_acceptance(measure, self.acceptance, self.tolerance)
         (directory / "dial.json").write_text(json.dumps(asdict(found)))
         # The LM head's rows are scaled so that low ids are frequent: no more than that is known.
         counts = {token_id: 1 / (1 + token_id) for token_id in range(self.shape.vocab_size)}
@@ -201,16 +203,16 @@ class TextModel:
         return [tokenizer(text)["input_ids"][: self.max_prompt_len] for text in texts]
 
 
-MODELS: dict[str, DialledModel | TextModel] = {
+MODELS: dict[str, CalibratedModel | TextModel] = {
     model.name: model
     for model in (
-        DialledModel(
+        CalibratedModel(
             name="dialled",
             description="TinyLlama-1.1B's shape, random weights, acceptance dialled to 0.80",
             shape=TINYLLAMA,
             exit_layer=6,
         ),
-        DialledModel(
+        CalibratedModel(
             name="dialled-128k",
             description="Llama-3.2-1B's shape with its vocabulary of 128k, random weights, "
             "acceptance dialled to 0.80",
@@ -230,7 +232,7 @@ MODELS: dict[str, DialledModel | TextModel] = {
             demo=DEMO_MODELS["smollm2"],
             exit_layer=10,
         ),
-        DialledModel(
+        CalibratedModel(
             name="small",
             description="a tiny Llama of random weights in float32, for trials and tests",
             shape=SMALL,
@@ -243,3 +245,11 @@ MODELS: dict[str, DialledModel | TextModel] = {
 
 DEFAULT_MODELS = ("dialled", "dialled-128k", "trained", "untrained")
 """What `make bench` measures."""
+
+
+def prepare(name: str) -> PreparedModel:
+    """Prepare a model in a process of its own, whose memory is then free again."""
+    logger.info("%s: preparing", name)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:
+        return executor.submit(MODELS[name].prepare).result()

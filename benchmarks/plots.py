@@ -9,7 +9,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from benchmarks.result import ModelResult
-from benchmarks.where import PARTS, REST
+from benchmarks.step_breakdown import PARTS, REST
 
 SIZE_INCHES, DPI = (16, 14), 110
 TITLE_FONT_SIZE, FONT_SIZE, SMALL_FONT_SIZE = 18, 12, 10
@@ -42,11 +42,11 @@ def draw(result: ModelResult, path: Path) -> None:
         fontsize=TITLE_FONT_SIZE,
         parse_math=False,
     )
-    axes = figure.subplot_mosaic([["speedups", "where"], ["ideal", "where"], ["times", "where"]])
+    axes = figure.subplot_mosaic([["speedups", "steps"], ["ideal", "steps"], ["times", "steps"]])
     _draw_speedups(axes["speedups"], result)
     _draw_ideal(axes["ideal"], result)
     _draw_forward_times(axes["times"], result)
-    _draw_where(axes["where"], result)
+    _draw_step_breakdown(axes["steps"], result)
     figure.savefig(path, format="png")
 
 
@@ -112,14 +112,14 @@ def _draw_forward_times(axes: Axes, result: ModelResult) -> None:
     axes.legend(loc="best", fontsize=SMALL_FONT_SIZE, frameon=False)
 
 
-def _draw_where(axes: Axes, result: ModelResult) -> None:
+def _draw_step_breakdown(axes: Axes, result: ModelResult) -> None:
     """Milliseconds per output token of one request, by part, a bar a system and batch size."""
     bars = [
-        (f"{system.name}, {where.batch_size}", where)
+        (f"{system.name}, {breakdown.batch_size}", breakdown)
         for batch_size in reversed(result.batch_sizes)
         for system in reversed(result.systems)
-        for where in system.where
-        if where.batch_size == batch_size
+        for breakdown in system.step_breakdowns
+        if breakdown.batch_size == batch_size
     ]
     if not bars:
         axes.set_axis_off()
@@ -127,12 +127,14 @@ def _draw_where(axes: Axes, result: ModelResult) -> None:
     labels = [label for label, _ in bars]
     left = [0.0] * len(bars)
     for part, colour in zip([*PARTS, REST], PART_COLOURS, strict=True):
-        widths = [max(where.parts_ms[part], 0) / where.tokens_per_step for _, where in bars]
+        widths = [
+            max(breakdown.parts_ms[part], 0) / breakdown.tokens_per_step for _, breakdown in bars
+        ]
         axes.barh(labels, widths, left=left, color=colour, label=part)
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.margins(y=0.01)
     axes.set_xlabel("ms per output token of a request", fontsize=FONT_SIZE)
-    _caption(axes, "Where the time goes (system, batch size)")
+    _caption(axes, "Step breakdown (system, batch size)")
     axes.legend(
         loc="upper center",
         bbox_to_anchor=(0.5, -0.06),

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from benchmarks.checks import checks
-from benchmarks.result import BatchFigures, Comparison, ModelResult, SystemResult
+from benchmarks.markdown import NOT_MEASURED, number, spread, table
+from benchmarks.result import BatchFigures, ModelResult, SystemResult
 from benchmarks.spread import Spread
-from benchmarks.where import PARTS, REST
+from benchmarks.step_breakdown import PARTS, REST
+from benchmarks.systems import FIXED_K
 
-MISSED = "**missed**"
-NOT_MEASURED = "-"
 MIB = 1 << 20
 
 
@@ -21,12 +20,10 @@ def markdown(results: Sequence[ModelResult]) -> str:
         parts += [
             f"## {result.name}",
             _about(result),
-            "### Thresholds",
-            thresholds(result),
             "### Speed",
             "Output tokens/s of decoding, all requests together: median of the turns, with the "
             "ratio to plain in the same turn (median, quartiles).",
-            _speeds(result),
+            speeds(result),
             "### Latency and acceptance",
             _latencies(result),
             "### Memory and start-up",
@@ -34,60 +31,9 @@ def markdown(results: Sequence[ModelResult]) -> str:
         ]
         if result.forward_times:
             parts += ["### Plain forward and the ideal", _forward_times(result), _ideals(result)]
-        if any(system.where for system in result.systems):
-            parts += ["### Where the time of a step goes", _where(result)]
+        if any(system.step_breakdowns for system in result.systems):
+            parts += ["### Step breakdown", _step_breakdowns(result)]
     return "\n\n".join(parts) + "\n"
-
-
-def thresholds(result: ModelResult) -> str:
-    """What was promised beside what was measured; what is missed says so."""
-    lines = []
-    columns = sorted({cell.batch_size for cell in result.comparisons})
-    rows = list(dict.fromkeys(cell.description for cell in result.comparisons))
-    if rows:
-        cells = {(cell.description, cell.batch_size): cell for cell in result.comparisons}
-        lines.append(
-            table(
-                ["ratio", *(f"batch {batch_size}" for batch_size in columns)],
-                [
-                    [row, *(_threshold(cells.get((row, batch_size))) for batch_size in columns)]
-                    for row in rows
-                ],
-            )
-        )
-    promises = checks(result)
-    if promises:
-        lines.append(
-            table(
-                ["promise", "measured"],
-                [
-                    [check.description, check.measured + ("" if check.is_reached else f" {MISSED}")]
-                    for check in promises
-                ],
-            )
-        )
-    return "\n\n".join(lines) or "None for this model."
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; its first column is text, the others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _threshold(cell: Comparison | None) -> str:
-    if cell is None:
-        return ""
-    if cell.ratio is None:
-        return f"{NOT_MEASURED} (>= {cell.at_least:.2f})"
-    mark = "" if cell.is_reached else f" {MISSED}"
-    return f"{spread(cell.ratio)} (>= {cell.at_least:.2f}){mark}"
-
-
-def spread(value: Spread, digits: int = 2) -> str:
-    """Median and quartiles."""
-    low, high = (f"{quartile:.{digits}f}" for quartile in (value.low_quartile, value.high_quartile))
-    return f"{value.median:.{digits}f} [{low}, {high}]"
 
 
 def _about(result: ModelResult) -> str:
@@ -104,20 +50,22 @@ def _about(result: ModelResult) -> str:
         f"{env.python}, {versions}; commit {env.commit}, {env.date}.",
         f"Command: `{env.command}`. Set for every system: `{variables}`.",
     ]
-    if result.dial is not None:
-        agreement = result.dial["agreement"]
+    if result.calibration is not None:
+        agreement = result.calibration["agreement"]
         assert isinstance(agreement, dict)
         lines.append(
             f"Dialled: output projections of layers [{result.exit_layer}, {result.num_layers}) "
-            f"scaled by {result.dial['scale']:.4f}; exit {result.exit_layer} then agrees with the "
-            f"last layer on {agreement['mean']:.3f} of its own text (by prompt "
+            f"scaled by {result.calibration['scale']:.4f}; exit {result.exit_layer} then agrees "
+            f"with the last layer on {agreement['mean']:.3f} of its own text (by prompt "
             f"{min(agreement['by_prompt']):.2f} to {max(agreement['by_prompt']):.2f}), and "
             f"{agreement['new_ngrams']:.1%} of the text's 4-grams are new."
         )
     return "\n\n".join(lines)
 
 
-def _speeds(result: ModelResult) -> str:
+def speeds(result: ModelResult) -> str:
+    """Output tokens/s of every system, and its ratio to plain."""
+
     def cell(figures: BatchFigures | None) -> str:
         if figures is None:
             return NOT_MEASURED
@@ -163,11 +111,6 @@ def _latencies(result: ModelResult) -> str:
     )
 
 
-def number(value: float | None) -> str:
-    """Two digits, or a dash."""
-    return NOT_MEASURED if value is None else f"{value:.2f}"
-
-
 def _memory(result: ModelResult) -> str:
     return table(
         [
@@ -207,6 +150,8 @@ def _forward_times(result: ModelResult) -> str:
 
 
 def _ideals(result: ModelResult) -> str:
+    """The row-aware ideal beside what `self`, at the same fixed K, reached."""
+    own = result.system(FIXED_K)
     return table(
         [
             "batch",
@@ -218,6 +163,8 @@ def _ideals(result: ModelResult) -> str:
             "plain step ms",
             "tokens per cycle",
             "ideal speed-up",
+            "measured",
+            "measured / ideal",
         ],
         [
             [
@@ -235,24 +182,32 @@ def _ideals(result: ModelResult) -> str:
                 ),
                 f"{ideal.tokens_per_cycle:.2f}",
                 f"{ideal.speedup:.2f}",
+                *_measured_speedup(own.at(ideal.batch_size) if own else None, ideal.speedup),
             ]
             for ideal in result.ideals
         ],
     )
 
 
-def _where(result: ModelResult) -> str:
+def _measured_speedup(figures: BatchFigures | None, ideal: float) -> list[str]:
+    if figures is None:
+        return [NOT_MEASURED, NOT_MEASURED]
+    measured = figures.speedup.median
+    return [f"{measured:.2f}", f"{measured / ideal:.2f}"]
+
+
+def _step_breakdowns(result: ModelResult) -> str:
     parts = [*PARTS, REST]
     return table(
         ["system", "batch", "step ms", *parts],
         [
             [
                 system.name,
-                str(where.batch_size),
-                f"{where.step_ms:.2f}",
-                *(f"{where.parts_ms[part]:.2f}" for part in parts),
+                str(breakdown.batch_size),
+                f"{breakdown.step_ms:.2f}",
+                *(f"{breakdown.parts_ms[part]:.2f}" for part in parts),
             ]
             for system in result.systems
-            for where in system.where
+            for breakdown in system.step_breakdowns
         ],
     )

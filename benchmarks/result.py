@@ -13,7 +13,7 @@ from benchmarks.forward_time import ForwardTime
 from benchmarks.ideal import IdealCycle
 from benchmarks.rounds import Start
 from benchmarks.spread import Spread
-from benchmarks.where import Where
+from benchmarks.step_breakdown import StepBreakdown
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class SystemResult:
         peak_rss_bytes: Most that was resident while it served.
         anonymous_bytes: Resident at the end and backed by no file.
         batches: One entry a batch size.
-        where: One entry a batch size; empty where it was not looked at.
+        step_breakdowns: One entry a batch size; empty where none was measured.
     """
 
     name: str
@@ -70,7 +70,7 @@ class SystemResult:
     peak_rss_bytes: int
     anonymous_bytes: int
     batches: list[BatchFigures]
-    where: list[Where]
+    step_breakdowns: list[StepBreakdown]
 
     def at(self, batch_size: int) -> BatchFigures | None:
         """Figures at a batch size; None where it was not measured."""
@@ -89,7 +89,7 @@ class IdealFigures:
     Attributes:
         batch_size: B.
         cycle: Its seconds.
-        tokens_per_cycle: Measured, of the system that is judged.
+        tokens_per_cycle: Measured, of `self`.
         speedup: Ideal, over plain, at that length.
     """
 
@@ -97,32 +97,6 @@ class IdealFigures:
     cycle: IdealCycle
     tokens_per_cycle: float
     speedup: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One cell of the table of thresholds.
-
-    Attributes:
-        description: Of its row.
-        numerator: System.
-        denominator: System, or the ideal.
-        batch_size: Column.
-        ratio: Of output tokens/s, round by round; null where one of them was not measured.
-        at_least: The threshold.
-    """
-
-    description: str
-    numerator: str
-    denominator: str
-    batch_size: int
-    ratio: Spread | None
-    at_least: float
-
-    @property
-    def is_reached(self) -> bool | None:
-        """Whether the median reaches the threshold; None where there is none."""
-        return None if self.ratio is None else self.ratio.median >= self.at_least
 
 
 @dataclass(frozen=True)
@@ -136,9 +110,8 @@ class ModelResult:
     num_layers: int
     num_speculative_tokens: int
     weight_bytes: int
-    exit_query_cache_bytes: int
     kv_cache_bytes: int
-    dial: dict[str, object] | None
+    calibration: dict[str, object] | None
     num_rounds: int
     max_tokens: int
     environment: Environment
@@ -146,7 +119,6 @@ class ModelResult:
     systems: list[SystemResult]
     forward_times: dict[int, ForwardTime]  # M -> medians; empty where not measured
     ideals: list[IdealFigures]
-    comparisons: list[Comparison]
 
     def system(self, name: str) -> SystemResult | None:
         """A system's results; None where it was not measured."""

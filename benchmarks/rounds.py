@@ -12,8 +12,8 @@ from benchmarks.decoding import Decoding
 from benchmarks.forward_time import ForwardTime
 from benchmarks.memory import Memory
 from benchmarks.models import PreparedModel
+from benchmarks.step_breakdown import StepBreakdown
 from benchmarks.systems import System
-from benchmarks.where import Where
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ MIN_TEXTS_PER_ROUND = 4
 FORWARD_PROMPT_LEN = 8
 """Short: what t(M) is measured on is prefilled for nothing."""
 
-NUM_LOOKS = 3
-"""Turns in which it is looked where the time goes; the one with the median step is kept."""
+NUM_BREAKDOWNS = 3
+"""Turns of each system; the one with the median step is kept."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Schedule:
         max_tokens: Output tokens of each request.
         row_counts: Every M of t(M); empty where it is not measured.
         num_forward_steps: Timed steps of each M in each round.
-        look_into: Systems of vLLM's of which, after the rounds, it is shown where the time goes.
+        with_breakdown: Systems of vLLM's whose step breakdown is measured after the rounds.
     """
 
     batch_sizes: Sequence[int]
@@ -48,7 +48,7 @@ class Schedule:
     max_tokens: int
     row_counts: Sequence[int] = ()
     num_forward_steps: int = 4
-    look_into: Collection[str] = ()
+    with_breakdown: Collection[str] = ()
 
     def turns_per_round(self, batch_size: int) -> int:
         """Batches that each system decodes in a round; one text alone would say little."""
@@ -67,14 +67,14 @@ class Group:
     Attributes:
         decodings: System -> batch size -> one entry a turn.
         forward_times: One entry a round: M -> timed steps.
-        where: System -> one entry a batch size.
+        step_breakdowns: System -> one entry a batch size.
         memory: System -> after the last round.
         starts: System -> its start.
     """
 
     decodings: dict[str, dict[int, list[Decoding]]] = field(default_factory=dict)
     forward_times: list[dict[int, list[ForwardTime]]] = field(default_factory=list)
-    where: dict[str, list[Where]] = field(default_factory=dict)
+    step_breakdowns: dict[str, list[StepBreakdown]] = field(default_factory=dict)
     memory: dict[str, Memory] = field(default_factory=dict)
     starts: dict[str, Start] = field(default_factory=dict)
 
@@ -124,7 +124,7 @@ def measure(
         _measure_round(group, model, [systems[name] for name in turns], children, schedule)
         if schedule.row_counts:
             group.forward_times.append(_forward_times(model, children[REFERENCE], schedule))
-    group.where = _where(model, children, schedule)
+    group.step_breakdowns = _step_breakdowns(model, children, schedule)
     group.memory = {name: child.memory() for name, child in children.items()}
     return group
 
@@ -186,22 +186,26 @@ def _forward_times(
     )
 
 
-def _where(
+def _step_breakdowns(
     model: PreparedModel, children: Mapping[str, Child], schedule: Schedule
-) -> dict[str, list[Where]]:
-    found: dict[str, list[Where]] = {name: [] for name in schedule.look_into}
+) -> dict[str, list[StepBreakdown]]:
+    found: dict[str, list[StepBreakdown]] = {name: [] for name in schedule.with_breakdown}
     for batch_size in schedule.batch_sizes:
-        looks: dict[str, list[Where]] = defaultdict(list)
-        for _ in range(NUM_LOOKS):
+        breakdowns: dict[str, list[StepBreakdown]] = defaultdict(list)
+        for _ in range(NUM_BREAKDOWNS):
             for name in found:
-                looks[name].append(_look(model, children[name], batch_size, schedule))
-        for name, of_system in looks.items():
-            found[name].append(sorted(of_system, key=lambda look: look.step_ms)[NUM_LOOKS // 2])
+                breakdowns[name].append(_break_down(model, children[name], batch_size, schedule))
+        for name, of_system in breakdowns.items():
+            found[name].append(
+                sorted(of_system, key=lambda breakdown: breakdown.step_ms)[NUM_BREAKDOWNS // 2]
+            )
     return found
 
 
-def _look(model: PreparedModel, child: Child, batch_size: int, schedule: Schedule) -> Where:
+def _break_down(
+    model: PreparedModel, child: Child, batch_size: int, schedule: Schedule
+) -> StepBreakdown:
     prompts = model.prompts[:batch_size]
-    where = child.call("where", prompts=prompts, max_tokens=schedule.max_tokens)
-    assert isinstance(where, Where)
-    return where
+    breakdown = child.call("step_breakdown", prompts=prompts, max_tokens=schedule.max_tokens)
+    assert isinstance(breakdown, StepBreakdown)
+    return breakdown

@@ -11,12 +11,9 @@ from benchmarks import groups
 from benchmarks.child import Child, children
 from benchmarks.models import PreparedModel
 from benchmarks.rounds import REFERENCE, Group, Schedule, Start, measure
-from benchmarks.systems import System
+from benchmarks.systems import FIXED_K, System
 
 logger = logging.getLogger(__name__)
-
-JUDGED = "self"
-"""The system that is held against the ideal: E and K fixed. It takes part in every group."""
 
 TIMED_STARTS = (REFERENCE, "self-default", "draft_model")
 
@@ -68,7 +65,7 @@ class Run:
         return groups.split(
             {name: groups.child_bytes(self.model, self.systems[name]) for name in self.systems},
             groups.available_bytes() - groups.RESERVE_BYTES,
-            in_every_group=[REFERENCE, JUDGED],
+            in_every_group=[REFERENCE, FIXED_K],
         )
 
     def measure_group(self, names: Sequence[str], earlier: Collection[str]) -> Group:
@@ -76,15 +73,17 @@ class Run:
 
         Args:
             names: Its systems.
-            earlier: Systems of the groups before it. They are here only to be compared with: what
-                was found about them alone is not looked for again.
+            earlier: Systems of the groups before it. They take part only for
+                comparison: their own figures are not measured again.
         """
         logger.info("%s: starting %s", self.model.name, ", ".join(names))
         systems = {name: self.systems[name] for name in names}
         schedule = replace(
             self.schedule,
             row_counts=() if REFERENCE in earlier else self.schedule.row_counts,
-            look_into=[n for n in names if n in self.schedule.look_into and n not in earlier],
+            with_breakdown=[
+                n for n in names if n in self.schedule.with_breakdown and n not in earlier
+            ],
         )
         with children(systems, self.env, self.log_dir) as started:
             return measure(self.model, systems, started, schedule)

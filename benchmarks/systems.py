@@ -20,6 +20,9 @@ SYSTEMS = (
 )
 """Every name in the table."""
 
+FIXED_K = "self"
+"""The system whose speed-up the report compares with the row-aware ideal; in every group."""
+
 FIXED: dict[str, object] = {"adaptive": False}
 """Options of `self:E` under which it drafts exactly K tokens, whatever that costs."""
 

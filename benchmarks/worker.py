@@ -14,9 +14,10 @@ from multiprocessing.connection import Connection
 
 from benchmarks.decoding import Decoding
 from benchmarks.forward_time import ForwardTime, measure_forward_times
+from benchmarks.load import Arrival, LoadFigures, measure_load
 from benchmarks.memory import Memory, reset_peak
 from benchmarks.messages import Failure, Ready
-from benchmarks.where import Where, measure_where
+from benchmarks.step_breakdown import StepBreakdown, measure_step_breakdown
 
 
 class TransformersWorker:
@@ -57,9 +58,13 @@ class VllmWorker:
         """t(M) of every M, as timed steps."""
         return measure_forward_times(self.engine, prompts, num_steps, row_counts)
 
-    def where(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Where:
-        """Where the time of a step goes."""
-        return measure_where(self.engine, prompts, max_tokens)
+    def step_breakdown(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> StepBreakdown:
+        """Time of a step, by part."""
+        return measure_step_breakdown(self.engine, prompts, max_tokens)
+
+    def load(self, load: Sequence[Arrival]) -> LoadFigures:
+        """Serve a mixed load."""
+        return measure_load(self.engine, load)
 
     def memory(self) -> Memory:
         """Since the system was ready."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import compare
+from benchmarks import arguments
 from benchmarks.compare import parse_arguments, row_counts
 from benchmarks.models import PreparedModel
 from benchmarks.systems import SYSTEMS, table
@@ -33,7 +33,7 @@ def test_smoke_yields_to_what_is_said_beside_it():
 
 
 def test_what_is_installed_is_preloaded_unless_something_else_is_said(monkeypatch):
-    monkeypatch.setattr(compare, "installed_preloads", lambda: ["tcmalloc"])
+    monkeypatch.setattr(arguments, "installed_preloads", lambda: ["tcmalloc"])
     assert parse_arguments([]).preload == ["tcmalloc"]
     assert parse_arguments(["--preload", "iomp"]).preload == ["iomp"]
     assert parse_arguments(["--preload"]).preload == []

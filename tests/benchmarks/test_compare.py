@@ -60,7 +60,7 @@ def test_batch_sizes_are_those_that_a_system_serves(systems):
 
 
 def test_acceptance_is_what_was_dialled(result, systems):
-    assert abs(result["dial"]["agreement"]["mean"] - 0.8) <= 0.01
+    assert abs(result["calibration"]["agreement"]["mean"] - 0.8) <= 0.01
     for name in ("self", "draft_model", "transformers-early-exit"):
         assert 0.6 < systems[name]["batches"][0]["acceptance_per_token"] < 0.95, name
 
@@ -118,10 +118,10 @@ def test_ideal_rests_on_measured_rows(result):
     ],
 )
 def test_parts_of_a_step_add_up(systems, name, parts):
-    for where in systems[name]["where"]:
-        assert sum(where["parts_ms"].values()) == pytest.approx(where["step_ms"])
-        assert all(where["parts_ms"][part] > 0 for part in parts)
-        assert where["parts_ms"]["rest"] > 0
+    for breakdown in systems[name]["step_breakdowns"]:
+        assert sum(breakdown["parts_ms"].values()) == pytest.approx(breakdown["step_ms"])
+        assert all(breakdown["parts_ms"][part] > 0 for part in parts)
+        assert breakdown["parts_ms"]["rest"] > 0
 
 
 def test_report_and_picture_lie_beside_the_figures(folder):

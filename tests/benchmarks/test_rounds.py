@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from benchmarks.rounds import Schedule, measure
+from benchmarks.step_breakdown import StepBreakdown
 from benchmarks.systems import System
-from benchmarks.where import Where
 from tests.benchmarks.test_command_line import model
 
 
@@ -19,22 +19,25 @@ class Child:
 
     def call(self, _what, prompts, max_tokens):
         self.asked.append(self.name)
-        return Where(len(prompts), next(self.step_ms), {}, float(max_tokens))
+        return StepBreakdown(len(prompts), next(self.step_ms), {}, float(max_tokens))
 
     def memory(self):
         return None
 
 
-def test_systems_are_looked_into_in_turns_and_the_median_look_is_kept():
+def test_step_breakdowns_are_measured_in_turns_and_the_median_one_is_kept():
     asked = []
     children = {
         "plain": Child("plain", [3.0, 1.0, 9.0], asked),
         "self": Child("self", [8.0, 2.0, 4.0], asked),
     }
-    # They serve no batch, so nothing is decoded but to look into it.
+    # They serve no batch, so nothing is decoded but for the breakdown.
     systems = {name: System(name, "vllm", {}, max_batch_size=0) for name in children}
-    schedule = Schedule(batch_sizes=[1], num_rounds=1, max_tokens=8, look_into=list(systems))
+    schedule = Schedule(batch_sizes=[1], num_rounds=1, max_tokens=8, with_breakdown=list(systems))
     group = measure(model(), systems, children, schedule)
     assert asked == ["plain", "self"] * 3
-    kept = {name: [look.step_ms for look in looks] for name, looks in group.where.items()}
+    kept = {
+        name: [breakdown.step_ms for breakdown in breakdowns]
+        for name, breakdowns in group.step_breakdowns.items()
+    }
     assert kept == {"plain": [3.0], "self": [4.0]}

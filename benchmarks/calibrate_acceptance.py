@@ -1,4 +1,4 @@
-"""Dialling acceptance: the scale of layers [E, L) at which drafts agree as often as wanted."""
+"""Calibrate acceptance: the scale of layers [E, L) at which drafts agree as often as wanted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Agreement:
 
 
 @dataclass(frozen=True)
-class Dial:
+class Calibration:
     """The scale that was found.
 
     Attributes:
@@ -46,14 +46,14 @@ class Dial:
     tries: list[tuple[float, float]]
 
 
-def dial(
+def calibrate_acceptance(
     measure: Callable[[float], Agreement],
     target: float,
     tolerance: float,
     low: float = 0.0,
     high: float = 1.0,
     max_tries: int = 12,
-) -> Dial:
+) -> Calibration:
     """Bisect for the scale at which agreement is `target`; it must fall as the scale rises.
 
     Args:
@@ -73,7 +73,7 @@ def dial(
         agreement = measure(scale)
         tries.append((scale, agreement.mean))
         if abs(agreement.mean - target) <= tolerance:
-            return Dial(scale, agreement, tries)
+            return Calibration(scale, agreement, tries)
         if agreement.mean > target:
             low = scale
         else:

@@ -1,4 +1,4 @@
-"""Where the time of a decoding step goes."""
+"""Time of a decoding step, by part."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ REST = "rest"
 
 
 @dataclass(frozen=True)
-class Where:
+class StepBreakdown:
     """Mean milliseconds per full step, by part; they add up to the step."""
 
     batch_size: int
@@ -42,7 +42,9 @@ class Where:
     tokens_per_step: float
 
 
-def measure_where(engine: VllmEngine, prompts: Sequence[Sequence[int]], max_tokens: int) -> Where:
+def measure_step_breakdown(
+    engine: VllmEngine, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> StepBreakdown:
     """Decode a batch under the stopwatch; only full steps count."""
     stopwatch = Stopwatch()
     by_step: list[dict[Path, float]] = []
@@ -59,7 +61,7 @@ def measure_where(engine: VllmEngine, prompts: Sequence[Sequence[int]], max_toke
     step_ms = 1000 * sum(decoding.step_s[step] for step in steps) / len(steps)
     parts_ms = {part: mean_ms(paths) for part, paths in PARTS.items()}
     parts_ms[REST] = step_ms - sum(parts_ms.values())
-    return Where(len(prompts), step_ms, parts_ms, decoding.tokens_per_step)
+    return StepBreakdown(len(prompts), step_ms, parts_ms, decoding.tokens_per_step)
 
 
 def _methods(engine: VllmEngine) -> list[tuple[object, str, str]]:

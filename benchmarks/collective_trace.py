@@ -17,7 +17,7 @@ COLLECTIVES = (*LAYER_COLLECTIVES, *OTHER_COLLECTIVES, AMONG_PROCESSES)
 
 
 @dataclass
-class Traffic:
+class CollectiveTrace:
     """What one rank hands to its collectives.
 
     Attributes:
@@ -29,7 +29,7 @@ class Traffic:
     num_bytes: dict[str, int]
 
 
-def count(worker: WorkerBase) -> None:
+def start_trace(worker: WorkerBase) -> None:
     """Count from now on what the rank's tensor-parallel group is handed.
 
     Broadcasts through the processes' memory too: the group's own, of objects, are made of them.
@@ -38,31 +38,33 @@ def count(worker: WorkerBase) -> None:
     from vllm.distributed.parallel_state import get_tp_group
 
     communicator = get_tp_group().device_communicator
-    worker.traffic = Traffic(dict.fromkeys(COLLECTIVES, 0), dict.fromkeys(COLLECTIVES, 0))
+    worker.collective_trace = CollectiveTrace(
+        dict.fromkeys(COLLECTIVES, 0), dict.fromkeys(COLLECTIVES, 0)
+    )
     for name in (*LAYER_COLLECTIVES, *OTHER_COLLECTIVES):
-        counted = _counting(worker.traffic, name, getattr(communicator, name))
+        counted = _counting(worker.collective_trace, name, getattr(communicator, name))
         setattr(communicator, name, counted)
     broadcast = torch.distributed.broadcast
-    torch.distributed.broadcast = _counting(worker.traffic, AMONG_PROCESSES, broadcast)
+    torch.distributed.broadcast = _counting(worker.collective_trace, AMONG_PROCESSES, broadcast)
 
 
 def _counting(
-    traffic: Traffic, name: str, collective: Callable[..., torch.Tensor]
+    trace: CollectiveTrace, name: str, collective: Callable[..., torch.Tensor]
 ) -> Callable[..., torch.Tensor]:
     def counted(tensor: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
-        traffic.num_calls[name] += 1
-        traffic.num_bytes[name] += tensor.nbytes
+        trace.num_calls[name] += 1
+        trace.num_bytes[name] += tensor.nbytes
         return collective(tensor, *args, **kwargs)
 
     return counted
 
 
-def reset(worker: WorkerBase) -> None:
+def reset_trace(worker: WorkerBase) -> None:
     """Forget what was counted."""
-    for counts in (worker.traffic.num_calls, worker.traffic.num_bytes):
+    for counts in (worker.collective_trace.num_calls, worker.collective_trace.num_bytes):
         counts.update(dict.fromkeys(COLLECTIVES, 0))
 
 
-def traffic_of(worker: WorkerBase) -> Traffic:
+def trace_of(worker: WorkerBase) -> CollectiveTrace:
     """What was counted."""
-    return worker.traffic
+    return worker.collective_trace

@@ -1,11 +1,16 @@
-"""The bisection, on a function whose answer is known; what a loop looks like; the dial itself."""
+"""The bisection, on a function whose answer is known; what a loop looks like; agreement itself."""
 
 from itertools import pairwise
 
 import pytest
 import torch
 
-from benchmarks.dial import Agreement, dial, measure_agreement, new_ngrams
+from benchmarks.calibrate_acceptance import (
+    Agreement,
+    calibrate_acceptance,
+    measure_agreement,
+    new_ngrams,
+)
 from benchmarks.random_llama import SMALL, LateLayers
 
 EXIT_LAYER = 2
@@ -16,21 +21,21 @@ def falling(scale):
 
 
 def test_bisection_finds_the_scale_of_the_target():
-    found = dial(falling, target=0.8, tolerance=0.01)
+    found = calibrate_acceptance(falling, target=0.8, tolerance=0.01)
     assert abs(1 - found.scale**0.5 - 0.8) <= 0.01
     assert found.agreement == falling(found.scale)
     assert found.tries[-1] == (found.scale, found.agreement.mean)
 
 
 def test_every_try_halves_the_interval():
-    tried = [scale for scale, _ in dial(falling, target=0.8, tolerance=0.01).tries]
+    tried = [scale for scale, _ in calibrate_acceptance(falling, target=0.8, tolerance=0.01).tries]
     widths = [abs(b - a) for a, b in pairwise(tried)]
     assert widths == [0.5 ** (i + 2) for i in range(len(widths))]
 
 
 def test_a_target_out_of_reach_is_an_error_that_shows_the_tries():
     with pytest.raises(ValueError, match=r"no scale gives 0.8 .*\(0.5, 0.1\)"):
-        dial(lambda scale: Agreement(0.1, [], 1.0), target=0.8, tolerance=0.01)
+        calibrate_acceptance(lambda scale: Agreement(0.1, [], 1.0), target=0.8, tolerance=0.01)
 
 
 def test_a_loop_has_few_new_ngrams():

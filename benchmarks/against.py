@@ -1,0 +1,44 @@
+"""Measure another checkout's package with this checkout's benchmarks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from benchmarks.environment import REPOSITORY
+
+PACKAGE = "layerskip_vllm"
+
+DRIVERS = "measure"
+"""The part of the package that measures; it is always this checkout's."""
+
+
+def package_variables(checkout: Path, folder: Path) -> dict[str, str]:
+    """Environment variables with which a child imports another checkout's package.
+
+    Args:
+        checkout: Holds the package.
+        folder: For a folder of links to it. Give every child the same one: the compile cache's key
+            contains the paths of source files.
+
+    Raises:
+        FileNotFoundError: The checkout holds no package.
+    """
+    source = checkout.resolve() / PACKAGE
+    if not (source / "__init__.py").exists():
+        raise FileNotFoundError(f"{checkout} is no checkout: {source}/__init__.py is missing")
+    links = folder.resolve() / "against" / PACKAGE
+    shutil.rmtree(links, ignore_errors=True)
+    links.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.name not in (DRIVERS, "__pycache__"):
+            (links / path.name).symlink_to(path)
+    (links / DRIVERS).symlink_to(REPOSITORY / PACKAGE / DRIVERS)
+    inherited = os.environ.get("PYTHONPATH")
+    folders = [str(links.parent), str(REPOSITORY), *([inherited] if inherited else [])]
+    return {
+        "PYTHONPATH": ":".join(folders),
+        # `python -m` puts the working directory first, which may hold a package as well.
+        "PYTHONSAFEPATH": "1",
+    }

@@ -1,0 +1,193 @@
+"""`python -m benchmarks.plain_steps`: what steps cost in which nothing is drafted.
+
+On a checkpoint whose drafts are hopeless, default settings soon stop drafting; from then on a step
+should cost what plain vLLM's costs. Speed differs from process to process more than within one, so
+every pair of figures comes from new processes, and the ratios of the pairs are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.against import package_variables
+from benchmarks.arguments import add_against, add_process_arguments, positive, set_up_process
+from benchmarks.child import children
+from benchmarks.environment import child_variables, installed_preloads
+from benchmarks.markdown import NOT_MEASURED, spread, table
+from benchmarks.models import MODELS, PreparedModel, prepare
+from benchmarks.rounds import REFERENCE, decode
+from benchmarks.spread import Spread, ratios
+from benchmarks.systems import System
+from benchmarks.systems import table as systems_of
+
+logger = logging.getLogger(__name__)
+
+HOPELESS = "untrained"
+"""The model whose drafts are almost never accepted."""
+
+OWN, OTHER = "self-default", "self-default, other checkout"
+NUM_PAIRS, NUM_GENERATIONS, MAX_TOKENS, MAX_NUM_SEQS = 5, 5, 200, 16
+
+
+@dataclass(frozen=True)
+class PlainSteps:
+    """Median output tokens/s of each process, by system, and ratios pair by pair.
+
+    Attributes:
+        tokens_per_s: Prefill included; an entry a process.
+        drafted: Share of the output tokens, drafted by all processes of a system.
+        ratios: System -> over plain.
+        own_over_other: This checkout's over the other's; None where there is no other.
+    """
+
+    model: str
+    preload: list[str]
+    tokens_per_s: dict[str, list[float]]
+    drafted: dict[str, float]
+    ratios: dict[str, Spread]
+    own_over_other: Spread | None
+
+
+def measure(
+    model: PreparedModel,
+    variables: Mapping[str, Mapping[str, str]],
+    *,
+    eager: bool,
+    preload: list[str],
+    num_pairs: int,
+    folder: Path,
+) -> PlainSteps:
+    """Start plain and every other system in turn, `num_pairs` times.
+
+    Args:
+        model: Its first prompt is decoded.
+        variables: System -> environment variables of its processes.
+        eager: Run without compilation.
+        preload: Libraries among these variables, for the record.
+        num_pairs: Processes of each system.
+        folder: For logs.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in variables}
+    num_drafted = dict.fromkeys(variables, 0)
+    arguments = systems_of(model, 1, eager)
+    for pair in range(num_pairs):
+        for name in variables:
+            known = arguments[REFERENCE if name == REFERENCE else OWN].arguments
+            system = System(name, "vllm", {**known, "max_num_seqs": MAX_NUM_SEQS})
+            env = os.environ | variables[name]
+            with children({name: system}, env, folder) as started:
+                generations = [
+                    decode(started[name], model.prompts[:1], MAX_TOKENS)
+                    for _ in range(NUM_GENERATIONS)
+                ]
+            speeds[name].append(
+                statistics.median(MAX_TOKENS / sum(each.step_s) for each in generations)
+            )
+            num_drafted[name] += sum(each.drafts.num_drafted for each in generations)
+            logger.info("pair %d: %s: %.1f tokens/s", pair + 1, name, speeds[name][-1])
+    num_tokens = num_pairs * NUM_GENERATIONS * MAX_TOKENS
+    return PlainSteps(
+        model.name,
+        preload,
+        speeds,
+        {name: count / num_tokens for name, count in num_drafted.items()},
+        {name: ratios(speeds[name], speeds[REFERENCE]) for name in speeds if name != REFERENCE},
+        ratios(speeds[OWN], speeds[OTHER]) if OTHER in speeds else None,
+    )
+
+
+def markdown(found: PlainSteps) -> str:
+    """One row a system; the ratios are medians, quartiles and extremes of the pairs."""
+    rows = []
+    for name, speeds in found.tokens_per_s.items():
+        ratio = found.ratios.get(name)
+        rows.append(
+            [
+                f"{name}, {', '.join(found.preload) or 'nothing'} preloaded",
+                f"{statistics.median(speeds):.1f}",
+                spread(ratio, 3) if ratio else NOT_MEASURED,
+                f"{ratio.min:.3f} to {ratio.max:.3f}" if ratio else NOT_MEASURED,
+                f"{found.drafted[name]:.3f}",
+            ]
+        )
+    text = table(["system", "tokens/s", "over plain", "single pairs", "drafts per token"], rows)
+    if found.own_over_other is not None:
+        text += f"\n\nThis checkout over the other: {spread(found.own_over_other, 3)}"
+    return text
+
+
+def measure_all(
+    args: argparse.Namespace,
+    *,
+    preloads: Sequence[list[str]] | None = None,
+    model_name: str = HOPELESS,
+    num_pairs: int = NUM_PAIRS,
+    against: Path | None = None,
+) -> str:
+    """Write JSON and Markdown; returns the latter.
+
+    Args:
+        args: How the processes run, and the folder for results.
+        preloads: Lists of libraries to measure with; default: none, and those installed.
+        model_name: Whose first prompt is decoded.
+        num_pairs: Processes of each system.
+        against: Another checkout to measure as well.
+    """
+    model = prepare(model_name)
+    logs = args.output / "logs" / "plain-steps"
+    logs.mkdir(parents=True, exist_ok=True)
+    other = package_variables(against, args.output) if against else None
+    found = []
+    for preload in preloads or ([], installed_preloads()):
+        own = child_variables(preload, args.num_threads, args.bind)
+        variables = {REFERENCE: own, OWN: own} | ({OTHER: own | other} if other else {})
+        measured = measure(
+            model, variables, eager=args.eager, preload=preload, num_pairs=num_pairs, folder=logs
+        )
+        found.append(measured)
+    about = (
+        f"{model.description}; one prompt, {MAX_TOKENS} tokens, {NUM_GENERATIONS} generations a "
+        f"process, {num_pairs} processes of each system in turn."
+    )
+    text = "\n\n".join([about, *map(markdown, found)])
+    (args.output / "plain_steps.md").write_text(text + "\n", encoding="utf-8")
+    entries = [dataclasses.asdict(each) for each in found]
+    (args.output / "plain_steps.json").write_text(json.dumps(entries, indent=1) + "\n")
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.plain_steps",
+        description="Speed over plain vLLM where drafts do not pay and none are made.",
+    )
+    parser.add_argument("--model", choices=MODELS, default=HOPELESS, metavar="NAME")
+    parser.add_argument("--pairs", type=positive, default=NUM_PAIRS, metavar="N")
+    add_process_arguments(parser)
+    parser.set_defaults(preload=None)
+    add_against(parser)
+    parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="FOLDER")
+    args = parser.parse_args(argv)
+    set_up_process()
+    text = measure_all(
+        args,
+        preloads=None if args.preload is None else [args.preload],
+        model_name=args.model,
+        num_pairs=args.pairs,
+        against=args.against,
+    )
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,37 @@
+"""The cost of steps without drafts: which processes run, and what the table says."""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+from benchmarks import plain_steps
+from benchmarks.decoding import DraftCounts
+from benchmarks.plain_steps import OTHER, OWN, markdown, measure
+from tests.benchmarks.test_command_line import model
+
+SECONDS = {"plain": 2.0, OWN: 2.5, OTHER: 4.0}
+
+
+def test_every_pair_has_new_processes_in_turn(monkeypatch, tmp_path):
+    started = []
+
+    @contextmanager
+    def children(systems, env, _folder):
+        ((name, system),) = systems.items()
+        started.append((name, env["PLACE"], system.arguments["max_num_seqs"]))
+        yield {name: name}
+
+    def decode(name, prompts, max_tokens):
+        assert (len(prompts), max_tokens) == (1, 200)
+        drafts = DraftCounts(num_drafted=0 if name == "plain" else 4)
+        return SimpleNamespace(step_s=[SECONDS[name]], drafts=drafts)
+
+    monkeypatch.setattr(plain_steps, "children", children)
+    monkeypatch.setattr(plain_steps, "decode", decode)
+    variables = {name: {"PLACE": name} for name in SECONDS}
+    found = measure(model(), variables, eager=True, preload=[], num_pairs=2, folder=tmp_path)
+    assert started == [(name, name, 16) for name in SECONDS] * 2
+    assert found.tokens_per_s == {"plain": [100, 100], OWN: [80, 80], OTHER: [50, 50]}
+    assert found.drafted == {"plain": 0, OWN: 0.02, OTHER: 0.02}
+    lines = markdown(found).splitlines()
+    assert "| self-default, nothing preloaded | 80.0 | 0.800 [0.800, 0.800] |" in lines[3]
+    assert lines[-1] == "This checkout over the other: 1.600 [1.600, 1.600]"
