@@ -1,4 +1,4 @@
-# `make demo` and `make test` do their own set-up; see README.md.
+# Every target runs `make setup` first where it is needed; see README.md.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -9,8 +9,10 @@ BENCH_OPTIONS ?=
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
+# A source distribution would need a compiler and minutes.
+WHEELS := --only-binary=:all:
 LOCKS := requirements/cpu.txt requirements/dev.txt
-# Files in their order, the short unit tests last: neither of the two waits for the other for long.
+# The files run in their order, the short unit tests last, so that both processes end at about the same time.
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-cluster soak bench quality ledger style build clean help
@@ -23,18 +25,20 @@ setup: $(VENV)/.installed ## create .venv from the locked requirement files
 $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirements/vllm-metadata/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
 	  { echo "make setup: $(PYTHON) is older than Python 3.11; name another: make setup PYTHON=..."; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	@echo "Installing pinned packages (about 1 GB of downloads the first time) ..."
-	@$(PIP) $(addprefix -r ,$(LOCKS)) || { \
+	@echo "1/4 Creating $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@echo "2/4 Installing the pinned packages: wheels only, about 1 GB of downloads the first time ..."
+	@$(PIP) $(WHEELS) $(addprefix -r ,$(LOCKS)) || { \
 	  echo; \
 	  echo "make setup: pip could not install the locked packages."; \
-	  echo "If it found no torch==2.13.0+cpu: PyTorch's CPU builds have a package index of their own."; \
+	  echo "If it found no torch==2.13.0+cpu: PyTorch's CPU builds have their own package index."; \
 	  echo "Add the URL that pytorch.org's 'Get Started' page gives for Linux, pip, CPU:"; \
 	  echo "    make setup PIP_OPTIONS=\"--extra-index-url URL\""; \
 	  exit 1; }
-	@$(PIP) --upgrade --target $(VENV)/torchao -r requirements/torchao.txt
-	$(PIP) --no-build-isolation ./requirements/vllm-metadata
-	$(PIP) --no-build-isolation --editable .
+	@echo "3/4 Installing torchao into $(VENV)/torchao, for the tests ..."
+	@$(PIP) $(WHEELS) --upgrade --target $(VENV)/torchao -r requirements/torchao.txt
+	@echo "4/4 Installing layerskip-vllm, editable ..."
+	@$(PIP) --no-build-isolation ./requirements/vllm-metadata --editable .
 	@touch $@
 
 demo: setup ## serve a model plainly and with self-speculation, side by side

@@ -1,4 +1,4 @@
-"""`layerskip-vllm`: one subcommand a tool; each tool's module loads when it is called."""
+"""`layerskip-vllm`: training, layer lens and demo of LayerSkip self-speculative decoding."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ COMMANDS = {
     "lens": ("layerskip_vllm.lens.command", "show what each layer of a model predicts"),
     "demo": ("layerskip_vllm.demo.command", "serve a model plainly and with self-speculation"),
 }
-"""Subcommand -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help)."""
+"""Subcommand -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help).
+
+Only the module of the given subcommand is imported.
+"""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a subcommand; returns the exit code, 2 where an input is bad."""
+    """Run a subcommand; returns the exit code, 2 for bad input."""
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="layerskip-vllm", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

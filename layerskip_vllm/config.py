@@ -1,4 +1,4 @@
-"""What `self:E`, early exit and their options mean; imports neither vLLM nor torch."""
+"""Options of `self:E` and early exit, per engine and per request; imports no vLLM and no torch."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 SELF_PREFIX = "self:"
-"""A speculative model named `self:E` is the target's own first E layers."""
+"""The speculative model `self:E` is the first E layers of the target."""
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
-"""K where the user names none: at an acceptance rate of 0.8 the first layer-count
-model of the cost is flat between 3 and 6, and a small K loses least when acceptance is low."""
+"""Default K. At an acceptance rate of 0.8 the layer-count model of the cost is flat between 3 and
+6, and a small K loses least when acceptance is low."""
 
 MAX_NUM_SPECULATIVE_TOKENS = 128
-"""vLLM's rejection sampler stops here (`vllm/v1/sample/rejection_sampler.py`, MAX_SPEC_LEN)."""
+"""Limit of vLLM's rejection sampler (`vllm/v1/sample/rejection_sampler.py`, MAX_SPEC_LEN)."""
 
 OPTIONS_KEY = "layerskip"
 """Our key in vLLM's `--additional-config`."""
 
 EARLY_EXIT = "early_exit"
-"""The option that says how many leading layers serve, where the others are left out."""
+"""Option: the number of leading layers that serve; the others are not loaded."""
 
 
 def is_self_model(model: object) -> bool:
-    """Whether a speculative model name asks for self-speculation (`self:...`)."""
+    """Whether a speculative model name selects self-speculation (`self:...`)."""
     return isinstance(model, str) and model.startswith(SELF_PREFIX)
 
 
@@ -32,7 +32,7 @@ def parse_exit_layer(model: str) -> int:
     """Return E of `self:E`.
 
     Raises:
-        ValueError: What follows `self:` is no whole number of at least 1.
+        ValueError: `self:` is not followed by a whole number of at least 1.
     """
     text = model.removeprefix(SELF_PREFIX)
     if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
@@ -50,13 +50,13 @@ class LayerSkipConfig:
     Attributes:
         exit_layer: E, the number of leading decoder layers that draft; 1 <= E < num_layers.
         num_layers: L, the number of decoder layers of the target.
-        exit_query_cache: Resume verification from the states that the draft left at layer E.
+        exit_query_cache: Resume verification from the states that the draft stored at layer E.
             False verifies with the full forward: same output, more work; for ablation, debugging.
         adaptive: Choose K, from 0 to num_speculative_tokens, by measured times and acceptance.
             False drafts num_speculative_tokens in every step.
-        draft_vocab_size: Tokens among which the draft chooses, the most frequent ones. None: all.
-        draft_vocab_counts: JSON file of token counts that say which are frequent. None: the order
-            of the tokenizer's merges says it.
+        draft_vocab_size: The draft chooses among this many most frequent tokens. None: all.
+        draft_vocab_counts: JSON file of token counts, which rank tokens by frequency. None: rank
+            them by the order of the tokenizer's merges.
     """
 
     exit_layer: int
@@ -103,7 +103,7 @@ class LayerSkipConfig:
         """Build from `self:E`, the target's depth and `additional_config["layerskip"]`.
 
         Raises:
-            ValueError: E is out of range, or an option is unknown, has a bad value or is for
+            ValueError: E is out of range, or an option is unknown, has a bad value or requires
                 an engine without `self:E`.
         """
         check_option_names(options)
@@ -126,16 +126,16 @@ class LayerSkipConfig:
 
 def option_names() -> list[str]:
     """The keys that `additional_config["layerskip"]` may hold."""
-    said_elsewhere = {"exit_layer", "num_layers"}
-    of_self = [field.name for field in fields(LayerSkipConfig) if field.name not in said_elsewhere]
-    return [*of_self, EARLY_EXIT]
+    not_options = {"exit_layer", "num_layers"}
+    names = [field.name for field in fields(LayerSkipConfig) if field.name not in not_options]
+    return [*names, EARLY_EXIT]
 
 
 def check_option_names(options: object) -> None:
-    """Refuse options that are no mapping or hold a key that is not ours.
+    """Refuse options that are not a mapping or hold an unknown key.
 
     Raises:
-        ValueError: It names the keys at fault and lists the known ones.
+        ValueError: Names the unknown keys and lists the known ones.
     """
     if not isinstance(options, Mapping):
         raise ValueError(
@@ -151,12 +151,16 @@ def check_option_names(options: object) -> None:
 
 
 def check_early_exit(value: object, num_layers: int | None = None) -> int:
-    """Return N where a model, of `num_layers` layers if they are known, can serve with N of them.
+    """Return N if a model can serve with its first N layers.
 
-    All of them are allowed: a sweep over N then ends with the full model.
+    N may be all layers, so that a sweep over N can end with the full model.
+
+    Args:
+        value: N as given.
+        num_layers: Layers of the model. None: not known yet.
 
     Raises:
-        ValueError: It is no whole number in [1, num_layers].
+        ValueError: N is not a whole number in [1, num_layers].
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{EARLY_EXIT}={value!r} must be a whole number, for example 8")
@@ -170,13 +174,13 @@ def check_early_exit(value: object, num_layers: int | None = None) -> int:
 
 
 def check_num_speculative_tokens(value: object) -> int:
-    """Return K where it is a usable number of drafts per step.
+    """Return K if it is a valid number of drafts per step.
 
     Raises:
-        ValueError: It is no whole number in [1, MAX_NUM_SPECULATIVE_TOKENS].
+        ValueError: K is not a whole number in [1, MAX_NUM_SPECULATIVE_TOKENS].
     """
-    usable = isinstance(value, int) and not isinstance(value, bool)
-    if not usable or not 1 <= value <= MAX_NUM_SPECULATIVE_TOKENS:  # type: ignore[operator]
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not 1 <= value <= MAX_NUM_SPECULATIVE_TOKENS:  # type: ignore[operator]
         raise ValueError(
             f"num_speculative_tokens={value!r} must be a whole number in "
             f"[1, {MAX_NUM_SPECULATIVE_TOKENS}]"
@@ -184,33 +188,33 @@ def check_num_speculative_tokens(value: object) -> int:
     return value  # type: ignore[return-value]
 
 
-# What one request may ask of its drafts: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. The
-# keys are flat: the latter takes strings, numbers and lists of them, and turns booleans into 0, 1.
+# Options per request: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. The keys are flat:
+# `vllm_xargs` takes only strings, numbers and lists of them, and turns booleans into 0 and 1.
 
 LAYERSKIP_ARG = "layerskip"
-"""False: the request is decoded plainly, beside others that are not."""
+"""False: decode this request plainly; others in the batch still draft."""
 
 NUM_DRAFTS_ARG = "num_speculative_tokens"
-"""Most tokens drafted for the request in a step."""
+"""Draft at most this many tokens per step for the request."""
 
 
 def max_drafts_of(extra_args: Mapping[str, object] | None, num_speculative_tokens: int) -> int:
     """Return the most tokens to draft for a request in a step, in [0, num_speculative_tokens].
 
     Args:
-        extra_args: The request's. Keys that are not ours are others' affair.
+        extra_args: The request's; unknown keys are ignored.
         num_speculative_tokens: K of the engine.
 
     Raises:
-        ValueError: A value of ours is out of range.
+        ValueError: A value is out of range.
     """
     if not extra_args:
         return num_speculative_tokens
     layerskip = extra_args.get(LAYERSKIP_ARG, True)
     if not isinstance(layerskip, int) or layerskip not in (0, 1):
         raise ValueError(
-            f"{LAYERSKIP_ARG}={layerskip!r} must be true or false; leave it out to let the engine "
-            "draft for this request"
+            f"{LAYERSKIP_ARG}={layerskip!r} must be true or false; leave it out, and the engine "
+            "drafts for this request"
         )
     num_drafts = extra_args.get(NUM_DRAFTS_ARG, num_speculative_tokens)
     is_whole = isinstance(num_drafts, int) and not isinstance(num_drafts, bool)

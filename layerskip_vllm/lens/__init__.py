@@ -1,1 +1,1 @@
-"""What each layer of a model predicts, and what that says about E and K."""
+"""The layer lens: shows what each layer of a model predicts and suggests E and K."""

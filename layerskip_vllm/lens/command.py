@@ -1,6 +1,6 @@
-"""`layerskip-vllm lens`: show what each layer of a model predicts, and which E and K that suggests.
+"""`layerskip-vllm lens`: shows what each layer of a model predicts and suggests E and K.
 
-Text, agreement and the meaning of each figure: `lens.py`. The JSON file: `record.py`.
+`lens.py` defines the figures, `record.py` the JSON file.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from layerskip_vllm.lens.survey import Scope, survey
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 MIN_NUM_LAYERS = 2
-MIN_MAX_TOKENS = 2
-"""The first token comes from prefill: with one token alone nothing is ever drafted."""
+MIN_MAX_TOKENS = 3
+"""The first token comes from prefill and the last is never drafted."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,24 +32,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     texts = parser.add_argument_group("text")
     texts.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     texts.add_argument(
-        "--file", type=Path, metavar="JSONL", help='a {"prompt": ...} or {"text": ...} a line'
+        "--file", type=Path, metavar="JSONL", help='one {"prompt": ...} or {"text": ...} per line'
     )
-    texts.add_argument("--num-prompts", type=int, metavar="N", help="only the first N prompts")
+    texts.add_argument("--num-prompts", type=int, metavar="N", help="use only the first N prompts")
     texts.add_argument(
-        "--max-length", type=int, default=512, metavar="N", help="tokens of a prompt (512)"
+        "--max-length",
+        type=int,
+        default=512,
+        metavar="N",
+        help="tokens kept per prompt (512)",
     )
     texts.add_argument(
-        "--max-tokens", type=int, default=64, metavar="N", help="tokens written after each (64)"
+        "--max-tokens", type=int, default=64, metavar="N", help="tokens generated per prompt (64)"
     )
     drafts = parser.add_argument_group("self-speculation, as ranges such as 2-8 or 2,4,8")
-    drafts.add_argument("--exit-layers", metavar="E", help="default: every one")
+    drafts.add_argument("--exit-layers", metavar="E", help="default: all")
     drafts.add_argument("--num-speculative-tokens", metavar="K", default="1-8", help="(1-8)")
     compute = parser.add_argument_group("computation")
     compute.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="auto: the checkpoint's (float32)"
     )
     compute.add_argument("--device", default="cpu", help="a device of torch (cpu)")
-    compute.add_argument("--no-speed", action="store_true", help="measure no speeds")
+    compute.add_argument("--no-speed", action="store_true", help="skip the speed measurement")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--show-tokens", type=int, default=12, metavar="N", help="tokens in table and plot (12)"
@@ -61,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         metavar="JSON",
-        help="overlay what another run wrote with --json; may be repeated; needs --png",
+        help="overlay another run's --json file; may be repeated; needs --png",
     )
     output.add_argument("--label", help="this model's name in figures; default: MODEL's last part")
 
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the lens; returns the exit code.
 
     Raises:
-        ValueError: An argument, a prompt or the model is unfit; the message says how.
+        ValueError: An argument, a prompt or the model is unsuitable.
         OSError: A file or the model cannot be read or written.
     """
     _check(args)
@@ -81,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         label = args.label or Path(args.model).name or args.model
         subject = load(args.model, dtype=args.dtype, device=args.device, label=label)
         scope = _scope(args, num_decoder_layers(subject.model))
-        prompts = tokenize(subject, texts, args.max_length, scope.num_further_tokens)
+        prompts = tokenize(subject, texts, args.max_length, scope.max_tokens)
         record = survey(subject, prompts, scope, progress=status.update)
     print_report(console, record)
     if args.json:
@@ -96,13 +100,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse at once what would otherwise fail after minutes of computing."""
+    """Check arguments before minutes of computing."""
     for name, low in (("max_length", 1), ("max_tokens", MIN_MAX_TOKENS), ("show_tokens", 1)):
         if getattr(args, name) < low:
             flag = "--" + name.replace("_", "-")
             raise ValueError(f"{flag}={getattr(args, name)} must be at least {low}")
     if args.compare and not args.png:
-        raise ValueError("--compare draws into a plot: give --png FILE too")
+        raise ValueError("--compare draws into a plot: add --png FILE")
     for path in (args.json, args.png):
         if path and not path.parent.is_dir():
             raise ValueError(f"{path}: the directory {path.parent} does not exist")

@@ -9,14 +9,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 SELF_CHECK_TOLERANCE = 0.05
-"""Of the largest logit. In bfloat16, equal computations of other shapes differ by under 0.02."""
+"""Relative to the largest logit. Equal computations of different shapes differ by under 0.02 in
+bfloat16."""
 
 
 def num_decoder_layers(model: PreTrainedModel) -> int:
-    """Return L of a model that has exits: its parts are where Llama's are.
+    """Return L of a model built like Llama.
 
     Raises:
-        ValueError: It names the class, and the parts that it lacks.
+        ValueError: Names the class and the missing parts.
     """
     body = getattr(model, "model", None)
     parts = {
@@ -37,33 +38,33 @@ def exit_states(
     model: PreTrainedModel,
     token_ids: torch.Tensor,  # [num_tokens], int64
 ) -> list[torch.Tensor]:
-    """Run the full model; return each exit's state behind the shared norm.
+    """Run the full model; return each exit's state after the shared norm.
 
     Returns:
-        num_layers tensors [num_tokens, hidden_size]; the first is exit 1's. `model.lm_head` makes
-        logits of them.
+        num_layers tensors [num_tokens, hidden_size], exit 1 first. `model.lm_head` turns them into
+        logits.
 
     Raises:
-        ValueError: The model's own logits are not what norm and LM head alone give.
+        ValueError: The model's logits differ from those of norm and LM head alone.
     """
     output = model(token_ids[None], output_hidden_states=True, use_cache=False, logits_to_keep=1)
-    # The last entry already went through the norm, as transformers documents for decoders.
+    # transformers documents that a decoder's last entry has already passed the norm.
     *states, last = [state[0] for state in output.hidden_states[1:]]
     own_logits, logits = output.logits[0, -1].float(), model.lm_head(last[-1]).float()
     if (own_logits - logits).abs().max() > SELF_CHECK_TOLERANCE * own_logits.abs().max():
         raise ValueError(
             f"{type(model).__name__} does more than norm and LM head after its last layer "
-            "(scaled or capped logits): its exits would not be what vLLM drafts with"
+            "(scaled or capped logits): vLLM would draft with other exits than the lens shows"
         )
     return [*(model.model.norm(state) for state in states), last]
 
 
 def cut(model: PreTrainedModel, exit_layer: int) -> PreTrainedModel:
-    """Return the model that ends at exit E, holding the same parameters, not copies.
+    """Return the model cut at exit E; it shares its parameters with the full model.
 
     Args:
         model: The full model.
-        exit_layer: E; the full depth gives an equal model.
+        exit_layer: E; the full depth gives an equivalent model.
     """
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = exit_layer
@@ -78,7 +79,7 @@ def cut(model: PreTrainedModel, exit_layer: int) -> PreTrainedModel:
 
 
 def num_parameters(model: PreTrainedModel, exit_layer: int) -> int:
-    """Parameters of the model cut at exit E; a tied head counts once."""
+    """Count the parameters of the model cut at exit E; a tied head counts once."""
     later_layers = model.model.layers[exit_layer:]
     return _count(model) - sum(_count(layer) for layer in later_layers)
 

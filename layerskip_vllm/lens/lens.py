@@ -1,6 +1,6 @@
-"""What every layer predicts, through the shared norm and LM head (section 3 of the paper).
+"""Reads every layer's prediction through the shared norm and LM head (section 3 of the paper).
 
-Prints nothing and imports no vLLM: training and model cards use it as it is.
+It prints nothing and imports no vLLM, so training and model cards can use it.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from layerskip_vllm.lens.continuation import Continuation, continue_greedily
 from layerskip_vllm.lens.exits import exit_states, num_decoder_layers
 
 Section = Literal["text", "continuation"]
-"""`text`: every position of the prompts. `continuation`: every position that vLLM drafts from, that
-is each token which the model wrote, but for the last."""
+"""`text`: all positions of the prompts. `continuation`: all positions from which vLLM drafts, which
+are the generated tokens without the last."""
 
 CHUNK_TOKENS = 128
-"""Logits of one exit that stand in memory together, in tokens: 64 MiB for a vocabulary of 128k."""
+"""Tokens whose logits are in memory together: 64 MiB for a vocabulary of 128k."""
 
 
 @dataclass(frozen=True)
 class PromptTrace:
     """Every exit's predictions on one prompt and its greedy continuation."""
 
-    token_ids: torch.Tensor  # [num_tokens], int64: prompt, continuation, what lies beyond its end
+    token_ids: torch.Tensor  # [num_tokens], int64: prompt, continuation, tokens beyond its stop
     num_prompt_tokens: int
-    num_new_tokens: int  # of the continuation, end-of-text token included
+    num_new_tokens: int  # in the continuation, end-of-text token included
     top1_ids: torch.Tensor  # [num_layers, num_tokens], int64; row E - 1 is exit E
     top1_probs: torch.Tensor  # [num_layers, num_tokens], float32
     losses: torch.Tensor  # [num_layers, num_prompt_tokens - 1], float32, nats per prompt token
@@ -56,6 +56,7 @@ class Lens:
     """Every exit's predictions on some prompts, and their statistics."""
 
     num_layers: int
+    max_tokens: int  # most tokens generated per prompt
     traces: tuple[PromptTrace, ...]
 
     def top1_ids(self, section: Section) -> torch.Tensor:
@@ -63,37 +64,39 @@ class Lens:
         return torch.cat([trace.top1_ids[:, trace.positions(section)] for trace in self.traces], 1)
 
     def agreement(self, section: Section) -> list[float | None]:
-        """Per exit the share of positions whose top-1 is the last layer's; None: no positions."""
+        """Each exit's share of positions with the last layer's top-1; None: no positions."""
         ids = self.top1_ids(section)
         if ids.shape[1] == 0:
             return [None] * self.num_layers
         return (ids == ids[-1]).double().mean(dim=1).tolist()
 
     def mean_settle_layer(self, section: Section) -> float | None:
-        """Mean exit from which on no exit changes the prediction any more; None: no positions."""
+        """Mean exit from which the prediction no longer changes; None: no positions."""
         ids = self.top1_ids(section)
         return settle_layers(ids).double().mean().item() if ids.shape[1] else None
 
     def perplexity(self) -> list[float | None]:
-        """Per exit the perplexity of the prompts' own text; None where no prompt has 2 tokens."""
+        """Each exit's perplexity of the prompts; None if no prompt has 2 tokens."""
         losses = torch.cat([trace.losses for trace in self.traces], dim=1)
         if losses.shape[1] == 0:
             return [None] * self.num_layers
         return losses.double().mean(dim=1).exp().tolist()
 
     def expect(self, exit_layer: int, num_speculative_tokens: int) -> Expectation:
-        """What greedy self-speculation with (E, K) yields when it continues these prompts."""
+        """Replay greedy self-speculation with (E, K) on the continuations of these prompts."""
         counts = AcceptanceCounts()
         for trace in self.traces:
             agreements = trace.agreements(exit_layer)
-            counts += replay(agreements, trace.num_new_tokens, num_speculative_tokens)
+            counts += replay(
+                agreements, trace.num_new_tokens, self.max_tokens, num_speculative_tokens
+            )
         return Expectation(exit_layer, num_speculative_tokens, self.num_layers, counts)
 
 
 def settle_layers(
     top1_ids: torch.Tensor,  # [num_layers, num_positions]
 ) -> torch.Tensor:
-    """Per position the smallest E such that exits E .. L all predict what the last one does.
+    """Return per position the smallest E such that exits E .. L all predict the same token.
 
     Returns:
         [num_positions], int64, in [1, num_layers].
@@ -111,18 +114,18 @@ def look(
     max_num_speculative_tokens: int = 8,
     stop_ids: Set[int] = frozenset(),
 ) -> Lens:
-    """Continue each prompt greedily, then read every exit's predictions on the whole.
+    """Continue each prompt greedily, then read every exit's predictions on the whole text.
 
     Args:
-        model: A decoder with `model.layers`, `model.norm` and `lm_head`. Its training mode is
-            switched off meanwhile: layer dropout would blur the exits.
+        model: A decoder with `model.layers`, `model.norm` and `lm_head`. It runs
+            in evaluation mode, without layer dropout, and returns to its mode afterwards.
         prompts: Token ids of each prompt, at least one token each.
-        max_tokens: Tokens by which each prompt is continued at most.
-        max_num_speculative_tokens: The largest K that `Lens.expect` will be asked about.
+        max_tokens: Most tokens to generate per prompt.
+        max_num_speculative_tokens: The largest K for `Lens.expect`.
         stop_ids: Tokens that end a continuation.
 
     Raises:
-        ValueError: The model is no such decoder.
+        ValueError: The model is not such a decoder.
     """
     num_layers = num_decoder_layers(model)
     traces = []
@@ -132,7 +135,7 @@ def look(
                 model, prompt, max_tokens, max_num_speculative_tokens - 1, stop_ids
             )
             traces.append(_trace(model, prompt, continuation))
-    return Lens(num_layers, tuple(traces))
+    return Lens(num_layers, max_tokens, tuple(traces))
 
 
 @contextmanager
@@ -163,12 +166,12 @@ def _trace(
 
 def _read_exit(
     model: PreTrainedModel,
-    state: torch.Tensor,  # [num_tokens, hidden_size], behind the norm
+    state: torch.Tensor,  # [num_tokens, hidden_size], after the norm
     token_ids: torch.Tensor,  # [num_tokens]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Top-1 ids and their probabilities [num_tokens], and losses [num_tokens - 1], of one exit."""
+    """Return one exit's top-1 ids and probabilities [num_tokens], and losses [num_tokens - 1]."""
     chunks = []
-    next_ids = token_ids.roll(-1)  # the last position's loss means nothing and is dropped
+    next_ids = token_ids.roll(-1)  # the last position has no target; its loss is dropped below
     for chunk, targets in zip(state.split(CHUNK_TOKENS), next_ids.split(CHUNK_TOKENS), strict=True):
         log_probs = F.log_softmax(model.lm_head(chunk).float(), dim=-1)
         top1 = log_probs.max(dim=-1)

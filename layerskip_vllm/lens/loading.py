@@ -1,4 +1,4 @@
-"""Loads what the lens looks at, with errors that say what is wrong with it."""
+"""Loads the model and tokenizes the prompts of a lens run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def load(name: str, *, dtype: str, device: str, label: str) -> Subject:
     """Load a checkpoint and its tokenizer, from a directory or the hub.
 
     Args:
-        name: What `AutoModelForCausalLM.from_pretrained` takes.
+        name: Argument of `AutoModelForCausalLM.from_pretrained`.
         dtype: Name of a torch dtype, or `auto` for the checkpoint's.
         device: Name of a torch device.
         label: The model's name in figures.
 
     Raises:
-        ValueError: There is no such model or device, or the model is no causal language model.
+        ValueError: The model or device does not exist, or the model is not a causal LM.
     """
     target = _device(device)
     disable_progress_bar()
@@ -33,7 +33,7 @@ def load(name: str, *, dtype: str, device: str, label: str) -> Subject:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(target)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError) as error:
-        # The rest of transformers' messages is a page long.
+        # transformers' messages run to a page; the first line names the fault.
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"MODEL={name!r} cannot be loaded: {reason[:300]}") from error
     return Subject(model.eval(), tokenizer, name, label, _checkpoint_dtype(config, model.dtype))
@@ -50,31 +50,31 @@ def _device(name: str) -> torch.device:
 
 
 def _checkpoint_dtype(config: PretrainedConfig, loaded: torch.dtype) -> torch.dtype:
-    """The dtype that the checkpoint names; that of the loaded model where it names none."""
+    """Return the dtype in the checkpoint's config, else that of the loaded model."""
     named = config.dtype
     return getattr(torch, named) if isinstance(named, str) else named or loaded
 
 
 def tokenize(
-    subject: Subject, texts: Sequence[str], max_length: int, num_further: int
+    subject: Subject, texts: Sequence[str], max_length: int, max_tokens: int
 ) -> list[list[int]]:
-    """Return each text's token ids, special tokens as the tokenizer adds them, cut where too long.
+    """Return each text's token ids, with the tokenizer's special tokens, truncated if too long.
 
     Args:
         subject: The model and its tokenizer.
         texts: Prompts.
-        max_length: Tokens that are kept of a prompt, its first ones.
-        num_further: Tokens that will be written after each.
+        max_length: Most tokens of a prompt; later ones are dropped.
+        max_tokens: Tokens to generate after each.
 
     Raises:
-        ValueError: A text has no tokens, or the model's positions leave no room for a prompt.
+        ValueError: A text has no tokens, or the model has too few positions.
     """
     num_positions = getattr(subject.model.config, "max_position_embeddings", None)
-    limit = max_length if num_positions is None else min(max_length, num_positions - num_further)
+    limit = max_length if num_positions is None else min(max_length, num_positions - max_tokens)
     if limit < 1:
         raise ValueError(
-            f"--max-tokens and --num-speculative-tokens ask for {num_further} tokens after each "
-            f"prompt; the model has {num_positions} positions"
+            f"--max-tokens={max_tokens} must be less than the model's {num_positions} positions, "
+            "which also hold the prompt"
         )
     prompts = [subject.tokenizer(text)["input_ids"] for text in texts]
     for text, prompt in zip(texts, prompts, strict=True):

@@ -1,4 +1,4 @@
-"""The lens's findings as one slide: tokens x layers, and curves over the exits."""
+"""Draws the figures of a lens run as one slide: tokens x layers, and curves over the exits."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TITLE_FONT_SIZE, FONT_SIZE, SMALL_FONT_SIZE, CELL_FONT_SIZE = 20, 13, 11, 10
 TITLE_LABEL_CHARS, LEGEND_LABEL_CHARS = 50, 40
 MAX_LAYER_ROWS = 16
 MAX_DRAFT_LENGTHS = 4
-"""Curves of ideal speed-up that can be told apart."""
+"""Most curves of ideal speed-up in one plot."""
 ROW_CHARS = 84
-"""Characters that a row of cells holds, all tokens together."""
+"""Characters in a row of cells, over all tokens."""
 MIN_CELL_CHARS = 4
-"""Cells that hold fewer show their colour only."""
+"""Narrower cells show only their colour."""
 AGREES = LinearSegmentedColormap.from_list("agrees", ["#e3f4e4", "#4fb873"])
 DIFFERS = LinearSegmentedColormap.from_list("differs", ["#ffffff", "#b8b8b8"])
 MODEL_COLOURS = ("#1b4f8f", "#d9600f", "#7b3fa0", "#4d7c0f")
@@ -39,15 +39,15 @@ def draw(record: LensRecord, others: Sequence[LensRecord], path: Path) -> None:
     """Write the PNG.
 
     Args:
-        record: The model whose tokens, curves and best pair are shown.
-        others: Models whose agreement and perplexity are overlaid.
-        path: Where to.
+        record: The run to draw in full.
+        others: Runs whose agreement and perplexity are overlaid.
+        path: The PNG file.
     """
     figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     label = clip(drawable(record.label), TITLE_LABEL_CHARS)
     figure.suptitle(
-        f"{label}: what each of its {record.num_layers} layers predicts",
+        f"{label}: predictions of its {record.num_layers} layers",
         fontsize=TITLE_FONT_SIZE,
         fontweight="bold",
         parse_math=False,
@@ -61,7 +61,7 @@ def draw(record: LensRecord, others: Sequence[LensRecord], path: Path) -> None:
 
 
 def _draw_window(axes: Axes, record: LensRecord) -> None:
-    """Tokens x layers, the last layer on top; colour is probability, green where it agrees."""
+    """Draw tokens x layers, last layer on top; shade is probability, green means agreement."""
     window = record.window
     num_tokens = len(window.tokens)
     exit_layers = evenly_spaced(1, record.num_layers, MAX_LAYER_ROWS)
@@ -87,9 +87,9 @@ def _draw_window(axes: Axes, record: LensRecord) -> None:
         axes.set_xlabel(f"the last {num_tokens} tokens", fontsize=FONT_SIZE)
     axes.legend(
         handles=[
-            Patch(color=AGREES(0.9), label="predicts what the last layer does"),
-            Patch(color=DIFFERS(0.9), label="predicts something else"),
-            Patch(color="none", label="(stronger: more probable)"),
+            Patch(color=AGREES(0.9), label="same prediction as the last layer"),
+            Patch(color=DIFFERS(0.9), label="another prediction"),
+            Patch(color="none", label="(darker: more probable)"),
         ],
         loc="lower left",
         bbox_to_anchor=(0, 1),
@@ -106,12 +106,12 @@ def _write_cells(
     window = record.window
     tokens = [clip(drawable(token), cell_chars) for token in window.tokens]
     axes.set_xticks(range(len(tokens)), labels=tokens, parse_math=False)
-    read = "token read"
+    caption = "input token"
     num_prompt_tokens = sum(window.is_prompt)
     if 0 < num_prompt_tokens < len(tokens):
         axes.axvline(num_prompt_tokens - 0.5, color="#333333", linewidth=2)
-        read += ", the prompt's before the line"
-    axes.set_xlabel(f"{read}; cells: the token predicted next", fontsize=FONT_SIZE)
+        caption += ", prompt left of the line"
+    axes.set_xlabel(f"{caption}; cells: predicted next token", fontsize=FONT_SIZE)
     for row, exit_layer in enumerate(exit_layers):
         for column, word in enumerate(window.top1[exit_layer - 1]):
             axes.text(
@@ -162,7 +162,7 @@ def _draw_perplexity(axes: Axes, records: Sequence[LensRecord]) -> None:
 
 
 def _draw_speedup(axes: Axes, record: LensRecord) -> None:
-    """Ideal speed-up over E, a curve for each of some K; a star at the best pair."""
+    """Draw ideal speed-up over E, one curve per K, with a star at the best pair."""
     caption = "Ideal speed-up"
     axes.axhline(1, color="#999999", linewidth=1.2, linestyle=":")
     for k, colour in zip(_some_draft_lengths(record), DRAFT_COLOURS, strict=False):
@@ -182,7 +182,7 @@ def _draw_speedup(axes: Axes, record: LensRecord) -> None:
 
 
 def _some_draft_lengths(record: LensRecord) -> list[int]:
-    """Evenly spaced; the best pair's in place of its neighbour."""
+    """Choose evenly spaced K, and the best pair's K in place of the nearest."""
     every = record.draft_lengths
     some = [every[i] for i in evenly_spaced(0, len(every) - 1, MAX_DRAFT_LENGTHS)]
     if record.best is not None:
@@ -203,11 +203,11 @@ def _caption(axes: Axes, text: str) -> None:
 
 
 def _gaps(values: Sequence[float | None]) -> list[float]:
-    """What is not known leaves a gap in the curve."""
+    """Turn unknown values into gaps of the curve."""
     return [float("nan") if value is None else value for value in values]
 
 
 def drawable(text: str) -> str:
-    """Replace what the plot's font cannot draw."""
+    """Replace characters that the plot's font lacks."""
     font = get_font(findfont("DejaVu Sans"))
     return "".join(char if font.get_char_index(ord(char)) else NO_GLYPH for char in text)

@@ -1,4 +1,4 @@
-"""The texts that the lens looks at: from the command line, or from a JSON Lines file."""
+"""Reads the lens's prompts from the command line and from a JSON Lines file."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ PROMPT_KEYS = ("prompt", "text")
 def read_prompts(
     texts: list[str] | None, file: Path | None, num_prompts: int | None = None
 ) -> list[str]:
-    """Gather prompts: those of the command line, then the file's.
+    """Return the prompts of the command line, then those of the file.
 
     Args:
-        texts: Prompts as they were given.
+        texts: Prompts of the command line.
         file: JSON Lines: each line an object with a string at "prompt" or "text", or a bare
-            string. Empty lines are passed over.
-        num_prompts: Only so many, from the first; None: all.
+            string. Empty lines are skipped.
+        num_prompts: Return only the first so many; None: all.
 
     Raises:
-        ValueError: A prompt is empty, a line holds none, or there is none at all. It names the
-            file and the line.
+        ValueError: A prompt is empty, a line holds none, or there is none at all. Names the file
+            and the line.
         OSError: The file cannot be read.
     """
     if num_prompts is not None and num_prompts < 1:
         raise ValueError(f"--num-prompts={num_prompts} must be at least 1")
     prompts = list(texts or [])
     if "" in prompts:
-        raise ValueError("--prompt is empty; the lens needs text to look at")
+        raise ValueError("--prompt is empty; the lens needs text")
     if file is not None:
         prompts += _read_file(file)
     if not prompts:

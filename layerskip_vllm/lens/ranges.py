@@ -6,16 +6,16 @@ import re
 
 
 def parse_range(text: str, low: int, high: int, flag: str) -> list[int]:
-    """Return the numbers that a range names, ascending, each once.
+    """Return the numbers of a range, ascending, each once.
 
     Args:
         text: Numbers and `from-to` spans, separated by commas.
         low: The least number allowed.
         high: The greatest number allowed.
-        flag: Where the text comes from, for errors.
+        flag: The command-line flag, for errors.
 
     Raises:
-        ValueError: It is no such range, or leaves [low, high].
+        ValueError: The text is not a range, or a number lies outside [low, high].
     """
     numbers: set[int] = set()
     for part in text.split(","):

@@ -1,7 +1,7 @@
-"""What one run of the lens found, as plain numbers: tables, plots and the JSON file show this.
+"""Figures of one lens run, the source of tables, plots and the JSON file.
 
-The JSON file holds `LensRecord` as it is declared here, one key a field; keys are only ever added.
-What is not known is null: speeds after `--no-speed`, statistics over no positions at all.
+The JSON file holds a `LensRecord`, one key per field; later versions only add keys. Unknown values
+are null: speeds with `--no-speed`, statistics without positions.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class ExitRecord:
-    """One exit: the first E layers, the shared norm and the LM head."""
+    """Figures of one exit: the first E layers, the shared norm and the LM head."""
 
     exit_layer: int
-    agreement_text: float | None  # share of positions whose top-1 is the last layer's, [0, 1]
-    agreement_continuation: float | None  # the same where vLLM would draft
+    agreement_text: float | None  # share of positions with the last layer's top-1, [0, 1]
+    agreement_continuation: float | None  # same, where vLLM would draft
     perplexity: float | None  # of the prompts
-    num_parameters: int  # of the model cut here; a tied head counts once
-    num_bytes: int  # of these at the checkpoint's dtype
+    num_parameters: int  # of the model cut at E; a tied head counts once
+    num_bytes: int  # of these parameters, in the checkpoint's dtype
     tokens_per_s: float | None  # measured, batch 1
 
 
 @dataclass(frozen=True)
 class PairRecord:
-    """Greedy self-speculation with one (E, K), as vLLM would count it."""
+    """vLLM's counts of greedy self-speculation with one (E, K), replayed."""
 
     exit_layer: int
     num_speculative_tokens: int
@@ -38,28 +38,28 @@ class PairRecord:
     num_accepted: int
     acceptance_rate: float | None
     mean_acceptance_length: float | None
-    ideal_speedup: float | None  # where only decoder layers cost
-    timed_speedup: float | None  # where a draft costs its exit's measured step, a cycle one more
+    ideal_speedup: float | None  # if only decoder layers cost
+    timed_speedup: float | None  # with measured costs of exits and full model
 
 
 @dataclass(frozen=True)
 class WindowRecord:
-    """The end of the first prompt and its continuation, token by token."""
+    """The last tokens of the first prompt and its continuation."""
 
-    tokens: list[str]  # what is read at each position
-    is_prompt: list[bool]  # per position; false: the model wrote it
-    top1: list[list[str]]  # [num_layers][num_positions], what exit E = row + 1 predicts there
+    tokens: list[str]  # input at each position
+    is_prompt: list[bool]  # per position; false: generated
+    top1: list[list[str]]  # [num_layers][num_positions], prediction of exit E = row + 1
     top1_probs: list[list[float]]  # [num_layers][num_positions]
-    agrees: list[list[bool]]  # [num_layers][num_positions], equal to the last layer's
+    agrees: list[list[bool]]  # [num_layers][num_positions], same as the last layer
 
 
 @dataclass(frozen=True)
 class LensRecord:
-    """Everything that the lens found on one model."""
+    """All figures of one model."""
 
-    label: str  # its name in figures
+    label: str  # name in plots
     model: str
-    dtype: str  # that the lens computed in
+    dtype: str  # of the computation
     checkpoint_dtype: str
     device: str
     num_threads: int
@@ -71,15 +71,15 @@ class LensRecord:
     max_tokens: int
     mean_settle_layer_text: float | None
     mean_settle_layer_continuation: float | None
-    exits: list[ExitRecord]  # num_layers of them; the last is the whole model
+    exits: list[ExitRecord]  # num_layers entries; the last is the whole model
     acceptance: list[PairRecord]
-    best: PairRecord | None  # of the highest ideal speed-up
-    best_timed: PairRecord | None  # of the highest timed one
+    best: PairRecord | None  # highest ideal speed-up
+    best_timed: PairRecord | None  # highest timed speed-up
     window: WindowRecord
     format: int = FORMAT
 
     def pair(self, exit_layer: int, num_speculative_tokens: int) -> PairRecord:
-        """The entry of `acceptance` for (E, K); it must be there."""
+        """Return the entry of `acceptance` for (E, K), which must exist."""
         return next(
             pair
             for pair in self.acceptance
@@ -89,12 +89,12 @@ class LensRecord:
 
     @property
     def exit_layers(self) -> list[int]:
-        """Every E of `acceptance`, ascending."""
+        """All E in `acceptance`, ascending."""
         return sorted({pair.exit_layer for pair in self.acceptance})
 
     @property
     def draft_lengths(self) -> list[int]:
-        """Every K of `acceptance`, ascending."""
+        """All K in `acceptance`, ascending."""
         return sorted({pair.num_speculative_tokens for pair in self.acceptance})
 
     def save(self, path: Path) -> None:
@@ -107,8 +107,8 @@ class LensRecord:
         """Read a JSON file that `save` wrote.
 
         Raises:
-            ValueError: It is none, or of another format.
-            OSError: It cannot be read.
+            ValueError: The file is not a record, or has another format.
+            OSError: The file cannot be read.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -117,8 +117,8 @@ class LensRecord:
         found = values.get("format") if isinstance(values, dict) else None
         if found != FORMAT:
             raise ValueError(
-                f"{path}: format={found!r} must be {FORMAT}: expected what "
-                "`layerskip-vllm lens --json` writes"
+                f"{path}: format={found!r} must be {FORMAT}: expected a file "
+                "of `layerskip-vllm lens --json`"
             )
         try:
             best, best_timed = values.pop("best"), values.pop("best_timed")

@@ -1,4 +1,4 @@
-"""The lens's findings as tables and sentences in a terminal."""
+"""Prints the figures of a lens run as tables and sentences."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from layerskip_vllm.lens.record import LensRecord, PairRecord
 from layerskip_vllm.lens.text import evenly_spaced
 
 MAX_LAYER_ROWS = 12
-"""Exits of a deep model in the tables of tokens and of pairs."""
+"""Most exits in the tables of tokens and of pairs."""
 MIN_CELL_WIDTH = 7
 MAX_CELL_WIDTH = 14
 LABEL_WIDTH, EDGES_WIDTH = 4, 2
-"""Of the column that names exits, and of both edges of the table."""
+"""Widths of the column of exits and of both table edges together."""
 AGREES = "✓"
 UNKNOWN = "-"
 AGREES_STYLE, DIFFERS_STYLE = "bold green", "dim"
 BEST_STYLE, PAYS_STYLE = "bold reverse green", "green"
 PERPLEXITY_DIGITS_END = 1e5
-"""From here on perplexities are told by their power of ten."""
+"""Larger perplexities are printed as powers of ten."""
 
 
 def print_report(console: Console, record: LensRecord) -> None:
-    """Print everything, the conclusions last; the width decides how many tokens are shown."""
+    """Print all tables, then the conclusions; the console width limits the tokens shown."""
     console.print(_window_table(record, console.width), "", _exits_table(record), "")
     tables = [
         _pairs_table(record, "mean_acceptance_length", "Mean acceptance length"),
@@ -41,7 +41,7 @@ def print_report(console: Console, record: LensRecord) -> None:
 
 
 def conclusions(record: LensRecord) -> list[str]:
-    """The findings in sentences, one a line."""
+    """Return the conclusions, one sentence per line."""
     settled = [
         f"{mean:.1f} of {record.num_layers} {where}"
         for mean, where in (
@@ -52,7 +52,7 @@ def conclusions(record: LensRecord) -> list[str]:
     ]
     lines = [f"Mean exit from which the prediction no longer changes: {', '.join(settled)}."]
     if record.best is None:
-        return [*lines, "No continuation is longer than one token: nothing would be drafted."]
+        return [*lines, "No continuation is long enough for a draft."]
     speedup = record.best.ideal_speedup or 0
     lines.append(f"Best by layers alone: {_describe(record.best)}, ideal speed-up {speedup:.2f}.")
     if record.best_timed is not None:
@@ -75,13 +75,13 @@ def _describe(pair: PairRecord) -> str:
 
 
 def _window_table(record: LensRecord, width: int) -> Table:
-    """Tokens x layers, the last layer on top; as many of the last tokens as fit."""
+    """Build tokens x layers, last layer on top, with as many of the last tokens as fit."""
     window = record.window
     room = width - LABEL_WIDTH - EDGES_WIDTH
     num_tokens = min(len(window.tokens), max(room // (MIN_CELL_WIDTH + 1), 1))
     cell_width = min(room // num_tokens - 1, MAX_CELL_WIDTH)
     table = Table(
-        title=f"What each exit predicts after each token ({AGREES}: as the last layer does)",
+        title=f"Prediction of each exit after each token ({AGREES}: same as the last layer)",
         box=box.SIMPLE_HEAD,
         padding=0,
     )
@@ -113,9 +113,10 @@ def _exits_table(record: LensRecord) -> Table:
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         caption=(
-            "agreement: top-1 as the last layer's, over the prompts' tokens / where vLLM would "
-            f"draft. perplexity: of the prompts. size: at {record.checkpoint_dtype}. tokens/s: "
-            f"measured, batch 1, {record.device}, {record.num_threads} thread(s)."
+            "agreement: same top-1 as the last layer, over the prompts; drafting: the same where "
+            "vLLM would draft. perplexity: of the prompts. "
+            f"size: in {record.checkpoint_dtype}. tokens/s: measured, batch 1, {record.device}, "
+            f"{record.num_threads} thread(s)."
         ),
         caption_justify="left",
     )
@@ -139,7 +140,7 @@ def _pairs_table(
     value: Literal["mean_acceptance_length", "ideal_speedup"],
     title: str,
 ) -> Table:
-    """E down, K across; the best pair stands out."""
+    """Build a table of E by K that highlights the best pair."""
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=0)
     table.add_column("E \\ K", justify="right", no_wrap=True)
     for num_speculative_tokens in record.draft_lengths:
@@ -160,7 +161,7 @@ def _pair_style(record: LensRecord, pair: PairRecord) -> str:
 
 
 def _shown_exit_layers(record: LensRecord) -> list[int]:
-    """Some of the replayed exits where they are many, the best pair's among them."""
+    """Choose evenly spaced exits, and the best pair's."""
     every = record.exit_layers
     some = {every[i] for i in evenly_spaced(0, len(every) - 1, MAX_LAYER_ROWS)}
     return sorted(some | ({record.best.exit_layer} if record.best else set()))

@@ -1,4 +1,4 @@
-"""How fast the model decodes when it really ends at exit E: measured, not counted in layers."""
+"""Measures how fast the model decodes when it ends at exit E."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from layerskip_vllm.lens.exits import cut
 
 NUM_ROUNDS = 8
 NUM_TIMED_STEPS = 3
-"""Decode steps of one exit per round, after one untimed step that brings its weights back."""
+"""Timed steps of one exit per round, after one untimed step that reloads its weights into cache."""
 
 
 class Decoding:
-    """One request, batch 1, in the midst of greedy decoding with a KV cache."""
+    """One request in greedy decoding with a KV cache, batch 1."""
 
     def __init__(self, model: PreTrainedModel, context: Sequence[int]):
-        """Read the context.
+        """Prefill the context.
 
         Args:
-            model: The model, cut or whole.
-            context: Token ids that stand in the cache before the first step.
+            model: The cut or whole model.
+            context: Token ids to prefill.
         """
         self.model = model
         ids = torch.tensor([list(context)], device=model.device)
@@ -37,7 +37,7 @@ class Decoding:
         started = time.perf_counter()
         output = self.model(self.next_ids, past_key_values=self.cache, use_cache=True)
         self.next_ids = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-        self.next_ids.tolist()  # waits for a device that computes on its own
+        self.next_ids.tolist()  # waits for an asynchronous device
         return time.perf_counter() - started
 
 
@@ -49,17 +49,17 @@ def measure_tokens_per_s(
 ) -> dict[int, float]:
     """Measure single-token decoding at batch 1, with transformers, at the model's dtype.
 
-    Exits take turns, every other round in reverse, so that a machine that slows down or is
-    disturbed meanwhile favours none. The first round is a warm-up.
+    Exits take turns, in reverse order every other round, so that a disturbance of the machine does
+    not favour one exit. The first round is a warm-up.
 
     Args:
         model: The full model.
-        exit_layers: Exits to measure; the full depth is one of them where it is asked for.
-        context: Token ids that each exit reads first.
+        exit_layers: Exits to measure; may include the full depth.
+        context: Token ids that each exit prefills.
         num_rounds: Turns of each exit, at least 2.
 
     Returns:
-        Exit layer -> tokens/s, by the median step.
+        Exit layer -> tokens/s of the median step.
     """
     seconds: dict[int, list[float]] = {exit_layer: [] for exit_layer in exit_layers}
     with torch.inference_mode():

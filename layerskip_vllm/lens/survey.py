@@ -1,4 +1,4 @@
-"""A whole run of the lens on a loaded model: look, expect, measure, write down."""
+"""Runs the whole lens on a loaded model: predictions, acceptance, speed, record."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from layerskip_vllm.version import __version__
 
 @dataclass(frozen=True)
 class Subject:
-    """A loaded model and how to speak of it."""
+    """A loaded model with its tokenizer and names."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
-    label: str  # in figures
-    checkpoint_dtype: torch.dtype  # sizes are told at it, whatever the lens computes in
+    label: str  # name in plots
+    checkpoint_dtype: torch.dtype  # for sizes; the lens may compute in another
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens at which vLLM ends a request: the tokenizer's, and the generation config's."""
+        """Tokens at which vLLM ends a request: those of tokenizer and generation config."""
         configured = self.model.generation_config.eos_token_id
         ids = configured if isinstance(configured, list) else [configured]
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
@@ -41,18 +41,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scope:
-    """What to find out."""
+    """What a run computes."""
 
-    exit_layers: Sequence[int]  # each E to replay and to measure
-    draft_lengths: Sequence[int]  # each K to replay
-    max_tokens: int = 64  # by which each prompt is continued at most
+    exit_layers: Sequence[int]  # E to replay and to measure
+    draft_lengths: Sequence[int]  # K to replay
+    max_tokens: int = 64  # most tokens to generate per prompt
     num_window_tokens: int = 12  # positions of the tokens x layers table
     measure_speed: bool = True
-
-    @property
-    def num_further_tokens(self) -> int:
-        """Tokens that are written after a prompt, those beyond the continuation's end included."""
-        return self.max_tokens + max(self.draft_lengths) - 1
 
 
 def survey(
@@ -61,16 +56,16 @@ def survey(
     scope: Scope,
     progress: Callable[[str], None] = lambda _: None,
 ) -> LensRecord:
-    """Look at every layer's predictions on prompts, given as token ids.
+    """Read every layer's predictions on prompts, given as token ids.
 
     Args:
         subject: The model.
         prompts: At least one, none of them empty.
-        scope: What to find out.
-        progress: Called with a line about what comes next.
+        scope: What to compute.
+        progress: Called with a line that describes the next stage.
 
     Raises:
-        ValueError: The model is no decoder built like Llama.
+        ValueError: The model is not a decoder built like Llama.
     """
 
     def one_by_one() -> Generator[Sequence[int]]:
@@ -141,7 +136,7 @@ def _exits(subject: Subject, lens: Lens, speeds: dict[int, float]) -> list[ExitR
                 exit_layer=exit_layer,
                 agreement_text=text,
                 agreement_continuation=continuation,
-                # JSON knows neither infinity nor NaN.
+                # JSON has neither infinity nor NaN.
                 perplexity=perplexity if math.isfinite(perplexity or 0) else None,
                 num_parameters=size,
                 num_bytes=size * subject.checkpoint_dtype.itemsize,
@@ -170,7 +165,7 @@ def _pair(expectation: Expectation, speeds: dict[int, float]) -> PairRecord:
 def _best(
     pairs: Sequence[PairRecord], by: Literal["ideal_speedup", "timed_speedup"]
 ) -> PairRecord | None:
-    """The fastest pair, the least E and K of equals; None where no speed-up is known."""
+    """Return the fastest pair, the smallest E and K on ties; None if no speed-up is known."""
     known = [pair for pair in pairs if getattr(pair, by) is not None]
     return max(
         known,
@@ -180,7 +175,7 @@ def _best(
 
 
 def _window(tokenizer: PreTrainedTokenizerBase, lens: Lens, num_window_tokens: int) -> WindowRecord:
-    """The last positions of the first prompt's continuation whose prediction was written."""
+    """Record the last positions of the first prompt's trace whose prediction was generated."""
     trace = lens.traces[0]
     end = trace.num_prompt_tokens + trace.num_new_tokens - 1
     positions = range(max(end - num_window_tokens, 0), end)

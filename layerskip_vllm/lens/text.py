@@ -1,4 +1,4 @@
-"""How a token looks in a table or a figure, and which layers of many are shown."""
+"""Formats tokens for tables and plots, and picks the layers to show."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ EMPTY = "∅"
 
 
 def visible(text: str) -> str:
-    """Show whitespace and what cannot be printed."""
+    """Make whitespace and unprintable characters visible."""
     shown = "".join(
         VISIBLE.get(char, char if char.isprintable() else f"\\x{ord(char):02x}") for char in text
     )
@@ -15,12 +15,12 @@ def visible(text: str) -> str:
 
 
 def clip(text: str, max_chars: int) -> str:
-    """Cut a text to so many characters, the last of them an ellipsis."""
+    """Cut a text to `max_chars`, ending in an ellipsis."""
     return text if len(text) <= max_chars else text[: max_chars - 1] + "…"
 
 
 def evenly_spaced(first: int, last: int, max_count: int) -> list[int]:
-    """At most `max_count` whole numbers from first to last, both included; max_count >= 2."""
+    """Return at most `max_count` >= 2 whole numbers from first to last, both included."""
     count = min(max_count, last - first + 1)
     if count == 1:
         return [last]

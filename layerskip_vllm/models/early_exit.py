@@ -1,4 +1,4 @@
-"""A decoder that ends at an early layer (LayerSkip, section 4.2)."""
+"""Model classes that end at an early layer (LayerSkip, section 4.2)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 
 class EarlyExitMixin(nn.Module):
-    """Lets a `*ForCausalLM` class of vLLM's load the first layers of a deeper checkpoint.
+    """Loads only the first layers of a checkpoint into a `*ForCausalLM` class of vLLM.
 
-    The depth is the configuration's `num_hidden_layers`. Layers, KV cache and forward are the
-    host's, and so are the final norm and the LM head, which every exit shares.
+    The configuration's `num_hidden_layers` gives the depth. Everything else is the host class's:
+    layers, KV cache, forward, final norm and LM head.
     """
 
     def is_unused_checkpoint_weight(self, name: str) -> bool:
-        """Whether a weight is of a layer past the last; a file with no other weight is not read."""
-        # A checkpoint in the format of Mistral's own release says `layers.` alone.
-        of_a_layer = name.removeprefix("model.").startswith("layers.")
-        return of_a_layer and extract_layer_index(name) >= self.config.num_hidden_layers
+        """Whether a weight belongs to a skipped layer; vLLM skips files without used weights."""
+        # Checkpoints in Mistral's own format lack the prefix `model.`.
+        is_layer_weight = name.removeprefix("model.").startswith("layers.")
+        return is_layer_weight and extract_layer_index(name) >= self.config.num_hidden_layers
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load as the host does, but for the layers past the last, on which it would fail."""
+        """Load like the host class, without the skipped layers, on which it would fail."""
         used = (item for item in weights if not self.is_unused_checkpoint_weight(item[0]))
         return super().load_weights(used)

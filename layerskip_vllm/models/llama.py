@@ -1,4 +1,4 @@
-"""Llama 1, 2, 3, CodeLlama and SmolLM2: every published LayerSkip checkpoint is one."""
+"""Llama 1, 2, 3, CodeLlama and SmolLM2; all published LayerSkip checkpoints are Llama."""
 
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
@@ -11,4 +11,4 @@ class LayerSkipLlamaForCausalLM(SplitForwardMixin, LlamaForCausalLM):
 
 
 class EarlyExitLlamaForCausalLM(EarlyExitMixin, LlamaForCausalLM):
-    """vLLM's `LlamaForCausalLM` from the first layers of a deeper checkpoint."""
+    """vLLM's `LlamaForCausalLM` cut to its first layers."""

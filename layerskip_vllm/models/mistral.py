@@ -1,4 +1,4 @@
-"""Mistral: Llama with a window on attention, in v0.1."""
+"""Mistral: Llama with sliding-window attention in v0.1."""
 
 from vllm.model_executor.models.mistral import MistralForCausalLM
 
@@ -11,4 +11,4 @@ class LayerSkipMistralForCausalLM(SplitForwardMixin, MistralForCausalLM):
 
 
 class EarlyExitMistralForCausalLM(EarlyExitMixin, MistralForCausalLM):
-    """vLLM's `MistralForCausalLM` from the first layers of a deeper checkpoint."""
+    """vLLM's `MistralForCausalLM` cut to its first layers."""

@@ -10,10 +10,10 @@ from layerskip_vllm.models.split import SplitForwardMixin
 class LayerSkipQwen2ForCausalLM(SplitForwardMixin, LocalArgmaxMixin, Qwen2ForCausalLM):
     """vLLM's `Qwen2ForCausalLM` with its forward split at the exit layer.
 
-    `LocalArgmaxMixin` is what `use_local_argmax_reduction` asks of a draft; vLLM's other families
-    here have it.
+    `use_local_argmax_reduction` needs `LocalArgmaxMixin` on a draft; vLLM's classes of the other
+    families already have it.
     """
 
 
 class EarlyExitQwen2ForCausalLM(EarlyExitMixin, Qwen2ForCausalLM):
-    """vLLM's `Qwen2ForCausalLM` from the first layers of a deeper checkpoint."""
+    """vLLM's `Qwen2ForCausalLM` cut to its first layers."""

@@ -1,4 +1,4 @@
-"""Qwen3, the dense ones: Llama with norms on queries and keys."""
+"""Dense Qwen3: Llama with norms on queries and keys."""
 
 from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM
 
@@ -11,4 +11,4 @@ class LayerSkipQwen3ForCausalLM(SplitForwardMixin, Qwen3ForCausalLM):
 
 
 class EarlyExitQwen3ForCausalLM(EarlyExitMixin, Qwen3ForCausalLM):
-    """vLLM's `Qwen3ForCausalLM` from the first layers of a deeper checkpoint."""
+    """vLLM's `Qwen3ForCausalLM` cut to its first layers."""

@@ -1,1 +1,1 @@
-"""`self:E` and early exit as configuration of vLLM."""
+"""Translates `self:E` and early exit into vLLM's configuration."""

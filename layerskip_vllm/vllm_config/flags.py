@@ -1,4 +1,4 @@
-"""Command-line flags: other names for settings that vLLM has."""
+"""Command-line flags: additional names for vLLM's settings."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ EARLY_EXIT_FLAG = "--early-exit"
 class _StoreOnce(argparse.Action):
     """Stores like argparse's `store`, but refuses two flags that disagree on one setting.
 
-    One flag repeated is argparse's own business, the last value wins: a value on the command line
-    overrides one in vLLM's `--config` file that way.
+    If one flag is repeated, the last value wins, as in argparse: so the command line overrides
+    vLLM's `--config` file.
     """
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        key = f"_{self.dest}_said_by"
-        said_by, already = getattr(namespace, key, option_string), getattr(namespace, self.dest)
-        if said_by != option_string and already != values:
-            parser.error(f"{option_string} {values} contradicts {said_by} {already}")
+        key = f"_{self.dest}_set_by"
+        set_by, stored = getattr(namespace, key, option_string), getattr(namespace, self.dest)
+        if set_by != option_string and stored != values:
+            parser.error(f"{option_string} {values} contradicts {set_by} {stored}")
         setattr(namespace, key, option_string)
         setattr(namespace, self.dest, values)
 
 
 class _StoreOptions(argparse.Action):
-    """Stores `--early-exit` inside `--additional-config`, whichever of the two comes first.
+    """Stores `--early-exit` inside `--additional-config`, in either order of the two flags.
 
-    One flag repeated replaces itself only, as with argparse's `store`.
+    If one flag is repeated, its last value wins, as in argparse.
     """
 
     def __call__(self, parser, namespace, values, option_string=None):  # type: ignore[no-untyped-def]
-        said = vars(namespace).setdefault(f"_{self.dest}_said_by", {})
-        said[option_string] = values
-        additional = said.get(ADDITIONAL_CONFIG, {})
-        if EARLY_EXIT_FLAG in said:
+        given = vars(namespace).setdefault(f"_{self.dest}_set_by", {})
+        given[option_string] = values
+        additional = given.get(ADDITIONAL_CONFIG, {})
+        if EARLY_EXIT_FLAG in given:
             try:
-                additional = _with_early_exit(additional, said[EARLY_EXIT_FLAG])
+                additional = _with_early_exit(additional, given[EARLY_EXIT_FLAG])
             except ValueError as error:
                 parser.error(str(error))
         setattr(namespace, self.dest, additional)
@@ -64,14 +64,14 @@ SHARED_SETTINGS = {
     "spec_tokens": _StoreOnce,
     "additional_config": _StoreOptions,
 }
-"""Settings of vLLM's for which we add a second flag, and how both flags store their value."""
+"""vLLM's settings that get a second flag -> the action with which both flags store their value."""
 
 
 def _with_early_exit(additional: object, early_exit: int) -> dict:
-    """What `--additional-config` says, with the option added.
+    """Return the value of `--additional-config` with the option added.
 
     Raises:
-        ValueError: It says another value, or is nothing to which an option can be added.
+        ValueError: It already holds another value, or it is not an object.
     """
     if not isinstance(additional, Mapping):
         raise ValueError(f"{ADDITIONAL_CONFIG} {additional} must be an object")
@@ -80,7 +80,7 @@ def _with_early_exit(additional: object, early_exit: int) -> dict:
     if options.get(EARLY_EXIT, early_exit) != early_exit:
         raise ValueError(
             f"{EARLY_EXIT_FLAG} {early_exit} contradicts {ADDITIONAL_CONFIG}, which sets "
-            f"{OPTIONS_KEY}.{EARLY_EXIT}={options[EARLY_EXIT]!r}; say it once"
+            f"{OPTIONS_KEY}.{EARLY_EXIT}={options[EARLY_EXIT]!r}; give it once"
         )
     return {**additional, OPTIONS_KEY: {EARLY_EXIT: early_exit, **options}}
 
@@ -95,7 +95,7 @@ def _speculative_model(value: str) -> str:
 
 
 def _whole_number(check: Callable[[object], int]) -> Callable[[str], int]:
-    """An argparse type: the whole number that passes a check of the configuration's."""
+    """Return an argparse type: a whole number that passes the configuration's check."""
 
     def parse(value: str) -> int:
         try:
@@ -107,13 +107,15 @@ def _whole_number(check: Callable[[object], int]) -> Callable[[str], int]:
 
 
 def add_cli_args(parser: FlexibleArgumentParser) -> FlexibleArgumentParser:
-    """Add our flags, each of which sets what one of vLLM's sets: `--speculative-model` what
-    `--spec-model` does, `--num-speculative-tokens` what `--spec-tokens` does, and `--early-exit`
-    a part of `--additional-config`. Only fields of `EngineArgs` reach the engine.
+    """Add our flags to vLLM's parser.
+
+    Only fields of `EngineArgs` reach the engine, so each flag sets one of vLLM's:
+    `--speculative-model` sets `--spec-model`, `--num-speculative-tokens` sets `--spec-tokens`, and
+    `--early-exit` sets a key of `--additional-config`.
     """
     for action in parser._actions:
         if action.dest in SHARED_SETTINGS:
-            # vLLM's flag may come after ours, and must not silence it.
+            # vLLM's flag may follow ours and must not override it silently.
             action.__class__ = SHARED_SETTINGS[action.dest]
     group = parser.add_argument_group(
         title="LayerSkip",
@@ -132,8 +134,8 @@ def _add_self_speculation(group: argparse._ArgumentGroup) -> None:
         type=_speculative_model,
         action=_StoreOnce,
         default=argparse.SUPPRESS,
-        help="self:E drafts with the model's own first E decoder layers and verifies with the "
-        "rest: no second model, the same output. Any other value is a draft model, as in "
+        help="self:E drafts with the first E decoder layers of the model and verifies with the "
+        "others: no second model, same output. Any other value names a draft model, as in "
         "--spec-model.",
     )
     group.add_argument(
@@ -143,7 +145,7 @@ def _add_self_speculation(group: argparse._ArgumentGroup) -> None:
         type=_whole_number(check_num_speculative_tokens),
         action=_StoreOnce,
         default=argparse.SUPPRESS,
-        help="Tokens drafted per step, as --spec-tokens. With self:E the default is "
+        help="Tokens drafted per step; same as --spec-tokens. Default with self:E: "
         f"{DEFAULT_NUM_SPECULATIVE_TOKENS}.",
     )
 
@@ -156,7 +158,7 @@ def _add_early_exit(group: argparse._ArgumentGroup) -> None:
         type=_whole_number(check_early_exit),
         action=_StoreOptions,
         default=argparse.SUPPRESS,
-        help="Serve with the first N decoder layers, the final norm and the LM head alone: the "
-        "other layers are not loaded and nothing verifies. As "
+        help="Serve with only the first N decoder layers, the final norm and the LM head. The "
+        "other layers are not loaded and nothing verifies. Same as "
         "--additional-config.layerskip.early_exit N.",
     )

@@ -1,4 +1,4 @@
-"""The translation of `self:E` into vLLM's configuration."""
+"""Translates `self:E` into vLLM's configuration."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ SPECULATIVE_KEYS = (
     "draft_sample_method",
     "use_local_argmax_reduction",
 )
-"""What `--speculative-config` may say beside `self:E`; the rest describes a second model."""
+"""Keys of `--speculative-config` that `self:E` takes; the others describe a second model."""
 
 FEATURE = "self-speculation (self:E)"
 
 
 def asks_for_self_speculation(engine_args: EngineArgs) -> bool:
-    """Whether a flag or `speculative_config` names `self:...` as speculative model."""
+    """Whether a flag or `speculative_config` names `self:...` as the speculative model."""
     in_config = (engine_args.speculative_config or {}).get("model")
     return is_self_model(engine_args.spec_model) or is_self_model(in_config)
 
@@ -64,14 +64,14 @@ def create_speculative_config(
     target_model_config: ModelConfig,
     target_parallel_config: ParallelConfig,
 ) -> SpeculativeConfig:
-    """Translate `self:E`, and set what it needs elsewhere: architecture, worker, scheduling.
+    """Translate `self:E`, and set the architecture, worker and scheduler that it needs.
 
-    vLLM calls this (through `EngineArgs.create_speculative_config`) after the model's and the
-    parallel configuration exist and before the scheduler's does, in the process that the user
-    started: an error here is seen before any engine process starts or any weight loads.
+    vLLM calls this through `EngineArgs.create_speculative_config`: after it makes the model's and
+    the parallel configuration, before the scheduler's. It runs in the process that the user
+    started, so errors show before any engine process starts or weight loads.
 
     Raises:
-        ValueError: A value is out of range, contradicts another, or asks for what is unsupported.
+        ValueError: A value is out of range, contradicts another, or is unsupported.
     """
     settings = _merged_settings(engine_args)
     layerskip = LayerSkipConfig.from_options(
@@ -119,7 +119,7 @@ def _refuse(
     if layerskip.draft_vocab_size is not None:
         from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids
 
-        draft_token_ids(layerskip, target_model_config)  # the worker makes it; faults show here
+        draft_token_ids(layerskip, target_model_config)  # checks early; the worker builds it
 
 
 def _build(
@@ -139,37 +139,37 @@ def _build(
             target_parallel_config=target_parallel_config,
         )
     except ValidationError as error:
-        # Pydantic ends its message with a link; the user's screen should end with the fault.
+        # Pydantic's message ends with a link; ours ends with the fault.
         raise ValueError(f"speculative_config: {'; '.join(map(_fault, error.errors()))}") from None
 
 
 def _fault(error: Mapping) -> str:
-    """What is wrong, and where it was said if that is one field."""
-    where = f"{'.'.join(map(str, error['loc']))}={error['input']!r}: " if error["loc"] else ""
-    return where + error["msg"].removeprefix("Value error, ")
+    """Describe a fault, with its field if there is one."""
+    field = f"{'.'.join(map(str, error['loc']))}={error['input']!r}: " if error["loc"] else ""
+    return field + error["msg"].removeprefix("Value error, ")
 
 
 def _num_speculative_tokens_of(settings: dict) -> int:
-    """K: what was said, else the largest of a schedule by batch size, else the default."""
+    """Return the given K, else the largest K of a schedule by batch size, else the default."""
     schedule = settings.get("num_speculative_tokens_per_batch_size")
     if schedule is None:
-        said = settings.get("num_speculative_tokens", DEFAULT_NUM_SPECULATIVE_TOKENS)
-        return check_num_speculative_tokens(said)
+        given = settings.get("num_speculative_tokens", DEFAULT_NUM_SPECULATIVE_TOKENS)
+        return check_num_speculative_tokens(given)
     try:
         largest = max(k for _, _, k in validate_and_normalize_dynamic_sd_schedule(schedule))
-    except (OverflowError, TypeError, ValueError) as error:  # JSON knows Infinity
+    except (OverflowError, TypeError, ValueError) as error:  # JSON allows Infinity
         raise ValueError(f"num_speculative_tokens_per_batch_size={schedule!r}: {error}") from None
-    said = check_num_speculative_tokens(settings.get("num_speculative_tokens", largest))
-    if largest > said:
+    given = check_num_speculative_tokens(settings.get("num_speculative_tokens", largest))
+    if largest > given:
         raise ValueError(
             f"num_speculative_tokens_per_batch_size drafts up to {largest} tokens, more than "
-            f"num_speculative_tokens={said}"
+            f"num_speculative_tokens={given}"
         )
-    return said
+    return given
 
 
 def _merged_settings(engine_args: EngineArgs) -> dict:
-    """Join `speculative_config` with the three short flags; each setting may be said once."""
+    """Merge `speculative_config` with the three short flags; each setting may be given once."""
     settings = {
         key.replace("-", "_"): value
         for key, value in (engine_args.speculative_config or {}).items()
@@ -188,30 +188,30 @@ def _merged_settings(engine_args: EngineArgs) -> dict:
         if key in settings:
             raise ValueError(
                 f"{flag} {value} contradicts --speculative-config, which sets "
-                f"{key}={settings[key]!r} too; say it once"
+                f"{key}={settings[key]!r} too; give it once"
             )
         settings[key] = value
-    strange = sorted(set(settings) - set(SPECULATIVE_KEYS))
-    if strange:
+    unsupported = sorted(set(settings) - set(SPECULATIVE_KEYS))
+    if unsupported:
         raise ValueError(
             f"speculative model {settings['model']!r} does not take "
-            f"{', '.join(f'{key}={settings[key]!r}' for key in strange)}; "
+            f"{', '.join(f'{key}={settings[key]!r}' for key in unsupported)}; "
             f"it takes: {', '.join(SPECULATIVE_KEYS)}"
         )
     return settings
 
 
 def layerskip_options(engine_args: EngineArgs) -> Mapping[str, object] | None:
-    """What `additional_config` holds under our key, unchecked; None where it holds nothing."""
+    """Return the unchecked value of our key in `additional_config`; None if there is none."""
     additional = engine_args.additional_config
     return additional.get(OPTIONS_KEY) if isinstance(additional, Mapping) else None
 
 
 def num_layers_of(model_config: ModelConfig, feature: str) -> int:
-    """L of a model of a supported architecture.
+    """Return L of a model of a supported architecture.
 
     Raises:
-        ValueError: The architecture is another; it lists the supported ones.
+        ValueError: The architecture is unsupported; the message lists the supported ones.
     """
     if model_config.architecture not in SUPPORTED_ARCHITECTURES:
         raise ValueError(

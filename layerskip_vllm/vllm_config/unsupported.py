@@ -1,4 +1,4 @@
-"""What of vLLM is supported. What has not been tested is refused: an error, no wrong answer."""
+"""Refuses vLLM features that were not tested: an error at start instead of a wrong answer."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 UNQUANTIZED_KV_CACHES = ("auto", "float16", "bfloat16")
 
 FP8_KV_CACHES = ("fp8", "fp8_e4m3", "fp8_e5m2")
-"""Quantized value by value, by scales that never change: KV is the same whoever writes it."""
+"""Fixed scales quantize each value alone, so draft and target write the same KV."""
 
 QUANTIZATIONS = (
     *("compressed-tensors", "auto_gptq", "auto_awq", "awq"),
     *("inc", "quark", "modelopt", "fp8_per_channel", "torchao"),
 )
-"""vLLM's names of the formats that were tested; `awq` is AWQ's on a CPU, `inc` is AutoRound's, and
-`fp8_per_channel` and `torchao` round a plain checkpoint as it is loaded."""
+"""vLLM's names of the tested formats: `awq` is AWQ on a CPU, `inc` is AutoRound, `fp8_per_channel`
+and `torchao` quantize a plain checkpoint at load."""
 
 
 Unsupported = tuple[tuple[str, Callable[["EngineArgs"], object]], ...]
-"""What a feature does not support: its name, and whether the engine arguments ask for it, or the
-words by which they do."""
+"""(name, predicate of the engine arguments) pairs. A predicate may return the value at fault as
+text, which the error then shows."""
 
 
-def _strange_kv_cache(args: EngineArgs) -> str:
+def _unsupported_kv_cache(args: EngineArgs) -> str:
     supported = (*UNQUANTIZED_KV_CACHES, *FP8_KV_CACHES)
     if args.kv_cache_dtype not in supported:
         return f"kv_cache_dtype={args.kv_cache_dtype!r}; supported: {', '.join(supported)}"
@@ -44,7 +44,7 @@ def _strange_kv_cache(args: EngineArgs) -> str:
 
 
 def _custom_logits_processors(args: EngineArgs) -> str:
-    """VLLM refuses those that are named, late, and silently leaves out those that are installed."""
+    """VLLM refuses named ones late and silently ignores installed ones."""
     named = [f"logits_processors={args.logits_processors!r}"] if args.logits_processors else []
     installed = [
         f"{point.name}={point.value}, which a package has installed"
@@ -58,22 +58,22 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
     ("prefill context parallelism", lambda args: args.prefill_context_parallel_size > 1),
     ("dual batch overlap", lambda args: args.enable_dbo),
-    # vLLM embeds the tokens beside embedded prompts with the adapters of other rows, or fails.
+    # In a batch with embedded prompts vLLM embeds tokens with the adapters of other rows, or fails.
     ("LoRA beside prompt embeddings", lambda args: args.enable_lora and args.enable_prompt_embeds),
     ("KV transfer", lambda args: args.kv_transfer_config is not None),
     ("KV offloading", lambda args: args.kv_offloading_size is not None),
-    # Our workers' numbers travel where its connector's would.
+    # Our workers' counts use the channel of its connector's.
     ("encoder cache transfer", lambda args: args.ec_transfer_config is not None),
-    ("a KV cache that is neither unquantized nor fp8 in all layers", _strange_kv_cache),
+    ("a KV cache that is neither unquantized nor fp8 in all layers", _unsupported_kv_cache),
     ("weight transfer", lambda args: args.weight_transfer_config is not None),
-    # What it discards would have to be made again; not on CPU, where vLLM refuses it.
+    # Waking would have to rebuild what sleep discards; untested, as vLLM refuses it on CPU.
     ("sleep mode", lambda args: args.enable_sleep_mode),
     ("custom logits processors", _custom_logits_processors),
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
     ("a scheduler class of your own", lambda args: args.scheduler_cls is not None),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
-    # It loads no plugins: a request's values would reach the workers unchecked.
+    # It loads no plugins, so a request's options would reach the workers unchecked.
     ("the Rust front end (VLLM_USE_RUST_FRONTEND)", lambda args: envs.VLLM_USE_RUST_FRONTEND),
 )
 
@@ -86,23 +86,23 @@ def refuse_unsupported(
     *,
     feature: str,
 ) -> None:
-    """Refuse what no feature of ours supports, and what a table says this one does not.
+    """Refuse what the plugin never supports, and what a table lists for this feature.
 
     Raises:
-        ValueError: It names all that was asked for in vain.
+        ValueError: Names everything that is unsupported.
     """
     found = []
-    for name, asked_for in unsupported:
-        if words := asked_for(engine_args):
-            found.append(f"{name} ({words})" if isinstance(words, str) else name)
+    for name, is_used in unsupported:
+        if used := is_used(engine_args):
+            found.append(f"{name} ({used})" if isinstance(used, str) else name)
     if model_config.quantization not in (None, *quantizations):
         supported = f"; supported: {', '.join(quantizations)}" if quantizations else ""
         found.append(f"quantization ({model_config.quantization}{supported})")
-    # vLLM itself fills it in for some names of `--quantization`.
+    # vLLM itself sets it for some values of `--quantization`.
     if engine_args.quantization_config != resolve_quantization_config(
         engine_args.quantization, None
     ):
-        found.append("--quantization-config, which quantizes some layers otherwise")
+        found.append("--quantization-config, which quantizes layers differently")
     heeds_kv_cache = engine_args.kv_cache_dtype in ("auto", *FP8_KV_CACHES)
     found += refused_quantization(model_config, heeds_kv_cache=heeds_kv_cache)
     if model_config.runner_type != "generate":
@@ -115,12 +115,12 @@ def refuse_unsupported(
 
 
 def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> list[str]:
-    """What of the checkpoint's quantization is not supported, in words.
+    """Describe the unsupported parts of the checkpoint's quantization.
 
     Args:
         model_config: The target's.
-        heeds_kv_cache: Whether vLLM would follow what the checkpoint says of the KV cache: where
-            the engine arguments say nothing of it, and where they say fp8, whose scales it takes.
+        heeds_kv_cache: Whether vLLM follows the checkpoint's quantization of the KV cache: if the
+            engine arguments do not set it, or set fp8, for which it takes the checkpoint's scales.
     """
     config = model_config.model_arch_config.quantization_config or {}
     if config.get("quant_method") == "torchao":
@@ -132,21 +132,21 @@ def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> 
         config = {**config, **inner}
     found = []
     export = config.get("export") or {}  # Quark's
-    of_kv_cache = (config.get("kv_cache_scheme"), config.get("kv_cache_quant_algo"))
-    if heeds_kv_cache and any((*of_kv_cache, export.get("kv_cache_group"))):
+    kv_cache_keys = (config.get("kv_cache_scheme"), config.get("kv_cache_quant_algo"))
+    if heeds_kv_cache and any((*kv_cache_keys, export.get("kv_cache_group"))):
         found.append("the checkpoint's quantized KV cache")
     if _torchao_scales_the_whole_batch(model_config) or any(
-        _is_of_the_whole_batch(inputs) for inputs in _activations(config)
+        _is_scaled_by_the_whole_batch(inputs) for inputs in _activations(config)
     ):
         found.append(
             "activations that are scaled by the whole batch: a token's result would depend on the "
-            "drafts beside it"
+            "drafts in its batch"
         )
     return found
 
 
 def _activations(config: Mapping) -> list[Mapping]:
-    """How each group of layers quantizes its inputs, in compressed-tensors and in Quark."""
+    """Return how each group of layers quantizes its inputs, for compressed-tensors and Quark."""
     groups = (config.get("config_groups") or {}).values()
     layers = (config.get("layer_quant_config") or {}).values()
     found = [group.get("input_activations") for group in groups]
@@ -155,38 +155,38 @@ def _activations(config: Mapping) -> list[Mapping]:
     return [inputs for inputs in found if isinstance(inputs, Mapping)]
 
 
-def _is_of_the_whole_batch(inputs: Mapping) -> bool:
+def _is_scaled_by_the_whole_batch(inputs: Mapping) -> bool:
     if not (inputs.get("dynamic") or inputs.get("is_dynamic")):
         return False
     return "tensor" in (inputs.get("strategy"), str(inputs.get("qscheme")).removeprefix("per_"))
 
 
 def _torchao_scales_the_whole_batch(model_config: ModelConfig) -> bool:
-    """What torchao is told comes as `hf_overrides`: JSON, or a file that holds it."""
+    """Read torchao's settings from `hf_overrides`, which holds JSON or names a file of it."""
     if model_config.quantization != "torchao":
         return False
     overrides = model_config.hf_overrides
     if not isinstance(overrides, Mapping):
         return False  # vLLM refuses it
-    told = overrides.get("quantization_config_dict_json", "")
+    settings = overrides.get("quantization_config_dict_json", "")
     if file := overrides.get("quantization_config_file"):
-        told = Path(file).read_text(encoding="utf-8")
-    return "DynamicActivation" in told and "PerTensor" in told
+        settings = Path(file).read_text(encoding="utf-8")
+    return "DynamicActivation" in settings and "PerTensor" in settings
 
 
 def refuse_partial_heads(
     settings: Mapping[str, object], layerskip: LayerSkipConfig, feature: str
 ) -> None:
-    """Refuse, beside LoRA, what computes the drafts' logits past an adapter of the LM head.
+    """Refuse LoRA with options that bypass an adapter of the LM head in drafts.
 
     Raises:
-        ValueError: It names the options at fault.
+        ValueError: Names the options at fault.
     """
-    asked_for = {
+    values = {
         "use_local_argmax_reduction": settings.get("use_local_argmax_reduction"),
         f"{OPTIONS_KEY}.draft_vocab_size": layerskip.draft_vocab_size,
     }
-    partial = [f"{name}={value!r}" for name, value in asked_for.items() if value]
+    partial = [f"{name}={value!r}" for name, value in values.items() if value]
     if partial:
         raise ValueError(
             f"{feature} does not support LoRA with {', '.join(partial)}: an adapter may change the "
@@ -195,19 +195,20 @@ def refuse_partial_heads(
 
 
 def share_kv_cache_group(engine_args: EngineArgs, model_config: ModelConfig, feature: str) -> None:
-    """Give layers with and without a sliding window the same blocks: drafts are laid out once.
+    """Put layers with and without a sliding window into one KV cache group.
 
-    It costs memory: a block outside of the window is kept for the layers that have none.
+    Drafts compute one slot per position, so all layers need the same blocks. This costs memory:
+    layers with a window keep blocks outside it.
 
     Raises:
-        ValueError: The user asked for a group of layers each.
+        ValueError: The user asked for separate groups.
     """
     layer_types = set(getattr(model_config.hf_text_config, "layer_types", None) or ())
     if len(layer_types) <= 1:
         return
     if engine_args.disable_hybrid_kv_cache_manager is False:
         raise ValueError(
-            f"{feature} keeps the KV cache of all layers in one group, also where their attention "
+            f"{feature} keeps the KV cache of all layers in one group, even if their attention "
             f"differs ({', '.join(sorted(layer_types))}): leave out "
             "--no-disable-hybrid-kv-cache-manager"
         )

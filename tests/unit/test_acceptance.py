@@ -7,56 +7,67 @@ from hypothesis import strategies as st
 from layerskip_vllm.lens.acceptance import AcceptanceCounts, Expectation, replay
 
 
-def speculate(target, drafter, num_tokens, num_speculative_tokens):
-    """Greedy self-speculation as the paper tells it, on sequences instead of models.
+def speculate(target, drafter, num_tokens, max_tokens, num_speculative_tokens):
+    """Greedy self-speculation as in the paper, on sequences instead of models.
 
-    `target[i]` is output token i of the full model; `drafter[i]` what the exit says in its place
-    once it has read the true tokens before. After a false one it says what it likes: -1.
+    `target[i]` is output token i of the full model. `drafter[i]` is the exit's prediction of it
+    after the true tokens before; after a wrong token the exit predicts -1.
     """
     output, counts = [target[0]], [0, 0, 0]
     while len(output) < num_tokens:
         n = len(output)
         drafts = []
-        for position in range(n, n + num_speculative_tokens):
+        for position in range(n, min(n + num_speculative_tokens, max_tokens - 1)):
             on_track = drafts == target[n:position]
             drafts.append(drafter[position] if on_track else -1)
         accepted = 0
         while accepted < len(drafts) and drafts[accepted] == target[n + accepted]:
             accepted += 1
         output += target[n : n + accepted + 1]
-        counts = [counts[0] + 1, counts[1] + len(drafts), counts[2] + accepted]
+        counts = [counts[0] + bool(drafts), counts[1] + len(drafts), counts[2] + accepted]
     return AcceptanceCounts(*counts)
 
 
-@given(st.data(), st.integers(1, 40), st.integers(1, 9))
-def test_counts_are_those_of_speculation_token_by_token(data, num_tokens, num_speculative_tokens):
+@given(st.data(), st.integers(1, 40), st.integers(0, 9), st.integers(1, 9))
+def test_counts_are_those_of_speculation_token_by_token(
+    data, num_tokens, num_left, num_speculative_tokens
+):
+    max_tokens = num_tokens + num_left
     length = num_tokens + num_speculative_tokens
     tokens = st.lists(st.integers(0, 1), min_size=length, max_size=length)
     target, drafter = data.draw(tokens), data.draw(tokens)
     agreements = [a == b for a, b in zip(drafter, target, strict=True)][1:]
-    assert replay(agreements, num_tokens, num_speculative_tokens) == speculate(
-        target, drafter, num_tokens, num_speculative_tokens
+    assert replay(agreements, num_tokens, max_tokens, num_speculative_tokens) == speculate(
+        target, drafter, num_tokens, max_tokens, num_speculative_tokens
     )
 
 
 @given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 30), st.integers(1, 8))
-def test_drafts_past_the_end_change_nothing_but_the_last_cycle(agreements, num_tokens, k):
-    full = replay(agreements, num_tokens, k)
-    cut = replay(agreements[: num_tokens + k - 2], num_tokens, k)
+def test_agreements_past_the_last_cycle_change_nothing(agreements, num_tokens, k):
+    full = replay(agreements, num_tokens, 60, k)
+    cut = replay(agreements[: num_tokens + k - 2], num_tokens, 60, k)
     assert full == cut
+
+
+@given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 30), st.integers(1, 8))
+def test_no_draft_exceeds_max_tokens(agreements, max_tokens, k):
+    """Prefill emits one token, each cycle a token of its own: the rest may be drafts."""
+    counts = replay(agreements, max_tokens, max_tokens, k)
+    assert counts.num_accepted + counts.num_drafts <= max(max_tokens - 1, 0)
 
 
 @pytest.mark.parametrize(
     ("agrees", "expected"),
-    [(True, AcceptanceCounts(3, 12, 12)), (False, AcceptanceCounts(15, 60, 0))],
+    [(True, AcceptanceCounts(3, 12, 12)), (False, AcceptanceCounts(14, 50, 0))],
 )
 def test_all_or_no_drafts_accepted(agrees, expected):
-    # 16 tokens: one of prefill, then 15 in cycles of 5 or of 1.
-    assert replay([agrees] * 20, 16, 4) == expected
+    # 16 tokens: one of prefill, then 15 in cycles of 5 or of 1. Of the latter the last drafts
+    # nothing, and the three before it 3, 2 and 1.
+    assert replay([agrees] * 20, 16, 16, 4) == expected
 
 
 def test_one_token_drafts_nothing():
-    counts = replay([], 1, 4)
+    counts = replay([], 1, 16, 4)
     assert counts == AcceptanceCounts()
     assert counts.acceptance_rate is None
     assert counts.mean_acceptance_length is None
@@ -65,7 +76,7 @@ def test_one_token_drafts_nothing():
 
 def test_agreements_that_end_too_early_are_refused():
     with pytest.raises(AssertionError, match="last cycle"):
-        replay([False] * 4, 4, 3)
+        replay([False] * 4, 4, 16, 3)
 
 
 def test_figures_of_a_pair():

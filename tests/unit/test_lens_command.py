@@ -69,17 +69,17 @@ PROMPT = ("--prompt", "x = 1", "--no-speed", "--max-tokens", "4")
             ("--num-speculative-tokens", "1-129"),
             "--num-speculative-tokens='1-129' must stay in [1, 128]",
         ),
-        (("--max-tokens", "1"), "--max-tokens=1 must be at least 2"),
+        (("--max-tokens", "1"), "--max-tokens=1 must be at least 3"),
         (("--max-length", "0"), "--max-length=0 must be at least 1"),
         (("--show-tokens", "0"), "--show-tokens=0 must be at least 1"),
         (("--num-prompts", "0"), "--num-prompts=0 must be at least 1"),
         (("--prompt", ""), "--prompt is empty"),
         (("--device", "toaster"), "--device='toaster' cannot be used"),
         (("--json", "/nowhere/a.json"), "the directory /nowhere does not exist"),
-        (("--compare", "a.json"), "--compare draws into a plot: give --png FILE too"),
+        (("--compare", "a.json"), "--compare draws into a plot: add --png FILE"),
         (("--compare", "absent.json", "--png", "a.png"), "absent.json"),
         (("--file", "absent.jsonl"), "absent.jsonl"),
-        (("--max-tokens", "200"), "ask for 207 tokens after each prompt; the model has 128"),
+        (("--max-tokens", "200"), "--max-tokens=200 must be less than the model's 128 positions"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -213,7 +213,8 @@ def test_sizes_are_those_of_models_that_end_there(record, path):
 def test_timed_speedup_is_by_the_measured_step_times(record):
     speeds = {entry.exit_layer: entry.tokens_per_s for entry in record.exits}
     for pair in record.acceptance:
-        cost = 1 + pair.num_speculative_tokens * speeds[NUM_LAYERS] / speeds[pair.exit_layer]
+        draft_length = pair.num_drafted / pair.num_drafts
+        cost = 1 + draft_length * speeds[NUM_LAYERS] / speeds[pair.exit_layer]
         assert pair.timed_speedup == pytest.approx(pair.mean_acceptance_length / cost)
 
 

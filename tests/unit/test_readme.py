@@ -1,4 +1,4 @@
-"""Each line of the README's feature matrix names tests that are there."""
+"""Each line of the feature matrix in docs/support.md names tests that exist."""
 
 import re
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parents[1]
-README = (TESTS.parent / "README.md").read_text(encoding="utf-8")
+SUPPORT = (TESTS.parent / "docs" / "support.md").read_text(encoding="utf-8")
 
-MATRIX = README.partition("### vLLM's features beside `self:E`")[2].partition("\n## ")[0]
+MATRIX = SUPPORT.partition("## vLLM's features with `self:E`")[2].partition("\n## ")[0]
 LINES = [line for line in MATRIX.splitlines() if line.startswith("| ")][1:]
 
 
 def named_tests(line: str) -> list[tuple[str, str]]:
-    """(file, test) of a line; a test without a file is in the file before it, "" is all of one."""
+    """Return (file, test) pairs; a test without a file is in the file before it, "" means all."""
     named, file = [], ""
     for path, test in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", line.rpartition(" | ")[2]):
         file = path or file
@@ -22,7 +22,7 @@ def named_tests(line: str) -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: line.split("|")[1].strip())
-def test_a_line_of_the_matrix_is_tested(line):
+def test_each_feature_names_existing_tests(line):
     named = named_tests(line)
     assert named
     for file, test in named:
