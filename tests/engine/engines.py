@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from vllm import LLM, SamplingParams
 
+from tests.engine.restarts import make_restarts_cheap
 from tests.options import FIXED
 
 COUNTERS = {
@@ -31,6 +32,7 @@ def make_llm(model: str, **overrides) -> LLM:
         "disable_log_stats": False,
         "seed": 0,
     }
+    make_restarts_cheap()
     llm = LLM(model, **(settings | overrides))
     OPEN.append(llm)
     return llm
