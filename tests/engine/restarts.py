@@ -16,8 +16,6 @@ def make_restarts_cheap() -> None:
 
     Call it before the first engine starts: what exists by then is never collected.
     """
-    import vllm.entrypoints.llm
-    import vllm.v1.worker.cpu_worker
     from vllm.distributed import parallel_state
     from vllm.triton_utils import dispatcher
     from vllm.utils import gc_utils
