@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.engines import (
     as_prompts,
+    assert_speculated,
+    both,
     close,
     counts,
     generate,
@@ -19,7 +21,6 @@ from tests.engine.engines import (
     random_prompts,
     runner,
 )
-from tests.engine.test_exact import assert_speculated, both
 
 WEIGHTS = "model.safetensors"
 

@@ -9,6 +9,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 from layerskip_vllm.models.mistral import EarlyExitMistralForCausalLM
+from tests.engine.cut_models import MAX_TOKENS, PROMPTS, by_transformers, early_exit
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
@@ -23,7 +24,6 @@ from tests.engine.engines import (
     random_prompts,
     runner,
 )
-from tests.engine.test_early_exit import MAX_TOKENS, PROMPTS, by_transformers, early_exit
 from tests.models import FAMILIES
 
 NUM_LAYERS = 6
