@@ -5,6 +5,7 @@ collections and 0.4 s in a search of all modules for the kernels that it replace
 everything that torch, transformers and vLLM have imported.
 """
 
+import atexit
 import functools
 import gc
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ def make_restarts_cheap() -> None:
 
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # else Triton's bindings report every object as leaked
     # vLLM freezes an engine as well and unfreezes all as it stops, imports included.
     collector = SimpleNamespace(**(vars(gc) | {"freeze": _nothing, "unfreeze": _nothing}))
     for module in (parallel_state, gc_utils, core, gpu_worker):
