@@ -12,8 +12,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-dep
 # A source distribution would need a compiler and minutes.
 WHEELS := --only-binary=:all:
 LOCKS := requirements/cpu.txt requirements/dev.txt
-# The files run in their order, the short unit tests last, so that both processes end at about the same time.
-IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# The files run in order, the short unit tests last, so that both processes end at about the same time.
+# A group is a file, or the files that share a pair of servers (tests/conftest.py).
+IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-cluster soak bench quality ledger style build clean help
 
@@ -44,11 +45,11 @@ $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirement
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about half an hour on 2 cores
+test: setup ## the test suite, about 12 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
 
 test-all: setup ## it and the slow tests, about 60 minutes
-	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster"
+	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" --hypothesis-profile thorough
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/parallel/test_two_hosts.py -m cluster

@@ -1,8 +1,22 @@
 """An engine that a failing test leaves open would take the process's groups down later on."""
 
+import os
+
 import pytest
 
-from tests.engine import engines
+from tests.engine import engines, plain
+
+
+@pytest.fixture(scope="session", autouse=True)
+def kept_plain_outputs(tmp_path_factory):
+    """One folder for all processes of a test run."""
+    folder = tmp_path_factory.getbasetemp()
+    plain.directory = (
+        folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    ) / "plain-outputs"
+    plain.directory.mkdir(exist_ok=True)
+    yield
+    plain.directory = None
 
 
 @pytest.fixture(autouse=True)

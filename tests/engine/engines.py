@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from vllm import LLM, SamplingParams
 
+from tests.engine import plain
+from tests.engine.restarts import make_restarts_cheap
 from tests.options import FIXED
 
 COUNTERS = {
@@ -31,6 +33,7 @@ def make_llm(model: str, **overrides) -> LLM:
         "disable_log_stats": False,
         "seed": 0,
     }
+    make_restarts_cheap()
     llm = LLM(model, **(settings | overrides))
     OPEN.append(llm)
     return llm
@@ -85,6 +88,20 @@ def generate(llm: LLM, prompts, params, lora_request=None) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def generate_plainly(
+    model: str, prompts, params, lora_request=None, **overrides
+) -> list[list[int]]:
+    """Output token ids of an engine without speculation, which starts once in a test run."""
+
+    def compute() -> list[list[int]]:
+        llm = make_llm(model, **overrides)
+        outputs = generate(llm, prompts, params, lora_request)
+        close(llm)
+        return outputs
+
+    return plain.kept(compute, model, prompts, params, lora_request, overrides)
+
+
 @dataclass
 class Counts:
     """vLLM's speculative-decoding counters, and our runner's count of resumed tokens."""
@@ -123,9 +140,7 @@ def both(
     **overrides,
 ):
     """Outputs of a plain and of a self-speculating engine, and what the latter counted."""
-    plain = make_llm(model, **overrides)
-    expected = generate(plain, prompts, params, lora_request)
-    close(plain)
+    expected = generate_plainly(model, prompts, params, lora_request, **overrides)
     llm = make_self_llm(model, exit_layer, num_speculative_tokens, **overrides)
     before = counts(llm)
     actual = generate(llm, prompts, params, lora_request)

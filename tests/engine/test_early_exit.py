@@ -9,6 +9,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import default_loader
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from tests.engine.cut_models import MAX_TOKENS, PROMPTS, by_transformers, early_exit
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -22,27 +23,10 @@ from tests.engine.engines import (
 from tests.models import first_layers
 
 NUM_LAYERS = 6
-PROMPTS = random_prompts([5, 17, 40, 90, 3, 20])
-MAX_TOKENS = 40
-
-
-def early_exit(num_layers: int) -> dict:
-    return {"additional_config": {"layerskip": {"early_exit": num_layers}}}
 
 
 def create_engine_config(model: str, **flags):
     return EngineArgs(model, max_model_len=64, **flags).create_engine_config()
-
-
-@torch.inference_mode()
-def by_transformers(path: str, num_layers: int, prompts=PROMPTS) -> list[list[int]]:
-    """Greedy tokens of transformers' model of the first layers."""
-    model = first_layers(path, num_layers)
-    outputs = []
-    for prompt in prompts:
-        ids = model.generate(torch.tensor([prompt]), max_new_tokens=MAX_TOKENS, do_sample=False)
-        outputs.append(ids[0, len(prompt) :].tolist())
-    return outputs
 
 
 def generated(llm, prompts=PROMPTS) -> list[list[int]]:

@@ -7,6 +7,7 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
     make_llm,
     make_self_llm,
@@ -133,9 +134,7 @@ def test_a_request_reaches_max_model_len_while_another_drafts_on(
 ):
     prompts = as_prompts(random_prompts([max_model_len - 9, 5, max_model_len - 1], seed=8))
     params = greedy(max_model_len, ignore_eos=True)
-    plain = make_llm(model, max_model_len=max_model_len)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(model, prompts, params, max_model_len=max_model_len)
     llm = make_self_llm(model, 3, num_speculative_tokens, max_model_len=max_model_len)
     before = counts(llm)
     assert generate(llm, prompts, params) == expected
@@ -149,9 +148,7 @@ def test_a_request_reaches_max_model_len_while_another_drafts_on(
 def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
     model = random_llama(late_scale=0.3)
     prompts = random_prompts([20, 7, 33, 12, 5, 28], seed=9)
-    plain = make_llm(model)
-    expected = generate(plain, as_prompts(prompts), greedy(60, ignore_eos=True))
-    close(plain)
+    expected = generate_plainly(model, as_prompts(prompts), greedy(60, ignore_eos=True))
 
     llm = make_self_llm(model, 4, K)
     before, engine = counts(llm), llm.llm_engine
@@ -181,9 +178,7 @@ def test_running_requests_that_are_sent_back_do_not_resume(random_llama):
     prompts = random_prompts([31, 31, 31, 64], seed=10)
     prompts[1] = prompts[0]  # so that one finds the other's blocks in the prefix cache
     params = greedy(80, ignore_eos=True)
-    plain = make_llm(model)
-    expected = generate(plain, as_prompts(prompts), params)
-    close(plain)
+    expected = generate_plainly(model, as_prompts(prompts), params)
 
     llm = make_self_llm(model, 4, K)
     before, preempted_before = counts(llm), num_preemptions(llm)

@@ -10,16 +10,18 @@ from safetensors.torch import load_file, save_file
 
 from tests.engine.engines import (
     as_prompts,
+    assert_speculated,
+    both,
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
     make_llm,
     make_self_llm,
     random_prompts,
     runner,
 )
-from tests.engine.test_exact import assert_speculated, both
 
 WEIGHTS = "model.safetensors"
 
@@ -79,9 +81,7 @@ def test_prompts_of_embeddings(model):
 def test_priorities_decide_who_is_preempted(model, monkeypatch):
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
     params = greedy(120, ignore_eos=True)
-    plain = make_llm(model)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(model, prompts, params)
     llm = make_self_llm(model, 3, 4, num_gpu_blocks_override=16, scheduling_policy="priority")
     scheduler, preempted = llm.llm_engine.engine_core.engine_core.scheduler, []
     original = scheduler._preempt_request
@@ -166,10 +166,7 @@ NUM_TOKENS = 20
 
 
 def of_plain(model: str, prompts: list[dict], **flags) -> list[list[int]]:
-    llm = make_llm(model, **flags)
-    outputs = generate(llm, prompts, greedy(NUM_TOKENS, ignore_eos=True))
-    close(llm)
-    return outputs
+    return generate_plainly(model, prompts, greedy(NUM_TOKENS, ignore_eos=True), **flags)
 
 
 @pytest.fixture(scope="module")

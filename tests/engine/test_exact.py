@@ -11,6 +11,7 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
     make_llm,
     make_self_llm,
@@ -31,10 +32,7 @@ def mixed_model(random_llama):
 
 @pytest.fixture(scope="module")
 def plain_outputs(mixed_model):
-    llm = make_llm(mixed_model)
-    outputs = generate(llm, as_prompts(random_prompts(LENGTHS)), greedy(60))
-    close(llm)
-    return outputs
+    return generate_plainly(mixed_model, as_prompts(random_prompts(LENGTHS)), greedy(60))
 
 
 @pytest.mark.parametrize(
@@ -90,9 +88,7 @@ def test_both_segments_compile_once(random_llama, monkeypatch, tmp_path):
     model = random_llama(num_layers=3, late_scale=0.3)
     prompts = as_prompts(random_prompts([5, 33, 9]))
     params = [greedy(n, ignore_eos=True) for n in (40, 8, 20)]
-    plain = make_llm(model)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(model, prompts, params)
     with compilation_counter.expect(num_aot_compiles=2):
         llm = make_self_llm(model, 2, 3, enforce_eager=False)
     before = counts(llm)
@@ -143,9 +139,7 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(mixed_model):
     (prefix,) = random_prompts([96], seed=3)
     tails = random_prompts([1, 7, 32, 33, 40, 64], seed=4)
     prompts = as_prompts([prefix + tail for tail in tails])
-    plain = make_llm(mixed_model)
-    expected = generate(plain, prompts, greedy(50))
-    close(plain)
+    expected = generate_plainly(mixed_model, prompts, greedy(50))
     llm = make_self_llm(mixed_model, 3, 4)
     assert generate(llm, prompts, greedy(50)) == expected
     second = llm.generate(prompts, greedy(50), use_tqdm=False)
@@ -164,9 +158,7 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(mixed_model):
 def test_preempted_requests_start_over(mixed_model):
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
     params = greedy(120, ignore_eos=True)
-    plain = make_llm(mixed_model)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(mixed_model, prompts, params)
     llm = make_self_llm(mixed_model, 3, 4, num_gpu_blocks_override=16)
     before, preempted_before = counts(llm), num_preemptions(llm)
     actual = generate(llm, prompts, params)
@@ -181,9 +173,7 @@ def test_a_draft_length_that_follows_the_batch_size(mixed_model):
     schedule = [(1, 2, 4), (3, 4, 2), (5, 5, 1), (6, 32, 0)]
     prompts = as_prompts(random_prompts([9] * 9, seed=6))
     params = [greedy(10 + 8 * i, ignore_eos=True) for i in range(9)]
-    plain = make_llm(mixed_model)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(mixed_model, prompts, params)
     llm = make_llm(
         mixed_model,
         speculative_config={

@@ -9,6 +9,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 from layerskip_vllm.models.mistral import EarlyExitMistralForCausalLM
+from tests.engine.cut_models import MAX_TOKENS, PROMPTS, by_transformers, early_exit
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
@@ -16,6 +17,7 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
     make_llm,
     make_self_llm,
@@ -23,7 +25,6 @@ from tests.engine.engines import (
     random_prompts,
     runner,
 )
-from tests.engine.test_early_exit import MAX_TOKENS, PROMPTS, by_transformers, early_exit
 from tests.models import FAMILIES
 
 NUM_LAYERS = 6
@@ -101,9 +102,7 @@ def test_drafts_do_not_reach_the_blocks_that_left_the_window(windowed):
     """With so few blocks, those that one request gives back are soon another's."""
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
     params = greedy(120, ignore_eos=True)
-    plain = make_llm(windowed)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(windowed, prompts, params)
     llm = make_self_llm(windowed, 3, 4, num_gpu_blocks_override=12)
     before, preempted_before = counts(llm), num_preemptions(llm)
     actual = generate(llm, prompts, params)
@@ -117,9 +116,7 @@ def test_drafts_do_not_reach_the_blocks_that_left_the_window(windowed):
 def test_a_windows_prefix_cache_hits_on_the_second_run(windowed):
     (prefix,) = random_prompts([96], seed=3)
     prompts = as_prompts([prefix + tail for tail in random_prompts([1, 7, 33, 40], seed=4)])
-    plain = make_llm(windowed)
-    expected = generate(plain, prompts, greedy(50))
-    close(plain)
+    expected = generate_plainly(windowed, prompts, greedy(50))
     llm = make_self_llm(windowed, 3, 4)
     assert generate(llm, prompts, greedy(50)) == expected
     before = counts(llm)
@@ -201,9 +198,7 @@ def test_qwen3_compiles_and_says_what_plain_does(random_model, monkeypatch, tmp_
     model = random_model(family="qwen3", num_layers=3, late_scale=0.3)
     prompts = as_prompts(random_prompts([5, 33, 9]))
     params = [greedy(n, ignore_eos=True) for n in (40, 8, 20)]
-    plain = make_llm(model)
-    expected = generate(plain, prompts, params)
-    close(plain)
+    expected = generate_plainly(model, prompts, params)
     llm = make_self_llm(model, 2, 3, enforce_eager=False)
     before = counts(llm)
     actual = generate(llm, prompts, params)

@@ -11,6 +11,7 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
     make_llm,
     make_self_llm,
@@ -53,19 +54,14 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def plain_outputs(model, prompts, mixture):
-    plain = make_llm(model, **LORA)
-    outputs = generate(plain, prompts, greedy(60), mixture)
-    close(plain)
-    return outputs
+    return generate_plainly(model, prompts, greedy(60), mixture, **LORA)
 
 
 def test_plain_decoding_gives_each_request_its_own_adapter(
     model, prompts, adapters, mixture, plain_outputs
 ):
     """What the other tests compare with is right: no adapter is the base, and each is different."""
-    base = make_llm(model)
-    without = generate(base, prompts, greedy(60))
-    close(base)
+    without = generate_plainly(model, prompts, greedy(60))
     for adapter, actual, expected in zip(mixture, plain_outputs, without, strict=True):
         assert (actual == expected) == (adapter is None)
     plain = make_llm(model, **LORA)
@@ -194,9 +190,7 @@ def test_chunked_prompts_mix_with_decodes(model, adapters):
 def test_preempted_requests_come_back_with_their_adapter(model, mixture):
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
     params = greedy(120, ignore_eos=True)
-    plain = make_llm(model, **LORA)
-    expected = generate(plain, prompts, params, mixture)
-    close(plain)
+    expected = generate_plainly(model, prompts, params, mixture, **LORA)
     llm = make_self_llm(model, EXIT_LAYER, K, num_gpu_blocks_override=16, **LORA)
     before, preempted_before = counts(llm), num_preemptions(llm)
     actual = generate(llm, prompts, params, mixture)

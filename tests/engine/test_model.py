@@ -10,6 +10,7 @@ from tests.engine.engines import (
     as_prompts,
     close,
     generate,
+    generate_plainly,
     greedy,
     make_llm,
     make_self_llm,
@@ -62,9 +63,7 @@ def test_the_kv_cache_holds_as_many_tokens_as_without(random_llama):
 def test_a_sharded_checkpoint_loads(random_llama, tmp_path):
     whole = random_llama(late_scale=0.3)
     prompts = as_prompts(random_prompts([9, 30]))
-    plain = make_llm(whole)
-    expected = generate(plain, prompts, greedy(20))
-    close(plain)
+    expected = generate_plainly(whole, prompts, greedy(20))
 
     import shutil
 

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 from vllm.engine.arg_utils import EngineArgs
 
-from tests.unit.test_options_fuzz import JSON, SCALARS, taken
+from tests.fuzz import JSON, SCALARS, taken
 
 NUM_LAYERS = 6
 
@@ -39,7 +39,7 @@ LAYERSKIP = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=80, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(
     model=mostly(st.integers(0, NUM_LAYERS).map(str), st.text(max_size=8)),
     spec_tokens=mostly(st.none(), SCALARS),

@@ -9,8 +9,8 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
-    make_llm,
     make_self_llm,
     scheduler,
 )
@@ -26,9 +26,7 @@ def prompts():
 
 def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
     """0.50 at E = 4, K = 4, greedy, on prompts from held-out files: the least that may ship."""
-    plain = make_llm(str(PYTHON_10M))
-    expected = generate(plain, prompts, greedy(128))
-    close(plain)
+    expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128))
     llm = make_self_llm(str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS)
     before = counts(llm)
     assert generate(llm, prompts, greedy(128)) == expected
@@ -42,9 +40,7 @@ def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
 def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(prompts):
     """Where nothing is drafted every forward has plain's shape, so not a bit may differ."""
     compiled = {"dtype": "bfloat16", "enforce_eager": False}
-    plain = make_llm(str(PYTHON_10M), **compiled)
-    expected = generate(plain, prompts, greedy(128))
-    close(plain)
+    expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128), **compiled)
     llm = make_self_llm(
         str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS, {"adaptive": True}, **compiled
     )

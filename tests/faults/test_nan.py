@@ -12,8 +12,8 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_plainly,
     greedy,
-    make_llm,
     make_self_llm,
     random_prompts,
 )
@@ -40,9 +40,7 @@ def model(random_llama, tmp_path):
 
 def test_tokens_are_those_of_plain_decoding(model):
     prompts = as_prompts(random_prompts([5, 33, 17]))
-    plain = make_llm(model)
-    expected = generate(plain, prompts, greedy(20, ignore_eos=True))
-    close(plain)
+    expected = generate_plainly(model, prompts, greedy(20, ignore_eos=True))
     llm = make_self_llm(model, 3, 4)
     before = counts(llm)
     assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.engines import as_prompts, close, generate, greedy, make_llm
+from tests.engine.engines import as_prompts, generate_plainly, greedy
 from tests.options import FIXED
 
 MAX_TOKENS = 40
@@ -42,10 +42,7 @@ def job(model: str, prompts: list[list[int]], *, inside_a_task: bool = False, **
 
 def plain_outputs(model: str, prompts: list[list[int]]) -> list[list[int]]:
     """Of one process, without speculation."""
-    llm = make_llm(model)
-    outputs = generate(llm, as_prompts(prompts), greedy(MAX_TOKENS, ignore_eos=True))
-    close(llm)
-    return outputs
+    return generate_plainly(model, as_prompts(prompts), greedy(MAX_TOKENS, ignore_eos=True))
 
 
 def assert_says(done: subprocess.CompletedProcess[str], token_ids: list[list[int]]) -> None:

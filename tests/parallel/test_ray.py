@@ -9,7 +9,10 @@ import layerskip_vllm
 from tests.parallel.hosts import one_host, why_not
 from tests.parallel.jobs import DECODE, RAY, assert_says, job
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +23,7 @@ def host():
 
 @pytest.mark.parametrize(
     "inside_a_task",
-    [
-        pytest.param(False, id="from a script"),
-        pytest.param(True, id="inside a task", marks=pytest.mark.slow),
-    ],
+    [pytest.param(False, id="from a script"), pytest.param(True, id="inside a task")],
 )
 def test_two_actors_say_what_one_process_says(
     host, model, token_prompts, plain_token_ids, inside_a_task
@@ -32,7 +32,6 @@ def test_two_actors_say_what_one_process_says(
     assert_says(done, plain_token_ids)
 
 
-@pytest.mark.slow
 def test_an_actor_of_another_version_is_refused_with_both_named(model, token_prompts, tmp_path):
     """The node has another version of the package than the process that uses it."""
     package = Path(layerskip_vllm.__file__).parent

@@ -79,12 +79,18 @@ def agreed_drafts(llm) -> list[list[list[int]]]:
     ("shape", "arguments"),
     [
         pytest.param(UNTIED, {}, id="untied head"),
-        pytest.param(TIED_ONE_KV_HEAD, {}, id="tied head, fewer KV heads than ranks"),
+        pytest.param(
+            TIED_ONE_KV_HEAD,
+            {},
+            id="tied head, fewer KV heads than ranks",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(UNTIED, {"enforce_eager": False}, id="compiled", marks=pytest.mark.slow),
         pytest.param(
             UNTIED,
             {"speculative_config": {"use_local_argmax_reduction": True}},
             id="local argmax",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -98,6 +104,7 @@ def test_two_ranks_say_what_one_says(open_llm, plain_outputs, prompts, shape, ar
     assert resumed[0] == resumed[1] == resumed_by_metrics(llm) - before > 0
 
 
+@pytest.mark.slow
 def test_drawn_drafts_are_drawn_alike(open_llm, plain_outputs, prompts):
     llm = open_llm(TIED_ONE_KV_HEAD, speculative_config={"draft_sample_method": "probabilistic"})
     drawn = generate(llm, prompts, greedy(MAX_TOKENS, temperature=0.8, ignore_eos=True))
@@ -106,12 +113,14 @@ def test_drawn_drafts_are_drawn_alike(open_llm, plain_outputs, prompts):
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(TIED_ONE_KV_HEAD)
 
 
+@pytest.mark.slow
 def test_ranks_follow_the_scheduler_whatever_it_chooses(open_llm, plain_outputs, prompts):
     llm = open_llm(UNTIED, {"adaptive": True})
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
     assert max(len(drafts) for step in agreed_drafts(llm) for drafts in step) == 3
 
 
+@pytest.mark.slow
 def test_a_draft_vocabulary_is_dealt_out(open_llm, plain_outputs, prompts, tmp_path):
     """Most of its tokens lie in the first rank's shard; the last one's idle row leads nobody."""
     counts = tmp_path / "counts.json"

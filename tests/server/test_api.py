@@ -1,92 +1,30 @@
 """Requests of every kind get the same answer from a plain and from a self-speculating server."""
 
 import json
-import time
-from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import jsonschema
 import openai
 import pytest
 
-from tests.options import FIXED
-from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm, serve
-
-NUM_SPECULATIVE_TOKENS = 3
-PROMPTS = ("Hello there", "a", "The quick brown fox jumps over the lazy dog. " * 3)
-METRICS_LIMIT_S = 30
-GENERATED = ("vllm:generation_tokens_total",)
-LOGPROB_TOLERANCE = 1e-4
-
-NO_WHITESPACE = (
-    "--structured-outputs-config",
-    '{"backend": "xgrammar", "disable_any_whitespace": true}',
+from tests.server.answers import (
+    GENERATED,
+    NUM_SPECULATIVE_TOKENS,
+    PROMPTS,
+    SCHEMA,
+    chat,
+    complete,
+    content,
+    counted_by,
 )
-"""JSON allows white space without end between its parts, of which a random model makes use."""
+from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm
 
+pytestmark = pytest.mark.xdist_group("servers")
+
+LOGPROB_TOLERANCE = 1e-4
 ONE_TOKEN_NUCLEUS = {"temperature": 1, "top_p": 1e-6}
 """Sampling that leaves no choice: it must yield the greedy output."""
-
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "colour": {"enum": ["red", "green", "blue"]},
-        "count": {"type": "integer", "minimum": 0, "maximum": 99},
-        "name": {"type": "string", "pattern": "^[a-z]{3,8}$"},
-    },
-    "required": ["colour", "count", "name"],
-    "additionalProperties": False,
-}
-
-
-@dataclass(frozen=True)
-class Servers:
-    """One checkpoint, served twice."""
-
-    plain: Server
-    speculating: Server
-
-
-@pytest.fixture(scope="module")
-def servers(random_llama):
-    model = random_llama(num_layers=6, late_scale=0.3)
-    draft = (
-        *("--speculative-model", "self:4"),
-        *("--num-speculative-tokens", str(NUM_SPECULATIVE_TOKENS)),
-        *("--additional-config", json.dumps({"layerskip": FIXED})),
-    )
-    starting = [serve(model, *NO_WHITESPACE), serve(model, *NO_WHITESPACE, *draft)]
-    with ExitStack() as stack:
-        with ThreadPoolExecutor() as executor:
-            running = list(executor.map(stack.enter_context, starting))
-        yield Servers(*running)
-
-
-def request_options(options: dict) -> dict:
-    """Greedy requests whose answers name token ids: 63 of this model's tokens have no text."""
-    settings = {"max_tokens": 40, "temperature": 0} | options
-    tokens = {"return_token_ids": True, "return_tokens_as_token_ids": True}
-    return settings | {"extra_body": tokens | options.get("extra_body", {})}
-
-
-def complete(server: Server, prompt: str, **options):
-    return server.client.completions.create(
-        model=server.model, prompt=prompt, **request_options(options)
-    )
-
-
-def chat(server: Server, prompt: str, **options):
-    messages = [{"role": "user", "content": prompt}]
-    return server.client.chat.completions.create(
-        model=server.model, messages=messages, **request_options(options)
-    )
-
-
-def content(answer) -> dict:
-    """The whole answer but for what names this answer or this server."""
-    return answer.model_dump(exclude={"id", "created", "system_fingerprint"})
 
 
 def contents(ask, server: Server, **options) -> list[dict]:
@@ -257,17 +195,6 @@ def test_twelve_clients_at_once(servers):
             return list(clients.map(ask, range(12)))
 
     assert answers(servers.speculating) == answers(servers.plain)
-
-
-def counted_by(server: Server, num_tokens: int, before: dict) -> Counter:
-    """What the server's counters rose by, once they hold the tokens that it has delivered."""
-    deadline = time.monotonic() + METRICS_LIMIT_S
-    while (after := server.metrics())[GENERATED] < before[GENERATED] + num_tokens:
-        assert time.monotonic() < deadline, (
-            f"{num_tokens=}, {before[GENERATED]=}, {after[GENERATED]=}"
-        )
-        time.sleep(0.1)
-    return Counter({name: value - before.get(name, 0) for name, value in after.items()})
 
 
 def test_metrics_count_drafts_and_what_was_delivered(servers):

@@ -13,9 +13,9 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 
 from layerskip_vllm.demo.server import Server
+from tests.fuzz import JSON
 from tests.options import FIXED
 from tests.server.servers import serve
-from tests.unit.test_options_fuzz import JSON
 
 pytestmark = pytest.mark.slow
 

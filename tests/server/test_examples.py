@@ -31,6 +31,7 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_offline_inference_prints_completions_and_acceptance(random_llama):
     model = random_llama(num_layers=6, late_scale=0.3)
     done = run([sys.executable, "examples/offline_inference.py", model, "4"])
@@ -39,6 +40,7 @@ def test_offline_inference_prints_completions_and_acceptance(random_llama):
     assert re.search(r"^acceptance rate \d+\.\d%, mean length \d\.\d\d$", done.stdout, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_client_streams_from_the_served_example(random_llama, tmp_path):
     port, log = free_port(), tmp_path / "server.log"
     env = user_environment() | {"PORT": str(port), "PYTHON": sys.executable}

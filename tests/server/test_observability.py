@@ -9,8 +9,6 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,9 +17,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from layerskip_vllm.demo.server import HOST, Server, free_port, process_group
-from tests.options import FIXED
-from tests.server.collector import Collector, attributes, collect
-from tests.server.servers import serve
+from tests.server.answers import Servers
+from tests.server.collector import attributes
+
+pytestmark = pytest.mark.xdist_group("servers")
 
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "layerskip.json"
 SELECTION = re.compile(r"(vllm:\w+)\{([^}]*)\}")
@@ -29,44 +28,6 @@ BY = re.compile(r"by \((\w+)\)")
 RARE = {"vllm:num_preemptions_total"}
 """Counters that a few requests do not move."""
 WAITS_S = 60
-
-SELF = (
-    *("--speculative-model", "self:4"),
-    *("--num-speculative-tokens", "3"),
-    *("--additional-config", json.dumps({"layerskip": FIXED})),
-)
-ENVIRONMENT = {
-    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf",
-    "OTEL_BSP_SCHEDULE_DELAY": "200",  # ms
-    "VLLM_LOG_STATS_INTERVAL": "1",  # s
-}
-
-
-class Observed(NamedTuple):
-    """One checkpoint, served twice, and the collector of both servers' spans."""
-
-    plain: Server
-    speculating: Server
-    collector: Collector
-
-
-@pytest.fixture(scope="module")
-def observed(random_llama):
-    model = random_llama(num_layers=6, late_scale=0.3)
-    with ExitStack() as stack:
-        collector = stack.enter_context(collect())
-        starting = [
-            serve(
-                model,
-                *("--otlp-traces-endpoint", collector.endpoint(path)),
-                *flags,
-                **ENVIRONMENT,
-            )
-            for path, flags in (("plain", ()), ("self", SELF))
-        ]
-        with ThreadPoolExecutor() as executor:
-            running = list(executor.map(stack.enter_context, starting))
-        yield Observed(*running, collector)
 
 
 def complete(server: Server, max_tokens: int = 40, **options):
@@ -108,8 +69,8 @@ def samples(server: Server) -> dict[str, list[Sample]]:
 
 
 @pytest.mark.parametrize("query", list(queries().values()), ids=list(queries()))
-def test_a_query_of_the_dashboard_finds_its_metrics_and_labels(observed, query):
-    live = samples(observed.speculating)
+def test_a_query_of_the_dashboard_finds_its_metrics_and_labels(servers, query):
+    live = samples(servers.speculating)
     selections = SELECTION.findall(query)
     assert {name for name, _ in selections} == set(re.findall(r"vllm:\w+", query))
     by = BY.findall(query)
@@ -121,9 +82,9 @@ def test_a_query_of_the_dashboard_finds_its_metrics_and_labels(observed, query):
     assert all(any(label in s.labels for s in live[selections[0][0]]) for label in by)
 
 
-def test_what_the_dashboard_shows_moves_with_requests(observed):
+def test_what_the_dashboard_shows_moves_with_requests(servers):
     def totals() -> dict[str, float]:
-        live = samples(observed.speculating)
+        live = samples(servers.speculating)
         return {
             name: sum(sample.value for sample in live[name])
             for query in queries().values()
@@ -132,22 +93,22 @@ def test_what_the_dashboard_shows_moves_with_requests(observed):
         }
 
     before = totals()
-    complete(observed.speculating)
+    complete(servers.speculating)
     deadline = time.monotonic() + WAITS_S
     while not_moved := {name for name, v in totals().items() if v <= before[name]} - RARE:
         assert time.monotonic() < deadline, not_moved
         time.sleep(0.1)
 
 
-def test_the_workers_counts_agree_with_vllms(observed):
+def test_the_workers_counts_agree_with_vllms(servers):
     """One request at a time, whose every draft is K tokens: the counts can be told beforehand."""
 
     def totals() -> dict[str, float]:
-        live = samples(observed.speculating)
+        live = samples(servers.speculating)
         return {name: sum(sample.value for sample in found) for name, found in live.items()}
 
     before = totals()
-    answer = complete(observed.speculating)
+    answer = complete(servers.speculating)
     deadline = time.monotonic() + WAITS_S
     generated = "vllm:generation_tokens_total"
     while (now := totals())[generated] < before[generated] + answer.usage.completion_tokens:
@@ -170,16 +131,16 @@ def test_the_workers_counts_agree_with_vllms(observed):
     assert fresh == answer.usage.prompt_tokens - cached + drafts
 
 
-def test_a_plain_server_has_no_metrics_of_ours(observed):
-    assert not [name for name in samples(observed.plain) if "layerskip" in name]
+def test_a_plain_server_has_no_metrics_of_ours(servers):
+    assert not [name for name in samples(servers.plain) if "layerskip" in name]
 
 
-def test_the_periodic_log_lines_are_vllms_own(observed):
+def test_the_periodic_log_lines_are_vllms_own(servers):
     """They would print a connector's stats, and there is no connector."""
     deadline = time.monotonic() + WAITS_S
-    while "SpecDecoding metrics: " not in (log := observed.speculating.log.read_text()):
+    while "SpecDecoding metrics: " not in (log := servers.speculating.log.read_text()):
         assert time.monotonic() < deadline
-        complete(observed.speculating)
+        complete(servers.speculating)
     assert "EC Transfer metrics" not in log
 
 
@@ -197,13 +158,13 @@ def values_of(port: int, query: str) -> list[float]:
 
 
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="Prometheus is not installed")
-def test_prometheus_answers_every_query_of_the_dashboard(observed, tmp_path):
+def test_prometheus_answers_every_query_of_the_dashboard(servers, tmp_path):
     config = {
         "global": {"scrape_interval": "1s"},
         "scrape_configs": [
             {
                 "job_name": "vllm",
-                "static_configs": [{"targets": [f"{HOST}:{observed.speculating.port}"]}],
+                "static_configs": [{"targets": [f"{HOST}:{servers.speculating.port}"]}],
             }
         ],
     }
@@ -222,17 +183,17 @@ def test_prometheus_answers_every_query_of_the_dashboard(observed, tmp_path):
     ):
         while waiting:
             assert time.monotonic() < deadline, sorted(waiting)
-            complete(observed.speculating)  # a rate needs counters that rise between two scrapes
+            complete(servers.speculating)  # a rate needs counters that rise between two scrapes
             for name, values in [(n, values_of(port, query)) for n, query in waiting.items()]:
                 if values and all(map(math.isfinite, values)):
                     del waiting[name]
 
 
-def request_span(observed: Observed, path: str, trace_id: str) -> dict[str, object]:
+def request_span(servers: Servers, path: str, trace_id: str) -> dict[str, object]:
     """Attributes of the request's span, once the server has exported it."""
     deadline = time.monotonic() + WAITS_S
     while True:
-        spans = observed.collector.named(path, "llm_request")
+        spans = servers.collector.named(path, "llm_request")
         for span in spans:
             if span.trace_id.hex() == trace_id:
                 return attributes(span)
@@ -241,12 +202,12 @@ def request_span(observed: Observed, path: str, trace_id: str) -> dict[str, obje
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 25])
-def test_spans_are_those_of_a_plain_server(observed, max_tokens):
+def test_spans_are_those_of_a_plain_server(servers, max_tokens):
     trace_id = f"{max_tokens:032x}"
     headers = {"traceparent": f"00-{trace_id}-{1:016x}-01"}
-    for server in (observed.plain, observed.speculating):
+    for server in (servers.plain, servers.speculating):
         complete(server, max_tokens, extra_headers=headers)
-    plain, speculating = (request_span(observed, path, trace_id) for path in ("plain", "self"))
+    plain, speculating = (request_span(servers, path, trace_id) for path in ("plain", "self"))
     assert speculating.keys() == plain.keys()
     told = [key for key in plain if key.startswith(("gen_ai.usage", "gen_ai.request."))]
     told.remove("gen_ai.request.id")
@@ -254,9 +215,9 @@ def test_spans_are_those_of_a_plain_server(observed, max_tokens):
     assert plain["gen_ai.usage.completion_tokens"] == max_tokens
 
 
-def test_no_word_of_a_prompt_is_logged_counted_or_traced(observed):
+def test_no_word_of_a_prompt_is_logged_counted_or_traced(servers):
     word = "xyzzyplugh"
-    server = observed.speculating
+    server = servers.speculating
     server.client.completions.create(
         model=server.model, prompt=f"The word is {word}.", max_tokens=20, temperature=0
     )
@@ -274,4 +235,4 @@ def test_no_word_of_a_prompt_is_logged_counted_or_traced(observed):
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         assert word.encode() not in response.read()
     assert word not in server.log.read_text()
-    assert word not in str(observed.collector.spans["self"])
+    assert word not in str(servers.collector.spans["self"])

@@ -1,64 +1,29 @@
 """A request's own options over HTTP, thoughts and tools: as from a server without `self:E`."""
 
 import json
-import shutil
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import jsonschema
 import openai
 import pytest
 
 from tests.models import byte_tokenizer
-from tests.options import FIXED
-from tests.server.servers import Server, serve
-from tests.server.test_api import (
-    NO_WHITESPACE,
+from tests.server.answers import (
     NUM_SPECULATIVE_TOKENS,
     PROMPTS,
     SCHEMA,
-    Servers,
     chat,
     complete,
     content,
     counted_by,
 )
+from tests.server.servers import Server
 
-PARSERS = (
-    *("--reasoning-parser", "deepseek_r1"),
-    *("--enable-auto-tool-choice", "--tool-call-parser", "pythonic"),
-)
+pytestmark = pytest.mark.xdist_group("servers")
+
 LETTERS = byte_tokenizer().convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
 """Each of them is a whole character, so that a stream holds no text back."""
 
 TOOL = {"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}
-
-
-@pytest.fixture(scope="module")
-def model(random_llama, tmp_path_factory):
-    """A checkpoint whose tokenizer knows the marks of a thought, and whose chats begin with one."""
-    directory = tmp_path_factory.mktemp("thinking")
-    shutil.copytree(random_llama(num_layers=6, late_scale=0.3), directory, dirs_exist_ok=True)
-    tokenizer = byte_tokenizer()
-    tokenizer.add_tokens(["<think>", "</think>"])
-    tokenizer.chat_template += "<think>"
-    tokenizer.save_pretrained(directory)
-    return str(directory)
-
-
-@pytest.fixture(scope="module")
-def servers(model):
-    flags = (*NO_WHITESPACE, *PARSERS)
-    draft = (
-        *("--speculative-model", "self:4"),
-        *("--num-speculative-tokens", str(NUM_SPECULATIVE_TOKENS)),
-        *("--additional-config", json.dumps({"layerskip": FIXED})),
-    )
-    starting = [serve(model, *flags), serve(model, *flags, *draft)]
-    with ExitStack() as stack:
-        with ThreadPoolExecutor() as executor:
-            running = list(executor.map(stack.enter_context, starting))
-        yield Servers(*running)
 
 
 def without_tool_ids(answer) -> dict:
@@ -134,7 +99,8 @@ def test_best_of_does_nothing_in_this_vllm(servers):
         assert content(answer) == greedy
 
 
-THOUGHT = {"thinking_token_budget": 12, "allowed_token_ids": LETTERS}
+THINKING = {"chat_template_kwargs": {"thinking": True}}
+THOUGHT = THINKING | {"thinking_token_budget": 12, "allowed_token_ids": LETTERS}
 """Twelve letters, after which the end of the thought is forced."""
 
 
@@ -178,7 +144,7 @@ def test_a_tool_is_called_after_a_thought(servers, tool_choice):
         "tool_choice": tool_choice,
         "parallel_tool_calls": False,
         "max_tokens": 120,
-        "extra_body": {"thinking_token_budget": 8, "min_tokens": 9},
+        "extra_body": THINKING | {"thinking_token_budget": 8, "min_tokens": 9},
     }
     for prompt in PROMPTS:
         expected = without_tool_ids(chat(servers.plain, prompt, **options))

@@ -27,6 +27,7 @@ from tests.stress.jobs import (
 from tests.stress.soak import PLAIN, SELF, soak
 
 
+@pytest.mark.slow
 def test_a_minute_under_load_shows_no_difference_and_no_error(random_llama):
     report = soak(random_llama(num_layers=6, late_scale=0.3), minutes=1, seed=1)
     print("\n".join(report.lines()))

@@ -9,6 +9,8 @@ import pytest
 from tests.commands import LAYERSKIP_VLLM
 from tests.training.recipes import curve, run, run_command, write_recipe
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [
     *(str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"),
     *("--standalone", "--no-python", LAYERSKIP_VLLM, "train"),
@@ -51,7 +53,6 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(directory):
     assert "--ray-workers 1000 must be in [1, " in done.stderr
 
 
-@pytest.mark.slow
 def test_what_a_ray_worker_refuses_is_said_in_one_sentence(directory):
     recipe = write_recipe(directory, "bad exit", layerskip={"rotation": 9})
     done = run_on_ray(recipe, 1)

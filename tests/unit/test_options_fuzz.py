@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from layerskip_vllm.config import (
@@ -15,34 +15,9 @@ from layerskip_vllm.config import (
     option_names,
     parse_exit_layer,
 )
+from tests.fuzz import JSON, taken
 
-SCALARS = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.sampled_from([10**400, -1, 0, 1, 128, 129, "self:", "1e9", "\x00", ""])
-)
-JSON = st.recursive(
-    SCALARS,
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
-    ),
-    max_leaves=10,
-)
 OPTIONS = st.dictionaries(st.sampled_from(option_names()) | st.text(max_size=10), JSON, max_size=5)
-
-
-def taken(function, *args) -> bool:
-    """Whether a value is taken; a refusal says something."""
-    refusal = None
-    try:
-        function(*args)
-    except ValueError as error:
-        refusal = str(error)
-    assert refusal != ""
-    return refusal is None
 
 
 @given(
@@ -56,7 +31,6 @@ def test_what_follows_self_is_a_whole_number_or_refused(text):
         assert parse_exit_layer(model) >= 1
 
 
-@settings(max_examples=500)
 @given(st.integers(-1, 8), OPTIONS)
 def test_options_make_a_configuration_or_an_error(exit_layer, options):
     if taken(LayerSkipConfig.from_options, exit_layer, 6, options):
@@ -79,7 +53,6 @@ def test_any_json_as_a_number(value):
         assert 1 <= value <= 6
 
 
-@settings(max_examples=300)
 @given(JSON)
 def test_any_json_as_a_schedule_by_batch_size(value):
     from layerskip_vllm.vllm_config.self_speculation import _num_speculative_tokens_of
@@ -87,7 +60,6 @@ def test_any_json_as_a_schedule_by_batch_size(value):
     taken(_num_speculative_tokens_of, {"num_speculative_tokens_per_batch_size": value})
 
 
-@settings(max_examples=300)
 @given(st.dictionaries(st.integers(-1, 12).map(str) | st.text(max_size=5), JSON, max_size=4) | JSON)
 def test_any_json_as_token_counts(tmp_path_factory, value):
     from layerskip_vllm.spec_decode.draft_vocabulary import read_counts

@@ -1,0 +1,53 @@
+"""What plain decoding yields, computed once in a test run whichever of its processes asks first."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import torch
+from filelock import FileLock
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+
+directory: Path | None = None
+"""Where the outputs of this run are; tests/engine/conftest.py sets it. Without one none is kept."""
+
+
+def kept(compute: Callable[[], list[list[int]]], model: str, *settings) -> list[list[int]]:
+    """Token ids that `compute` yields for the files of a model and some settings."""
+    if directory is None:
+        return compute()
+    key = hashlib.sha256(_digest_of_files(model))
+    key.update(repr(_comparable(settings)).encode())
+    path = directory / f"{key.hexdigest()}.json"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            path.write_text(json.dumps(compute()))
+        return json.loads(path.read_text())
+
+
+def _digest_of_files(folder: str) -> bytes:
+    digest = hashlib.sha256()
+    for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+        digest.update(str(file.relative_to(folder)).encode())
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.digest()
+
+
+def _comparable(value: object) -> object:
+    """A value whose `repr` is the same for all that is equal, in every process."""
+    if isinstance(value, dict):
+        return sorted((repr(key), _comparable(inner)) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return [_comparable(inner) for inner in value]
+    if isinstance(value, torch.Tensor):
+        return hashlib.sha256(value.contiguous().numpy().tobytes()).hexdigest(), value.shape
+    if isinstance(value, LoRARequest):
+        return _digest_of_files(value.lora_path)
+    if isinstance(value, SamplingParams):
+        return _comparable(msgspec.structs.asdict(value))
+    return value
