@@ -168,8 +168,8 @@ class SteppedEngine:
     def _nobodys_slots(self) -> torch.Tensor:
         """Slots with no valid KV in them: bool [num_layers, num_blocks, block_size].
 
-        Valid are a request's computed positions, in early layers also those that it has drafted,
-        and blocks in the prefix cache. Rejected drafts' KV is not.
+        Valid are a request's computed positions, in early layers also t and
+        its drafts, and blocks in the prefix cache. Rejected drafts' KV is not.
         """
         slots = torch.ones(self.memory.shape, dtype=torch.bool)
         for req_id in self.live:
@@ -177,7 +177,7 @@ class SteppedEngine:
             block_ids, end = self.recorder.block_ids(req_id), request.num_computed_tokens
             blocks, in_block = self.memory.slots(block_ids, range(end))
             slots[:, blocks, in_block] = False
-            drafted = range(end, end + self.num_speculative_tokens)
+            drafted = range(end, end + self.num_speculative_tokens + 1)
             blocks, in_block = self.memory.slots(block_ids, drafted)
             slots[: self.num_early_layers, blocks, in_block] = False
         pool = self.recorder.scheduler.kv_cache_manager.block_pool
@@ -192,7 +192,7 @@ class SteppedEngine:
             start, end = scheduled.num_computed, scheduled.num_computed + scheduled.num_tokens
             blocks, in_block = self.memory.slots(scheduled.block_ids, range(start, end))
             allowed[:, blocks, in_block] = True
-            drafted = range(start, end + self.num_speculative_tokens)
+            drafted = range(start, end + self.num_speculative_tokens + 1)
             blocks, in_block = self.memory.slots(scheduled.block_ids, drafted)
             allowed[: self.num_early_layers, blocks, in_block] = True
         strange = (changed & ~allowed).nonzero().tolist()

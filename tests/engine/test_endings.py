@@ -62,7 +62,7 @@ def test_every_draft_is_accepted_where_the_remaining_layers_add_nothing(llm, pro
     # One token comes with the prompt, then each of 5 cycles brings K drafts and a bonus token.
     assert counted.num_drafts == 5 * len(prompts)
     assert 1 + counted.num_accepted / counted.num_drafts == K + 1
-    assert counted.num_resumed == counted.num_drafted
+    assert counted.num_resumed == counted.num_drafts + counted.num_drafted  # t, and its drafts
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 2 * (K + 1) + 2))

@@ -63,7 +63,8 @@ def test_metrics_count_every_position(random_llama):
     delivered = sum(map(len, outputs))
     last_run_may_be_cut = 4 * len(outputs)
     produced = len(outputs) + counted.num_drafts + counted.num_accepted
-    assert delivered <= produced <= delivered + last_run_may_be_cut
+    # The last token may come from a step without drafts.
+    assert delivered - len(outputs) <= produced <= delivered + last_run_may_be_cut
 
 
 def layerskip_metrics(llm) -> dict:
@@ -101,7 +102,7 @@ def test_what_the_worker_counts_is_beside_vllms_metrics(random_llama):
         for name in ("draft_time_seconds", "verify_time_seconds")
     )
     # A step verifies what the one before it drafted.
-    assert 0 < num_verifying < num_drafting <= len(scheduled)
+    assert 0 < num_verifying <= num_drafting < len(scheduled)
     assert draft_seconds > 0
     assert verify_seconds > 0
     assert draft_seconds + verify_seconds < elapsed

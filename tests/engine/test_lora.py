@@ -116,7 +116,7 @@ def test_the_draft_has_the_adapter_of_early_layers_and_embeddings(random_llama, 
     assert actual == expected
     assert counted.num_drafts == 5 * len(prompts)
     assert counted.num_accepted == counted.num_drafted == K * counted.num_drafts
-    assert counted.num_resumed == counted.num_drafted
+    assert counted.num_resumed == counted.num_drafts + counted.num_drafted  # t, and its drafts
 
 
 def by_itself(engine, adapter) -> None:

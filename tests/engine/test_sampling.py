@@ -11,7 +11,10 @@ from tests.engine.engines import close, counts, make_llm, make_self_llm, runner
 
 NUM_SAMPLES = 1500
 NUM_TOKENS = 3
-"""The first token comes with the prompt; the next two are drafts, recovered or bonus tokens."""
+"""That are compared. The first comes with the prompt; the next two are drafts, recovered or bonus
+tokens."""
+MAX_TOKENS = NUM_TOKENS + 2
+"""No draft follows the last token: with fewer, the compared ones would seldom be drafted."""
 PROMPT = {"prompt_token_ids": [3, 1, 4, 1, 5]}
 SAME, DIFFERENT = 1e-3, 1e-9
 """p-values: above SAME the samples may come from one distribution, below DIFFERENT they do not."""
@@ -31,7 +34,7 @@ def continuations(llm, first_seed: int, extra_args=(None,)) -> Counter:
     params = [
         SamplingParams(
             temperature=1,
-            max_tokens=NUM_TOKENS,
+            max_tokens=MAX_TOKENS,
             ignore_eos=True,
             seed=first_seed + i,
             extra_args=extra_args[i % len(extra_args)],
@@ -39,7 +42,7 @@ def continuations(llm, first_seed: int, extra_args=(None,)) -> Counter:
         for i in range(NUM_SAMPLES)
     ]
     outputs = llm.generate([PROMPT] * NUM_SAMPLES, params, use_tqdm=False)
-    return Counter(tuple(output.outputs[0].token_ids) for output in outputs)
+    return Counter(tuple(output.outputs[0].token_ids[:NUM_TOKENS]) for output in outputs)
 
 
 def p_value(one: Counter, other: Counter) -> float:
