@@ -130,6 +130,8 @@ def test_metrics_are_received_under_self_speculation_only(receivers, registry, i
     receiver_cls = type("Receiver", (receivers[0],), own)
     receiver = receiver_cls(vllm_config, ["model_name", "engine"], ENGINES)
     assert isinstance(receiver.prom_metrics, StepMetrics if is_ours else NoneType)
+    counted = {family.type for family in registry.collect()}
+    assert counted == ({"counter", "histogram"} if is_ours else set())
 
 
 def test_the_log_leaves_our_numbers_out_and_no_others(receivers):
