@@ -1,4 +1,4 @@
-"""What a step counts, and what becomes of it at `/metrics`."""
+"""A step counts tokens and times, and `/metrics` shows them."""
 
 from functools import partial
 from types import NoneType, SimpleNamespace
@@ -82,7 +82,7 @@ def test_only_times_that_were_spent_are_observed(registry, metrics):
     assert read("verify_time_seconds_count") == 0
 
 
-def test_what_a_step_says_has_a_metric(registry, metrics):
+def test_every_number_of_a_step_has_a_metric(registry, metrics):
     stats = StepStats(1)
     stats.sampled(num_verified=1)
     stats.drafted()
