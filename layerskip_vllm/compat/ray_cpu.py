@@ -1,8 +1,8 @@
-"""Ray workers on CPU: what vLLM's `RayExecutorV2` assumes of accelerators does not hold there.
+"""Ray workers on CPU, for the hook `every_process/ray_executor.py`. Importing this imports Ray.
 
-vLLM 0.32 (`vllm/v1/executor/ray_executor_v2.py`) asks Ray which accelerators each actor was given
-and hands them to the workers. A CPU is no accelerator of Ray's: the placement group's bundles hold
-`CPU: 1`, which is all that places an actor.
+vLLM 0.32 (`vllm/v1/executor/ray_executor_v2.py`) asks Ray for each actor's accelerators and hands
+them to the workers. A CPU is no accelerator of Ray's: only the placement group's bundles, of
+`CPU: 1`, place an actor.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from vllm.v1.executor.ray_executor_v2 import RayExecutorV2, RayWorkerProc
 
 
 class CPURayWorkerProc(RayWorkerProc):
-    """A worker process in a Ray actor that was given no accelerator."""
+    """A worker process in a Ray actor without accelerators."""
 
     def get_node_and_physical_gpu_ids(self) -> tuple[str, list[int]]:
         """Return the node's id, and no device."""
         return ray.get_runtime_context().get_node_id(), []
 
     def initialize_worker(self, *args: object, **kwargs: object) -> None:
-        """Initialise without a mapping of devices: an empty one would mean that there are none."""
+        """Initialise without a mapping of devices; an empty one would leave the worker none."""
         super().initialize_worker(*args, **kwargs | {"assigned_physical_gpu_ids": None})
 
 
@@ -34,14 +34,14 @@ class CPURayExecutor(RayExecutorV2):
         return {"num_gpus": 0}
 
     def _build_runtime_env(self) -> dict:
-        """Let the driver say how many threads a worker computes with; Ray itself would say one."""
+        """Give workers the driver's number of threads; Ray sets one."""
         runtime_env = super()._build_runtime_env()
         if "OMP_NUM_THREADS" in os.environ:
             runtime_env["env_vars"].setdefault("OMP_NUM_THREADS", os.environ["OMP_NUM_THREADS"])
         return runtime_env
 
     def _init_executor(self) -> None:
-        # The host names its actors' class nowhere but in this global; on a CPU no other will do.
+        # Only this global names the class of the host's actors.
         ray_executor_v2.RayWorkerProc = CPURayWorkerProc
         super()._init_executor()
         # No device is mapped on the driver's side either.
@@ -49,10 +49,9 @@ class CPURayExecutor(RayExecutorV2):
 
 
 def share_ray_address() -> None:
-    """Tell the engine's process which Ray this one is connected to; it would start another.
+    """Pass the address of this process's Ray to the engine's process, which would start another.
 
-    vLLM does so where it forces the engine's process to be spawned (`_maybe_force_spawn`), but on a
-    CPU it always is.
+    vLLM does so where it forces a spawn (`_maybe_force_spawn`); on a CPU it always spawns.
     """
     if ray.is_initialized():
         os.environ["RAY_ADDRESS"] = ray.get_runtime_context().gcs_address

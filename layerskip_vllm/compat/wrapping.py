@@ -11,7 +11,7 @@ OWNER_ATTRIBUTE = "__layerskip_hook__"
 
 
 def wrap(host: type | ModuleType, name: str, wrapper: Callable) -> None:
-    """Replace `host.name` by `wrapper(original, ...)`; nothing happens where it is ours already.
+    """Replace `host.name` by `wrapper(original, ...)`; do nothing if we have wrapped it before.
 
     Args:
         host: Class or module that defines `name`, as a method, static method or function.

@@ -1,4 +1,4 @@
-"""What a step counts, and what becomes of it at `/metrics`."""
+"""A step counts tokens and times, and `/metrics` shows them."""
 
 from functools import partial
 from types import NoneType, SimpleNamespace
@@ -82,7 +82,7 @@ def test_only_times_that_were_spent_are_observed(registry, metrics):
     assert read("verify_time_seconds_count") == 0
 
 
-def test_what_a_step_says_has_a_metric(registry, metrics):
+def test_every_number_of_a_step_has_a_metric(registry, metrics):
     stats = StepStats(1)
     stats.sampled(num_verified=1)
     stats.drafted()
@@ -130,6 +130,8 @@ def test_metrics_are_received_under_self_speculation_only(receivers, registry, i
     receiver_cls = type("Receiver", (receivers[0],), own)
     receiver = receiver_cls(vllm_config, ["model_name", "engine"], ENGINES)
     assert isinstance(receiver.prom_metrics, StepMetrics if is_ours else NoneType)
+    counted = {family.type for family in registry.collect()}
+    assert counted == ({"counter", "histogram"} if is_ours else set())
 
 
 def test_the_log_leaves_our_numbers_out_and_no_others(receivers):

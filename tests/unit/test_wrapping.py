@@ -1,17 +1,18 @@
 """Hooks wrap once, call the original, keep a method's kind, and are installed where needed."""
 
+import importlib
 import json
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 
-from layerskip_vllm.compat import every_process, install, worker
+from layerskip_vllm.compat import every_process, worker
 from layerskip_vllm.compat.install import hooks_of, install_hooks
 from layerskip_vllm.compat.wrapping import wrap
 
 PROBES = """
+import importlib
 import json
 import sys
 
@@ -76,13 +77,20 @@ def test_a_hook_wraps_once_however_often_it_is_installed(host, times):
     assert host.method.__doc__ == "Doc."
 
 
-@pytest.mark.parametrize("is_needed", [True, False])
-def test_a_hook_is_installed_where_it_is_needed(monkeypatch, is_needed):
-    installed = []
-    hook = SimpleNamespace(is_needed=lambda: is_needed, install=lambda: installed.append(1))
-    monkeypatch.setattr(install, "hooks_of", lambda folder: [hook])
-    install_hooks(every_process)
-    assert bool(installed) == is_needed
+def test_a_module_in_a_folder_is_installed_where_it_is_needed(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    folder = tmp_path / "some_hooks"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("installed = []")
+    for name, is_needed in (("one", True), ("other", False)):
+        (folder / f"{name}.py").write_text(
+            "import some_hooks\n"
+            f"def is_needed(): return {is_needed}\n"
+            f"def install(): some_hooks.installed.append({name!r})\n"
+        )
+    some_hooks = importlib.import_module("some_hooks")
+    install_hooks(some_hooks)
+    assert some_hooks.installed == ["one"]
 
 
 @pytest.mark.parametrize("folder", [every_process, worker], ids=lambda f: f.__name__)

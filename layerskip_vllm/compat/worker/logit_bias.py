@@ -13,15 +13,14 @@ May go: When the oldest supported vLLM applies `logit_bias` at draft positions.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import torch
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessors
 from vllm.v1.sample.logits_processor.builtin import LogitBiasLogitsProcessor
-from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.rejection_sampler import RejectionSampler
-from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from vllm.v1.worker import gpu_model_runner
 
 from layerskip_vllm.compat.wrapping import wrap
@@ -30,43 +29,27 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vllm.config import VllmConfig
+    from vllm.v1.sample.metadata import SamplingMetadata
+    from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 
 def is_needed() -> bool:
     """By behaviour: the logits of a biased request's draft stay as they are."""
     bias = LogitBiasLogitsProcessor(None, torch.device("cpu"), False)
     bias.update_state(BatchUpdate(1, [], [(0, SamplingParams(logit_bias={0: 1.0}), None, [])], []))
-    logits = torch.zeros(1, 1)
-    RejectionSampler.apply_logits_processors(
-        object.__new__(RejectionSampler),
-        logits,
-        _sampling_metadata(bias),
-        SpecDecodeMetadata.make_dummy([[0]], torch.device("cpu")),
+    nothing_else = SimpleNamespace(
+        logitsprocs=LogitsProcessors([bias]),
+        no_penalties=True,
+        output_token_ids=[[]],
+        bad_words_token_ids={},
+        allowed_token_ids_mask=None,
+        thinking_budget_state_holder=None,
+    )
+    sampler, metadata = object.__new__(RejectionSampler), SimpleNamespace(num_draft_tokens=[1])
+    logits = RejectionSampler.apply_logits_processors(
+        sampler, torch.zeros(1, 1), nothing_else, metadata
     )
     return not logits.any()
-
-
-def _sampling_metadata(processor: LogitBiasLogitsProcessor) -> SamplingMetadata:
-    """Of one greedy request that asks for nothing but what the processor knows."""
-    none = torch.empty(0)
-    return SamplingMetadata(
-        temperature=None,
-        all_greedy=True,
-        all_random=False,
-        top_p=None,
-        top_k=None,
-        generators={},
-        max_num_logprobs=None,
-        no_penalties=True,
-        prompt_token_ids=None,
-        frequency_penalties=none,
-        presence_penalties=none,
-        repetition_penalties=none,
-        output_token_ids=[[]],
-        allowed_token_ids_mask=None,
-        bad_words_token_ids={},
-        logitsprocs=LogitsProcessors([processor]),
-    )
 
 
 def install() -> None:

@@ -48,11 +48,6 @@ SAMPLING = (
         "Shows the probe's request to the processor.",
         positional=("batch_size", "removed", "added", "moved"),
     ),
-    Takes(
-        "vllm.v1.spec_decode.metadata:SpecDecodeMetadata.make_dummy",
-        "The probe's draft.",
-        positional=("draft_token_ids", "device"),
-    ),
     Sets(
         f"{INPUT_BATCH}.__init__",
         "Keeps the processor's state as requests come and go.",
