@@ -70,7 +70,7 @@ def compared_systems(model: PreparedModel, num_speculative_tokens: int) -> dict[
 
 def measure(model: PreparedModel, system: System, batch_size: int) -> Communication:
     """Decode the model's first prompts and count from where all requests have a token."""
-    from benchmarks.vllm_engine import VllmEngine
+    from layerskip_vllm.measure.engine import VllmEngine
 
     engine = VllmEngine(system.arguments)
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from benchmarks.decoding import Decoding, DraftCounts
 from benchmarks.environment import Environment
 from benchmarks.forward_time import ForwardTimes
 from benchmarks.ideal import IdealCycle
@@ -20,6 +19,7 @@ from benchmarks.rounds import REFERENCE, Group, Start
 from benchmarks.run import Run
 from benchmarks.spread import Spread, percentile, ratios
 from benchmarks.systems import FIXED_K, System
+from layerskip_vllm.measure.decoding import Decoding, DraftCounts
 
 
 def group_of(groups: Iterable[Group], *names: str) -> Group | None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from benchmarks.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
-    from benchmarks.vllm_engine import VllmEngine
+    from layerskip_vllm.measure.engine import VllmEngine
 
 ROW_COUNTS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 64, 80, 128)
 """Batch sizes of 1 to 16, their verify batches of K + 1 rows, and what lies between."""

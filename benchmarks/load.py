@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from benchmarks.vllm_engine import VllmEngine
+    from layerskip_vllm.measure.engine import VllmEngine
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from benchmarks.child import Child
-from benchmarks.decoding import Decoding
 from benchmarks.forward_time import ForwardTime
 from benchmarks.memory import Memory
 from benchmarks.models import PreparedModel
 from benchmarks.step_breakdown import StepBreakdown
 from benchmarks.systems import System
+from layerskip_vllm.measure.decoding import Decoding
 
 logger = logging.getLogger(__name__)
 

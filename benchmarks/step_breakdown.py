@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from benchmarks.stopwatch import Path, Stopwatch
 
 if TYPE_CHECKING:
-    from benchmarks.vllm_engine import VllmEngine
+    from layerskip_vllm.measure.engine import VllmEngine
 
 PARTS: dict[str, tuple[Path, ...]] = {
     "draft: layers": (("draft", "early"),),
@@ -67,14 +67,13 @@ def measure_step_breakdown(
 def _methods(engine: VllmEngine) -> list[tuple[object, str, str]]:
     """The engine's methods to time; those of a split model and of a draft where there is one."""
     runner, model = engine.runner, engine.model
-    scheduler = engine.engine.engine_core.engine_core.scheduler
     is_split = hasattr(model, "run_early_layers")
     methods: list[tuple[object, str, str]] = [
         (runner, "_model_forward", "split forward" if is_split else "forward"),
         (model.logits_processor, "forward", "head"),
         (runner, "_sample", "sampling"),
-        (scheduler, "schedule", "scheduling"),
-        (scheduler, "update_from_output", "scheduling"),
+        (engine.scheduler, "schedule", "scheduling"),
+        (engine.scheduler, "update_from_output", "scheduling"),
         (runner, "_update_states", "batch"),
         (runner, "_prepare_inputs", "batch"),
         (runner, "_build_attention_metadata", "batch"),

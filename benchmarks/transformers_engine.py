@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 from transformers.generation.streamers import BaseStreamer
 
-from benchmarks.decoding import Decoding, DraftCounts, Recording
+from layerskip_vllm.measure.decoding import Decoding, DraftCounts, Recording
 
 
 class StepStreamer(BaseStreamer):

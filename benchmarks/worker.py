@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 
-from benchmarks.decoding import Decoding
 from benchmarks.forward_time import ForwardTime, measure_forward_times
 from benchmarks.load import Arrival, LoadFigures, measure_load
 from benchmarks.memory import Memory, reset_peak
 from benchmarks.messages import Failure, Ready
 from benchmarks.step_breakdown import StepBreakdown, measure_step_breakdown
+from layerskip_vllm.measure.decoding import Decoding
 
 
 class TransformersWorker:
@@ -43,7 +43,7 @@ class VllmWorker:
     """Answers for a system of vLLM's."""
 
     def __init__(self, arguments: Mapping[str, object]) -> None:
-        from benchmarks.vllm_engine import VllmEngine
+        from layerskip_vllm.measure.engine import VllmEngine
 
         self.engine = VllmEngine(arguments)
         self.kv_cache_tokens = self.engine.kv_cache_tokens()

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from layerskip_vllm.demo.models import MODELS, DemoModel, Prompt
 from layerskip_vllm.demo.report import Completion, report, texts_equal
-from layerskip_vllm.demo.server import Server, serve
+from layerskip_vllm.measure.server import Server, serve
 
 
 def engine_flags(model: DemoModel) -> tuple[str, ...]:

@@ -1,1 +1,4 @@
-"""Drive a server or an engine and measure it: demo, tests and benchmarks share these."""
+"""Drive a server or an engine. The demo, the tests and the benchmarks share these.
+
+Nothing here imports the rest of the package: benchmarks of another checkout use these modules.
+"""

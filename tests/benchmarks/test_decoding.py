@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.decoding import Decoding, DraftCounts
+from layerskip_vllm.measure.decoding import Decoding, DraftCounts
 
 
 def decoding(num_new_tokens, step_s=None):

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from benchmarks.vllm_engine import VllmEngine
+from layerskip_vllm.measure.engine import VllmEngine
 from tests.engine.engines import random_prompts
 
 EXIT_LAYER, NUM_LAYERS, NUM_SPECULATIVE_TOKENS = 2, 12, 4

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 import openai
 import psutil
 
-from layerskip_vllm.demo.server import HOST, VLLM, free_port, process_group, wait_until_ready
+from layerskip_vllm.measure.server import Server, start
 from tests.options import FIXED
 from tests.server.servers import ENGINE_FLAGS, OFFLINE, user_environment
 
@@ -43,21 +42,19 @@ PROMPT = "Hello there"
 class Watched:
     """A server under a fault. Its processes are those of the session that it started in."""
 
-    def __init__(self, model: str, process: subprocess.Popen, port: int, log: Path) -> None:
-        self.model, self.process, self.port, self._log = model, process, port, log
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.model, self.process, self.port = server.model, server.process, server.port
+        self.wait_until_ready = server.wait_until_ready
         self._segments: set[Path] = set()
 
     @property
     def log(self) -> str:
-        return self._log.read_text(errors="replace")
+        return self._server.read_log()
 
     def client(self, timeout_s: float = LIMIT_S) -> openai.OpenAI:
         """One that gives up after so long without a word."""
-        url = f"http://{HOST}:{self.port}/v1"
-        return openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=timeout_s)
-
-    def wait_until_ready(self) -> None:
-        wait_until_ready(self.port, self.process, self._log)
+        return self._server.open_client(timeout_s)
 
     def complete(self) -> str:
         """A short greedy answer."""
@@ -115,14 +112,16 @@ def watched(
     **variables: str,
 ) -> Iterator[Watched]:
     """Start a server, perhaps by another command; at the end nothing of it is left."""
-    port, log = port or free_port(), directory / f"{time.monotonic_ns()}.log"
-    command = [*prefix, VLLM, "serve", model, "--host", HOST, "--port", str(port)]
-    env = user_environment() | OFFLINE | variables
-    with (
-        log.open("w") as file,
-        process_group([*command, *engine_flags, *flags], stdout=file, env=env) as process,
-    ):
-        server = Watched(model, process, port, log)
+    with start(
+        model,
+        *engine_flags,
+        *flags,
+        log=directory / f"{time.monotonic_ns()}.log",
+        env=user_environment() | OFFLINE | variables,
+        port=port,
+        prefix=prefix,
+    ) as started:
+        server = Watched(started)
         try:
             yield server
         finally:

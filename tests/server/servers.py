@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from layerskip_vllm.demo import server
-from layerskip_vllm.demo.server import VLLM, Server, process_group
+from layerskip_vllm.measure.server import VLLM, Server, process_group
 
 MAX_MODEL_LEN = 512
 

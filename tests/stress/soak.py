@@ -25,7 +25,7 @@ from pathlib import Path
 import httpx
 import openai
 
-from layerskip_vllm.demo.server import Server
+from layerskip_vllm.measure.server import Server
 from tests.models import RandomLlama
 from tests.options import FIXED
 from tests.server.servers import OFFLINE, serve

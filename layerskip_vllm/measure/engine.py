@@ -1,4 +1,7 @@
-"""A vLLM engine in this process, driven step by step through `LLMEngine.step`."""
+"""Drive a vLLM engine in this process, step by step through `LLMEngine.step`.
+
+The functions look into any `vllm.LLM`; tests use them on engines of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING
 
-from benchmarks.decoding import Decoding, DraftCounts, Recording
+from layerskip_vllm.measure.decoding import Decoding, DraftCounts, Recording
 
 if TYPE_CHECKING:
     from torch import nn
-    from vllm import RequestOutput
+    from vllm import LLM, RequestOutput
     from vllm.outputs import CompletionOutput
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 
+def model_runner(llm: LLM) -> GPUModelRunner:
+    """The model runner of an engine in this process."""
+    return _engine_core(llm).model_executor.driver_worker.worker.model_runner
+
+
+def scheduler(llm: LLM) -> Scheduler:
+    """The scheduler of an engine in this process."""
+    return _engine_core(llm).scheduler
+
+
+def _engine_core(llm: LLM) -> EngineCore:
+    return llm.llm_engine.engine_core.engine_core
+
+
+def shut_down(llm: LLM) -> None:
+    """End an engine; if it runs in this process, free its memory for the next one."""
+    llm.llm_engine.engine_core.shutdown()
+
+
 class VllmEngine:
-    """One system of vLLM's."""
+    """An engine that decodes greedy requests and records every step."""
 
     def __init__(self, arguments: Mapping[str, object]) -> None:
-        """Load the model and be ready.
+        """Load the model.
 
         Args:
             arguments: What `vllm.LLM` takes.
@@ -27,7 +51,7 @@ class VllmEngine:
         from vllm import LLM
 
         speculates = any(name.startswith("spec") for name in arguments)
-        # Per-request acceptance needs this; it is refused where nothing speculates.
+        # Per-request acceptance needs this; vLLM refuses it without speculation.
         extra = {"per_request_spec_decode_metrics": "detailed"} if speculates else {}
         self.llm = LLM(**arguments, **extra, disable_log_stats=False)
         self.engine = self.llm.llm_engine
@@ -36,8 +60,12 @@ class VllmEngine:
     @property
     def runner(self) -> GPUModelRunner:
         """The model runner; the engine runs in this process."""
-        executor = self.engine.engine_core.engine_core.model_executor
-        return executor.driver_worker.worker.model_runner
+        return model_runner(self.llm)
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler; the engine runs in this process."""
+        return scheduler(self.llm)
 
     @property
     def model(self) -> nn.Module:
@@ -111,16 +139,15 @@ class VllmEngine:
         )
 
     def close(self) -> None:
-        """End the engine; in one process with others, its memory is free again afterwards."""
-        self.engine.engine_core.shutdown()
+        """End the engine."""
+        shut_down(self.llm)
 
 
 def _counts(completion: CompletionOutput) -> DraftCounts:
     """Acceptance of a finished request.
 
-    vLLM counts it where it counts `vllm:spec_decode_num_accepted_tokens` and its like
-    (`Scheduler.update_from_output`), but per request and, unlike these, also where several engines
-    share a process.
+    vLLM's metrics, such as `vllm:spec_decode_num_accepted_tokens`, count the same events in
+    `Scheduler.update_from_output`, but add up the engines of a process.
     """
     metrics = completion.spec_decode_metrics
     if metrics is None:
