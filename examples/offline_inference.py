@@ -2,8 +2,8 @@
 
     python examples/offline_inference.py [MODEL] [E]
 
-Without a model it prepares SmolLM2-135M-Instruct, which shows correctness, not speed: it was not
-trained for early exit. With a LayerSkip checkpoint, for example:
+Without arguments it uses SmolLM2-135M-Instruct. That model was not trained for early exit, so it
+shows correctness, not speed. With a LayerSkip checkpoint:
 
     python examples/offline_inference.py facebook/layerskip-llama3.2-1B 4
 """

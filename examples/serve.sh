@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Serve with self-speculation: examples/serve.sh [MODEL] [E] [more arguments of vllm serve ...]
-# Without a model it prepares SmolLM2-135M-Instruct. Then, elsewhere: python examples/client.py
+# Without arguments it uses SmolLM2-135M-Instruct. Then, in another shell: python examples/client.py
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}

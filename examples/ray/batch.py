@@ -2,8 +2,8 @@
 
     RAY_ADDRESS=HEAD:6379 python examples/ray/batch.py MODEL E prompts.jsonl completions.jsonl
 
-Each line of the file is an object with a `prompt`; it comes back with a `completion`. MODEL must
-lie under the same path on every node, or be a name on a model hub.
+Each line of the input is an object with a `prompt`; the output adds a `completion`. MODEL is a path
+that exists on every node, or a name on a model hub.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> None:
         spec_model=f"self:{args.exit_layer}",
         tensor_parallel_size=args.tensor_parallel_size,
         distributed_executor_backend="ray",
-        max_model_len=-1,  # as long as the KV cache holds
+        max_model_len=-1,  # as long as the KV cache allows
         enforce_eager=args.enforce_eager,
     )
     sampling = SamplingParams(temperature=0, max_tokens=args.max_tokens)

@@ -1,9 +1,9 @@
-"""The same batch with Ray Data LLM.
+"""Batch inference over a JSONL file with Ray Data LLM and self-speculation.
 
     python examples/ray/data_llm.py MODEL E prompts.jsonl completions.jsonl
 
-Ray Data reads, batches and retries; each of its engines is vLLM with self-speculation. Ray 2.60
-asks for vLLM 0.29; with 0.32 this was run on CPU. With GPUs leave `placement_group_config` out.
+Ray Data reads, batches and retries; its engines are vLLM with self-speculation. With GPUs, delete
+`placement_group_config`. Ray 2.60 requires vLLM 0.29; this script ran with vLLM 0.32 on CPU.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
         model_source=args.model,
         engine_kwargs={
             "spec_model": f"self:{args.exit_layer}",
-            "max_model_len": -1,  # as long as the KV cache holds
+            "max_model_len": -1,  # as long as the KV cache allows
             "enforce_eager": args.enforce_eager,
         },
         placement_group_config={"bundles": [{"CPU": 1}]},

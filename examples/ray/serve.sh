@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # Serve tensor parallel on a Ray cluster: RAY_ADDRESS=HEAD:6379 examples/ray/serve.sh MODEL E [TP] [...]
-# Run it on a node of the cluster; MODEL must lie under the same path on every node. Further
-# arguments are vllm serve's. Then, elsewhere: python examples/client.py
-# Ends with 0 only where it was told to: vLLM 0.32 itself does so when its engine dies, too.
+# Run it on a node of the cluster; MODEL must exist under the same path on every node. Further arguments
+# go to vllm serve. Then, in another shell: python examples/client.py
+# Exits with 0 only after a signal. vLLM 0.32 itself also exits with 0 when its engine dies.
 set -euo pipefail
 
 MODEL=${1:?usage: serve.sh MODEL E [TP] [arguments of vllm serve ...]}
 EXIT_LAYER=${2:?usage: serve.sh MODEL E [TP] [arguments of vllm serve ...]}
 : "${RAY_ADDRESS:?set it to the address of the cluster, HEAD:6379}"
 
-# The trap stands before the server does: a signal in between would leave the server behind.
-SERVER="" TOLD_TO=""
-trap 'TOLD_TO=1; [ -z "$SERVER" ] || kill -TERM "$SERVER" || :' TERM INT
+# Set the trap before the server starts: a signal in between would leave the server running.
+SERVER="" SIGNALLED=""
+trap 'SIGNALLED=1; [ -z "$SERVER" ] || kill -TERM "$SERVER" || :' TERM INT
 
 vllm serve "$MODEL" \
   --served-model-name layerskip \
@@ -21,12 +21,12 @@ vllm serve "$MODEL" \
   --port "${PORT:-8000}" \
   "${@:4}" &
 SERVER=$!
-[ -z "$TOLD_TO" ] || kill -TERM "$SERVER" || :
+[ -z "$SIGNALLED" ] || kill -TERM "$SERVER" || :
 
 STATUS=0
 wait "$SERVER" || STATUS=$?
-if [ -n "$TOLD_TO" ]; then
-  # A signal ends a wait, not the server.
+if [ -n "$SIGNALLED" ]; then
+  # A signal interrupts `wait`, not the server.
   STATUS=0
   wait "$SERVER" || STATUS=$?
   while kill -0 "$SERVER" 2>/dev/null; do

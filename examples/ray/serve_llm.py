@@ -1,8 +1,8 @@
 """An OpenAI-compatible service with Ray Serve LLM: python examples/ray/serve_llm.py MODEL E
 
-Ray Serve scales, routes and restarts; each replica is vLLM with self-speculation. Ray 2.60 asks for
-vLLM 0.29; with vLLM 0.32 this was run on CPU, on a cluster that counts 8 CPUs. With GPUs leave
-`accelerator_config` out.
+Ray Serve scales, routes and restarts; each replica is vLLM with self-speculation. With GPUs, delete
+`accelerator_config`. Ray 2.60 requires vLLM 0.29; this script ran with vLLM 0.32 on CPU, on a
+cluster of 8 logical CPUs.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
         accelerator_config={"kind": "cpu"},
         engine_kwargs={
             "spec_model": f"self:{args.exit_layer}",
-            "max_model_len": -1,  # as long as the KV cache holds
+            "max_model_len": -1,  # as long as the KV cache allows
             "enforce_eager": args.enforce_eager,
         },
         deployment_config={"num_replicas": 1},

@@ -1,1 +1,1 @@
-"""The other half of LayerSkip: training early layers to predict (section 4.1)."""
+"""Trains checkpoints whose early layers predict (LayerSkip, section 4.1)."""

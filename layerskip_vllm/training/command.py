@@ -1,4 +1,4 @@
-"""`layerskip-vllm train recipe.yaml`."""
+"""`layerskip-vllm train recipe.yaml`: trains a LayerSkip checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `layerskip-vllm train`'s arguments."""
     parser.add_argument("recipe", type=Path, help="YAML file; see examples/")
     parser.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in output_dir"
+        "--resume", action="store_true", help="continue from the last checkpoint in output_dir"
     )
     parser.add_argument(
         "--ray-workers",
         type=int,
         metavar="N",
-        help="train data parallel in N workers of a Ray cluster",
+        help="train data parallel with N workers of a Ray cluster",
     )
 
 

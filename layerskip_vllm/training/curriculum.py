@@ -1,7 +1,7 @@
-"""Which exits are trained in a step, and how much each counts (LayerSkip, section 4.1.2).
+"""Chooses the exits to train in a step and their loss weights (LayerSkip, section 4.1.2).
 
-Exits are named by E, the number of leading decoder layers that run; the paper's layer l is exit
-E = l + 1. The last exit, E = L, is always on.
+Exit E runs the first E decoder layers; the paper's layer l is exit E = l + 1. The last exit, E = L,
+is always on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Rotational:
 
 @dataclass(frozen=True)
 class Gradual:
-    """From the last layer down, one more each T / 2L steps: all are on from half time."""
+    """From the last layer down, one more exit each T / 2L steps; all are on after T / 2."""
 
     def exits(self, step: int, num_steps: int, num_layers: int) -> list[int]:
         """Layers l >= L - 1 - floor(2 L t / T)."""
@@ -43,17 +43,17 @@ class Gradual:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same exits in every step, for an E that is known."""
+    """The same exits in every step, for a known E."""
 
     exit_layers: Sequence[int]
 
     def exits(self, step: int, num_steps: int, num_layers: int) -> list[int]:
-        """The exits named, whatever the step."""
+        """The configured exits."""
         return [exit_layer for exit_layer in sorted(self.exit_layers) if exit_layer < num_layers]
 
 
 def exit_scale(layer: int, num_layers: int, e_scale: float) -> float:
-    """Return e(l) of the paper: l(l+1)/2 times e_scale, and L-1 more for the last layer."""
+    """Return e(l) of the paper: e_scale * l(l+1)/2; the last layer gets L-1 more."""
     if layer == num_layers - 1:
         return num_layers - 1 + e_scale * sum(range(num_layers - 1))
     return e_scale * sum(range(layer + 1))
@@ -62,13 +62,13 @@ def exit_scale(layer: int, num_layers: int, e_scale: float) -> float:
 def exit_weights(
     curriculum: Curriculum, step: int, num_steps: int, num_layers: int, e_scale: float
 ) -> dict[int, float]:
-    """Return each exit's share of the step's loss: C(t, l) e(l), normalised over what is on.
+    """Return each exit's share of the step's loss: C(t, l) e(l), normalised over the exits that are
+    on.
 
-    Exits that weigh nothing (layer 0, and every early one at e_scale 0) are left out: their logits
-    would be computed for nothing.
+    Exits of weight 0 (layer 0, and all early ones at e_scale 0) are omitted, to save their logits.
 
     Returns:
-        E -> weight, ascending, the last exit included; the weights add up to 1.
+        E -> weight, ascending, last exit included; the weights add up to 1.
     """
     exits = [*curriculum.exits(step, num_steps, num_layers), num_layers]
     scales = {exit_: exit_scale(exit_ - 1, num_layers, e_scale) for exit_ in exits}

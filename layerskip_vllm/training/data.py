@@ -1,4 +1,4 @@
-"""Documents into rows of equal length; what attends to what ends at a document's borders."""
+"""Packs documents into rows of equal length; attention stays inside a document."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from layerskip_vllm.training.recipe import DataSection, DataSource
 Rows: TypeAlias = Dataset | IterableDataset
 
 DOCUMENTS_PER_PACKING = 256
-"""Documents that share rows; the last row of each group is padded."""
+"""Documents packed together; the last row of each group is padded."""
 
 
 SAVED_TO_DISK = ("state.json", "dataset_dict.json")
-"""What `save_to_disk` of a dataset, or of one with splits, leaves in its folder."""
+"""Files that `save_to_disk` writes, for a dataset and for one with splits."""
 
 
 def load_rows(source: DataSource, section: DataSection, tokenizer: PreTrainedTokenizerBase) -> Rows:
@@ -31,7 +31,7 @@ def load_rows(source: DataSource, section: DataSection, tokenizer: PreTrainedTok
         Rows of `section.sequence_length` int64 each: input_ids, labels, position_ids.
 
     Raises:
-        ValueError: There is no such file, dataset, split or column.
+        ValueError: A file, dataset, split or column does not exist.
     """
     documents = _load_documents(source, section.streaming)
     columns = documents.column_names or list(next(iter(documents)))
@@ -53,7 +53,7 @@ def load_rows(source: DataSource, section: DataSection, tokenizer: PreTrainedTok
     )
 
 
-# Not a closure: datasets names its cache by what it can pickle of the function.
+# Not a closure: datasets derives its cache's name from the pickled function.
 def _tokenize_and_pack(
     batch: Mapping[str, list[str]],
     text_column: str,
@@ -69,14 +69,14 @@ def pack(
 ) -> dict[str, list[list[int]]]:
     """Lay documents end to end in rows, each followed by `eos_token_id`.
 
-    Positions count from 0 in each document, which is how transformers recognises packed rows and
-    keeps attention inside a document. The first token of a document is no target: what precedes it
-    belongs to another. A document that crosses a row's end goes on in the next row from position 0.
-    The rest of the last row is end-of-text tokens that are no targets.
+    Positions restart at 0 in each document: so transformers recognises packed rows and keeps
+    attention inside a document. The first token of a document is not a target, because another
+    document precedes it. A document that crosses a row's end continues in the next row at position
+    0. End-of-text tokens, which are not targets, fill the last row.
 
     Returns:
-        input_ids, labels (`IGNORED` where there is no target) and position_ids, each a list of
-        rows of `sequence_length`.
+        input_ids, labels (`IGNORED` at tokens that are not targets) and position_ids, each a list
+        of rows of `sequence_length`.
     """
     input_ids, labels, position_ids = [], [], []
     for document in filter(None, documents):
@@ -108,7 +108,7 @@ def _cut(tokens: chain[int], length: int) -> list[list[int]]:
 
 
 def _restart(positions: list[int]) -> None:
-    """Make a row's first document, begun in the row before, count from 0."""
+    """Restart the positions of a row's first document at 0 if it began in the row before."""
     if first := positions[0]:
         for index, position in enumerate(positions):
             if position != first + index:
@@ -134,12 +134,12 @@ def _load_documents(source: DataSource, streaming: bool) -> Rows:
             saved = saved[source.split] if isinstance(saved, DatasetDict) else saved
             return saved.to_iterable_dataset() if streaming else saved
         return load_dataset(name, source.name, split=source.split, streaming=streaming)
-    except Exception as error:  # datasets raises many kinds; all of them mean this
+    except Exception as error:  # datasets raises many types
         raise ValueError(f"dataset={name!r} cannot be loaded: {error}") from error
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Return the files that glob patterns name.
+    """Return the files that match glob patterns.
 
     Raises:
         ValueError: A pattern matches no file.

@@ -1,4 +1,4 @@
-"""The early exit loss through the one shared norm and LM head (LayerSkip, section 4.1.2)."""
+"""Computes the early exit loss, through the shared norm and LM head (LayerSkip, section 4.1.2)."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from transformers import PreTrainedModel
 from layerskip_vllm.training.layer_dropout import KeptRows, install_layer_dropout
 
 IGNORED = -100
-"""The label of a token that is no target, as everywhere in transformers."""
+"""Label of a token that is not a target, as in transformers."""
 
 LOGITS_PER_CHUNK = 1 << 24
-"""Logits that stand in memory at once, 64 MiB in float32, where predictions are compared."""
+"""Logits in memory at once when predictions are compared: 64 MiB in float32."""
 
 CHUNKED = LinearCrossEntropyOptions(acc_policy="accurate")
-"""Logits in chunks, accumulated in float32: twice as fast as `auto` in bfloat16 on CPU."""
+"""Chunks of logits, accumulated in float32: twice as fast as `auto` in bfloat16 on CPU."""
 
 
 def prepare_for_layerskip(model: PreTrainedModel) -> None:
-    """Give a model of transformers the training forward of LayerSkip.
+    """Replace the forward of a transformers model by the training forward of LayerSkip.
 
-    The model must be of the Llama kind: `model.model` with `layers` and `norm`, and an `lm_head`
-    without bias. The class, the parameters and their names stay as they are; the forward is
-    replaced on this instance, because DDP, FSDP and accelerate only see what happens inside it.
+    The model must be built like Llama: `model.model` with `layers` and `norm`, and an `lm_head`
+    without bias. Class, parameters and their names do not change. The forward of this instance
+    does, because DDP, FSDP and accelerate hook into it.
 
     Raises:
-        ValueError: The model is of another kind.
+        ValueError: The model is not built like Llama.
     """
     decoder, head = getattr(model, "model", None), getattr(model, "lm_head", None)
     layers, norm = getattr(decoder, "layers", None), getattr(decoder, "norm", None)
     if None in (layers, norm, head) or getattr(head, "bias", None) is not None:
         raise ValueError(
-            f"{type(model).__name__} is not of the Llama kind: LayerSkip training needs "
+            f"{type(model).__name__} is not built like Llama: LayerSkip training needs "
             "model.layers, model.norm and an lm_head without bias"
         )
     install_layer_dropout(layers)
@@ -47,7 +47,7 @@ def prepare_for_layerskip(model: PreTrainedModel) -> None:
 def _forward(
     self: PreTrainedModel,
     input_ids: torch.Tensor,  # [num_rows, num_tokens], int64
-    labels: torch.Tensor,  # [num_rows, num_tokens], int64; IGNORED where there is no target
+    labels: torch.Tensor,  # [num_rows, num_tokens], int64; IGNORED: not a target
     exit_weights: Mapping[int, float],
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,  # [num_rows, num_tokens]; 0 starts a document
@@ -55,15 +55,15 @@ def _forward(
     num_items_in_batch: torch.Tensor | int | None = None,
     compared_exits: Sequence[int] = (),
 ) -> dict[str, torch.Tensor]:
-    """The loss over the exits named in `exit_weights`, E -> weight, ascending and ending with L.
+    """Return the loss over the exits in `exit_weights`: E -> weight, ascending, L last.
 
     Returns:
-        loss: Scalar, sum over exits of weight * cross entropy, a mean over `num_items_in_batch`
-            tokens, or over the batch's targets where that is None.
+        loss: Scalar, sum over exits of weight * cross entropy, averaged over `num_items_in_batch`
+            tokens; None: over the batch's targets.
         exit_losses: [num_exits], float32: each exit's summed cross entropy, unweighted, detached.
-        num_targets: Scalar, the number of tokens that were predicted.
-        num_agreeing: [len(compared_exits)], int64: at how many targets each compared exit's top-1
-            prediction equals the last exit's.
+        num_targets: Scalar, the number of targets.
+        num_agreeing: [len(compared_exits)], int64: targets at which the exit's top-1 prediction
+            equals the last exit's.
     """
     num_layers = len(self.model.layers)
     early_exits = sorted({*exit_weights, *compared_exits} - {num_layers})
@@ -72,7 +72,7 @@ def _forward(
         attention_mask=attention_mask,
         position_ids=position_ids,
         use_cache=False,
-        # transformers indexes by layer here, and leaves out the embedding.
+        # transformers counts layers here, without the embedding.
         output_hidden_states=[exit_ - 1 for exit_ in early_exits],
         kept_rows=kept_rows,
     )
@@ -105,9 +105,8 @@ def _token_losses(
 ) -> torch.Tensor:
     """Return each exit's cross entropy of each token, [num_exits, num_rows * num_tokens], float32.
 
-    All exits go through one call: the operator's backward then accumulates one gradient of the LM
-    head, where a call each would hold as many as there are exits. It computes the logits chunk by
-    chunk in both directions.
+    One call takes all exits, so that backward accumulates one gradient of the LM head; a call per
+    exit would hold one gradient each. The operator computes logits in chunks, forward and backward.
     """
     stacked = torch.stack(list(states)).view(-1, head.shape[1])
     if torch.is_autocast_enabled(stacked.device.type):
@@ -130,7 +129,7 @@ def _num_agreeing(
     last_state: torch.Tensor,  # [num_targets, hidden_size]
     head: torch.Tensor,  # [vocab_size, hidden_size]
 ) -> torch.Tensor:
-    """Count the targets at which each exit's top-1 prediction is the last exit's, [len(states)]."""
+    """Count the targets at which each exit's top-1 equals the last exit's, [len(states)]."""
     predictions = _predict(last_state, head) if states else None
     agreeing = [(_predict(state, head) == predictions).sum() for state in states]
     return torch.stack(agreeing) if agreeing else torch.zeros(0, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Layer dropout: whole decoder layers skipped, sample by sample (LayerSkip, section 4.1.1)."""
+"""Layer dropout: skips whole decoder layers, per sample (LayerSkip, section 4.1.1)."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ import torch
 from torch import nn
 
 KeptRows = list[list[int]]
-"""For each layer, the rows of the micro-batch that run it."""
+"""Per layer, the rows of the micro-batch that run it."""
 
 
 @dataclass(frozen=True)
 class LayerDropout:
-    """p(l, t) = S(t) * D(l) * p_max: how often layer l is skipped in step t.
+    """p(l, t) = S(t) * D(l) * p_max, the probability that step t skips layer l.
 
     Attributes:
         num_layers: L.
         p_max: The rate of the last layer, in [0, 1).
         schedule: `constant` has S(t) = 1, for continual pre-training and fine-tuning;
             `exponential` has S(t) = exp(t ln2 / (T-1)) - 1, for training from scratch.
-        seed: The same on every rank. What is drawn depends on it, the step and the sample's place
-            in the global batch only, so that neither the number of ranks nor gradient accumulation
-            changes it, and every rank knows what the others drew.
+        seed: The same on every rank. A draw depends only on the seed, the step and the sample's
+            place in the global batch. So neither the number of ranks nor gradient accumulation
+            changes it, and every rank can compute the others' draws.
     """
 
     num_layers: int
@@ -41,7 +41,7 @@ class LayerDropout:
     def kept_rows(
         self, step: int, num_steps: int, first_row: int, num_rows: int
     ) -> KeptRows | None:
-        """Draw which layers each sample of a micro-batch runs.
+        """Draw the layers that each sample of a micro-batch runs.
 
         Args:
             step: t, counted from 0.
@@ -50,11 +50,11 @@ class LayerDropout:
             num_rows: Samples in the micro-batch.
 
         Returns:
-            None where nothing is ever dropped.
+            Rows per layer; None if p_max is 0.
         """
         if self.p_max == 0:
             return None
-        # Row by row, so that a sample's draw does not depend on how many follow it.
+        # Row by row: a sample's draw must not depend on the number of later samples.
         generator = np.random.default_rng([self.seed, step])
         draws = generator.random((first_row + num_rows, self.num_layers))[first_row:]
         kept = draws >= self.rates(step, num_steps)
@@ -72,11 +72,10 @@ class LayerDropout:
 
 
 class SkippingForward:
-    """A decoder layer's forward that computes only the rows that keep the layer.
+    """Forward of a decoder layer that computes only the rows that keep the layer.
 
-    It takes the place of `layer.forward` and reads one more argument, `kept_rows`, which
-    transformers hands down to every layer like its own keyword arguments: so a recomputation under
-    gradient checkpointing skips the same rows.
+    It replaces `layer.forward` and takes one more argument, `kept_rows`. transformers passes it to
+    every layer like its own keyword arguments, so gradient checkpointing recomputes the same rows.
     """
 
     def __init__(self, layer: nn.Module, layer_index: int) -> None:
@@ -91,7 +90,7 @@ class SkippingForward:
         kept_rows: KeptRows | None = None,
         **kwargs: object,
     ) -> torch.Tensor:
-        """Return [num_rows, num_tokens, hidden_size]; dropped rows are passed on as they came."""
+        """Return [num_rows, num_tokens, hidden_size]; dropped rows pass unchanged."""
         num_rows = len(hidden_states)
         kept = list(range(num_rows)) if kept_rows is None else kept_rows[self._layer_index]
         if len(kept) == num_rows:
@@ -105,10 +104,10 @@ class SkippingForward:
 
 
 class _Skipped(torch.autograd.Function):
-    """Passes the states on; the layer's parameters get a gradient of zero.
+    """Passes states unchanged and gives the layer's parameters a gradient of zero.
 
-    Without one, DDP and FSDP would wait for it where another rank's samples keep the layer, and
-    the optimizer would step otherwise than on ranks together.
+    Without a gradient, DDP and FSDP would hang if another rank's samples keep the layer, and the
+    optimizer would step differently than one process with all samples.
     """
 
     @staticmethod
@@ -122,13 +121,13 @@ class _Skipped(torch.autograd.Function):
 
 
 def install_layer_dropout(layers: nn.ModuleList) -> None:
-    """Make every layer of a transformers decoder obey `kept_rows`."""
+    """Make every layer of a transformers decoder skip rows by `kept_rows`."""
     for layer_index, layer in enumerate(layers):
         layer.forward = SkippingForward(layer, layer_index)
 
 
 def _select(value, rows: torch.Tensor, num_rows: int):  # type: ignore[no-untyped-def]
-    """Take the given rows of every tensor in `value` that has a row for each sample."""
+    """Select rows of every tensor in `value` that has one row per sample."""
     if isinstance(value, torch.Tensor):
         return value[rows] if value.dim() > 1 and len(value) == num_rows > 1 else value
     if isinstance(value, tuple):

@@ -1,4 +1,4 @@
-"""What a training recipe may say: one YAML file, every key checked before anything loads."""
+"""Training recipes: one YAML file, whose keys are all checked before anything loads."""
 
 from __future__ import annotations
 
@@ -20,46 +20,46 @@ PRESETS = files("layerskip_vllm.training") / "presets"
 
 
 class Section(BaseModel):
-    """A part of a recipe: unknown keys are refused, nothing changes once read."""
+    """A part of a recipe: immutable, without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class ModelSection(Section):
-    """What is trained."""
+    """The model to train."""
 
     path: str | None = Field(None, description="Checkpoint to start from: a folder or a hub name")
     config: dict[str, object] | None = Field(
-        None, description="Or train from scratch: the keys of a config.json, model_type included"
+        None, description="Or train from scratch: keys of a config.json, model_type included"
     )
-    tokenizer: str | None = Field(None, description="Folder or hub name; default: that of `path`")
+    tokenizer: str | None = Field(None, description="Folder or hub name; default: `path`")
 
     save_dtype: Literal["float32", "bfloat16", "float16"] | None = Field(
-        None, description="Of the final checkpoint; training itself keeps float32 weights"
+        None, description="Dtype of the final checkpoint; training keeps float32 weights"
     )
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelSection:
         if (self.path is None) == (self.config is None):
             raise ValueError(
-                "say either path (a checkpoint to go on from) or config (train from scratch)"
+                "give either path (a checkpoint to continue from) or config (train from scratch)"
             )
         if self.config is not None and self.tokenizer is None:
-            raise ValueError("a model from scratch needs the tokenizer named")
+            raise ValueError("config also needs tokenizer: a folder or hub name")
         return self
 
 
 class LayerSkipSection(Section):
-    """The paper's own numbers; section 4.1."""
+    """The paper's parameters; section 4.1."""
 
     p_max: float = Field(0.1, ge=0, lt=1, description="Layer dropout of the last layer")
     dropout_schedule: Literal["constant", "exponential"] = Field(
         "constant",
-        description="S(t): constant to go on from a checkpoint, exponential from scratch",
+        description="S(t): constant to continue from a checkpoint, exponential from scratch",
     )
     e_scale: float = Field(0.2, ge=0, description="Weight of the early exits; the paper: 0 to 1")
     curriculum: Literal["rotational", "gradual", "fixed"] = Field(
-        "rotational", description="Which exits are trained in a step"
+        "rotational", description="How to choose the exits to train in a step"
     )
     rotation: int | None = Field(None, ge=1, description="R: every R-th layer is on; rotational")
     exit_layers: list[int] | None = Field(
@@ -70,8 +70,8 @@ class LayerSkipSection(Section):
     def _curriculum_is_complete(self) -> LayerSkipSection:
         needs = {"rotational": "rotation", "fixed": "exit_layers"}.get(self.curriculum)
         for key in ("rotation", "exit_layers"):
-            is_said = getattr(self, key) is not None
-            if is_said != (key == needs):
+            is_given = getattr(self, key) is not None
+            if is_given != (key == needs):
                 verb = "needs" if key == needs else "does not take"
                 raise ValueError(f"curriculum {self.curriculum} {verb} {key}")
         for exit_layer in self.exit_layers or ():
@@ -80,32 +80,32 @@ class LayerSkipSection(Section):
         return self
 
     def build_curriculum(self) -> Curriculum:
-        """Return the curriculum that this section names."""
+        """Return the section's curriculum."""
         if self.rotation is not None:
             return Rotational(self.rotation)
         return Gradual() if self.exit_layers is None else Fixed(tuple(self.exit_layers))
 
 
 class DataSource(Section):
-    """Where documents come from: files, or a dataset of the `datasets` library."""
+    """A source of documents: files, or a dataset of the `datasets` library."""
 
     files: list[str] | None = Field(
         None, min_length=1, description="Text (.txt, .py, ...) or .jsonl files; globs allowed"
     )
-    dataset: str | None = Field(None, description="Hub name, or a folder made by save_to_disk")
+    dataset: str | None = Field(None, description="Hub name, or a folder of save_to_disk")
     name: str | None = Field(None, description="The dataset's configuration")
     split: str = Field("train", description="The dataset's split")
-    text_column: str = Field("text", description="The key or column that holds the document")
+    text_column: str = Field("text", description="Key or column of the document")
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
         if (self.files is None) == (self.dataset is None):
-            raise ValueError("say either files or dataset")
+            raise ValueError("give either files or dataset")
         return self
 
 
 class DataSection(Section):
-    """What it is trained on."""
+    """The training and validation data."""
 
     train: DataSource
     validation: DataSource | None = None
@@ -128,12 +128,12 @@ class Recipe(Section):
 
     @property
     def training_arguments(self) -> dict[str, object]:
-        """What the recipe says of the Trainer, and nothing else."""
+        """The Trainer's arguments that the recipe sets."""
         return self.trainer.model_dump(exclude_unset=True)
 
 
 def preset_names() -> list[str]:
-    """The presets that a recipe may start from."""
+    """Return the presets, sorted."""
     return sorted(entry.name.removesuffix(".yaml") for entry in PRESETS.iterdir())
 
 
@@ -141,26 +141,27 @@ def load_recipe(path: Path) -> Recipe:
     """Read a recipe and the preset it names; the recipe's own values win.
 
     Raises:
-        ValueError: The file is no YAML mapping, or a key or value is bad: every fault is named
-            with its key, its value and what would do.
+        ValueError: The file is not a YAML mapping, or a key or value is bad. Names every fault with
+            its key, its value and the allowed values.
         OSError: The file cannot be read.
     """
-    said = _read_mapping(path.read_text(encoding="utf-8"), str(path))
-    preset = said.get("preset")
+    recipe = _read_mapping(path.read_text(encoding="utf-8"), str(path))
+    preset = recipe.get("preset")
     if preset is not None:
         if preset not in preset_names():
-            raise ValueError(f"{path}: preset={preset!r} is none of {', '.join(preset_names())}")
+            names = ", ".join(preset_names())
+            raise ValueError(f"{path}: preset={preset!r} must be one of {names}")
         text = (PRESETS / f"{preset}.yaml").read_text(encoding="utf-8")
-        said = _merge(_read_mapping(text, f"preset {preset}"), said)
+        recipe = _merge(_read_mapping(text, f"preset {preset}"), recipe)
     try:
-        return Recipe(**said)
+        return Recipe(**recipe)
     except ValidationError as error:
         faults = "\n".join(f"  {_fault(entry)}" for entry in error.errors())
         raise ValueError(f"{path}:\n{faults}") from None
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads 3e-5 as a number, as YAML 1.2 does; YAML 1.1 wants 3.0e-5."""
+    """Reads 3e-5 as a number like YAML 1.2; YAML 1.1 requires 3.0e-5."""
 
 
 _Loader.add_implicit_resolver(
@@ -172,22 +173,22 @@ _Loader.add_implicit_resolver(
 
 def _read_mapping(text: str, name: str) -> dict:
     try:
-        said = yaml.load(text, Loader=_Loader)
+        mapping = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{name} is not YAML: {error}") from None
-    if not isinstance(said, Mapping):
-        raise ValueError(f"{name} must hold a mapping of sections, not {type(said).__name__}")
-    return dict(said)
+    if not isinstance(mapping, Mapping):
+        raise ValueError(f"{name} must hold a mapping of sections, not {type(mapping).__name__}")
+    return dict(mapping)
 
 
 CURRICULUM_KEYS = ("curriculum", "rotation", "exit_layers")
-"""They belong together: a recipe that names a curriculum takes none of the preset's."""
+"""Keys that belong together: a recipe with a curriculum takes none of the preset's."""
 
 
-def _merge(preset: dict, said: dict) -> dict:
-    """Lay the recipe's sections over the preset's, key by key."""
+def _merge(preset: dict, recipe: dict) -> dict:
+    """Override the preset's sections with the recipe's, key by key."""
     merged = dict(preset)
-    for section, value in said.items():
+    for section, value in recipe.items():
         below = merged.get(section)
         if not isinstance(below, Mapping) or not isinstance(value, Mapping):
             merged[section] = value
@@ -199,7 +200,7 @@ def _merge(preset: dict, said: dict) -> dict:
 
 
 def _fault(error: Mapping) -> str:
-    """One fault as `key=value: what would do`."""
+    """Format one fault as `key=value: allowed values`."""
     key = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return f"{key}={error['input']!r}: unknown key; {_known_keys(error['loc'])}"
@@ -211,7 +212,7 @@ def _fault(error: Mapping) -> str:
 
 
 def _section_at(location: tuple[str | int, ...]) -> type[BaseModel]:
-    """The section of a recipe that holds the key at a location."""
+    """Return the section of a recipe that holds the key at a location."""
     section: type[BaseModel] = Recipe
     for part in location[:-1]:
         annotation = section.model_fields[str(part)].annotation
@@ -223,17 +224,17 @@ def _section_at(location: tuple[str | int, ...]) -> type[BaseModel]:
 
 
 def _known_keys(location: tuple[str | int, ...]) -> str:
-    """What may stand where an unknown key does; of a long list, what resembles it."""
+    """List the known keys at an unknown key's place; of a long list, the similar ones."""
     section = _section_at(location)
     known = list(section.model_fields)
     if section is TrainerSection:
         close = get_close_matches(str(location[-1]), known)
         return f"did you mean {' or '.join(close)}?" if close else "see TrainingArguments"
-    return f"known here: {', '.join(known)}"
+    return f"known keys: {', '.join(known)}"
 
 
 def _range(location: tuple[str | int, ...]) -> str:
-    """The values that a number may have, in the notation of intervals."""
+    """Format the allowed values of a number as an interval."""
     low, high = "(-inf", "inf)"
     for bound in _section_at(location).model_fields[str(location[-1])].metadata:
         match bound:

@@ -1,4 +1,4 @@
-"""One training run, from recipe to checkpoint; the same code in every rank."""
+"""Runs one training, from recipe to checkpoint; every rank runs the same code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     """Train and save.
 
     Args:
-        recipe: The run.
-        resume: Go on from the last checkpoint in the recipe's output_dir.
+        recipe: The recipe.
+        resume: Continue from the last checkpoint in the recipe's output_dir.
 
     Raises:
         ValueError: A value of the recipe does not fit the model, the data or transformers, or the
-            output folder holds checkpoints and `resume` was not said.
+            output folder holds checkpoints and `resume` is false.
     """
     args = training_arguments(recipe)
     checkpoint = _checkpoint(args, resume)
@@ -41,7 +41,7 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, tokenizer)
     check_exit_layers(recipe, model.config.num_hidden_layers)
-    with args.main_process_first():  # one rank of a host tokenizes, the others find its cache
+    with args.main_process_first():  # one rank per host tokenizes, the others read its cache
         rows, validation_rows = load_data(recipe.data, tokenizer, args.seed)
     trainer = LayerSkipTrainer(
         model,
@@ -64,7 +64,7 @@ def train(recipe: Recipe, resume: bool = False) -> None:
 def load_data(
     section: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
 ) -> tuple[Rows, Rows | None]:
-    """Load the rows to train on, and those to evaluate on where the recipe names some."""
+    """Load the training rows, and the validation rows if the recipe names some."""
     rows = load_rows(section.train, section, tokenizer)
     if section.streaming:
         rows = rows.shuffle(seed=seed, buffer_size=section.shuffle_buffer)
@@ -80,25 +80,29 @@ def training_arguments(recipe: Recipe) -> TrainingArguments:
     """Build the Trainer's arguments.
 
     Raises:
-        ValueError: transformers refuses a value, or several GPUs meet one process.
+        ValueError: transformers refuses a value, or one process sees several GPUs.
     """
     defaults = {
-        # Without an accelerator the Trainer wants to be told so before it allows bf16.
+        # Without an accelerator the Trainer allows bf16 only if this is set.
         "use_cpu": not torch.accelerator.is_available(),
-        # Every parameter has a gradient in every step (see `_Skipped`): DDP need not search.
+        # Every parameter has a gradient in every step (see `_Skipped`), so DDP can skip the search.
         "ddp_find_unused_parameters": False,
     }
     args = TrainingArguments(**{**defaults, **recipe.training_arguments})
     if args.n_gpu > 1:
         raise ValueError(
-            f"{args.n_gpu} GPUs are visible to one process: start one process a GPU with torchrun "
-            "or --ray-workers, or set CUDA_VISIBLE_DEVICES"
+            f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
+            "torchrun or --ray-workers, or set CUDA_VISIBLE_DEVICES"
         )
     return args
 
 
 def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
-    """Load the tokenizer; it must have an end-of-text token, which separates documents."""
+    """Load the tokenizer, whose end-of-text token separates documents.
+
+    Raises:
+        ValueError: It has no such token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(section.tokenizer or section.path)
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {section.tokenizer or section.path} has no eos_token")
@@ -106,7 +110,11 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
 
 
 def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """Load the checkpoint, or make a model with random weights, in float32."""
+    """Load the checkpoint, or make a model with random weights, in float32.
+
+    Raises:
+        ValueError: `config` holds a key that the model type does not have.
+    """
     if section.path is not None:
         return AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
     config = dict(section.config or {})
@@ -124,7 +132,7 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pre
 
 
 def check_exit_layers(recipe: Recipe, num_layers: int) -> None:
-    """Refuse exits that the model does not have.
+    """Check the exits against the model's depth.
 
     Raises:
         ValueError: An exit of a fixed curriculum, or the rotation, is out of range.
@@ -139,18 +147,18 @@ def check_exit_layers(recipe: Recipe, num_layers: int) -> None:
     if rotation is not None and rotation >= num_layers:
         raise ValueError(
             f"layerskip.rotation={rotation} must be in [1, {num_layers - 1}] for a "
-            f"{num_layers}-layer model: in some steps no exit would be on"
+            f"{num_layers}-layer model: some steps would train no exit"
         )
 
 
 def _checkpoint(args: TrainingArguments, resume: bool) -> str | None:
     last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
     if resume and last is None:
-        raise ValueError(f"--resume: {args.output_dir} holds no checkpoint to go on from")
+        raise ValueError(f"--resume: {args.output_dir} holds no checkpoint to continue from")
     if last is not None and not resume:
         raise ValueError(
-            f"{args.output_dir} holds {Path(last).name}: go on from it with --resume, or name "
-            "another trainer.output_dir"
+            f"{args.output_dir} holds {Path(last).name}: continue from it with --resume, or "
+            "choose another trainer.output_dir"
         )
     return last
 

@@ -1,4 +1,4 @@
-"""LayerSkip on `transformers.Trainer` (section 4.1): what a step trains, and what it reports."""
+"""LayerSkip on `transformers.Trainer` (section 4.1): trains exits and reports their figures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from layerskip_vllm.training.recipe import LayerSkipSection
 
 
 class ExitMeter:
-    """Sums of each exit's loss and agreement since the last report; index E - 1."""
+    """Sums each exit's loss and agreement since the last report; index E - 1."""
 
     def __init__(self, num_layers: int, device: torch.device) -> None:
         self._sums = torch.zeros(4, num_layers, dtype=torch.float64, device=device)
@@ -23,7 +23,7 @@ class ExitMeter:
     def add(
         self, exits: list[int], compared_exits: list[int], outputs: dict[str, torch.Tensor]
     ) -> None:
-        """Add a micro-batch's outputs of the training forward."""
+        """Add the outputs of the training forward on a micro-batch."""
         trained, compared = ([exit_ - 1 for exit_ in some] for some in (exits, compared_exits))
         losses, num_targets, agreeing, num_compared = self._sums
         losses[trained] += outputs["exit_losses"].double()
@@ -32,7 +32,7 @@ class ExitMeter:
         num_compared[compared] += outputs["num_targets"]
 
     def take(self, trainer: Trainer) -> dict[str, float]:
-        """Return the means over all ranks of what was seen, and start anew."""
+        """Return the means over all ranks since the last call, and reset."""
         losses, num_targets, agreeing, num_compared = trainer.accelerator.reduce(
             self._sums
         ).tolist()
@@ -51,11 +51,11 @@ class ExitMeter:
 class LayerSkipTrainer(Trainer):
     """Trains with layer dropout and the early exit loss.
 
-    Reports beside the Trainer's own figures, through its own channels:
-        loss_exit_E: mean cross entropy of exit E over the steps in which it was trained.
-        agreement_exit_E: share of targets whose top-1 prediction at exit E is the last layer's, on
-            the step that reports; a proxy of the acceptance rate.
-    Evaluation reports both for every exit; `eval_loss` is the last layer's, as for any model.
+    Reports through the Trainer's channels, in addition to its own figures:
+        loss_exit_E: mean cross entropy of exit E over the steps that trained it.
+        agreement_exit_E: share of targets at which exit E's top-1 prediction equals the last
+            layer's, in the reporting step; a proxy of the acceptance rate.
+    Evaluation reports both for every exit; `eval_loss` is the last layer's.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class LayerSkipTrainer(Trainer):
         )
         self._training_meter = ExitMeter(self.num_layers, args.device)
         self._evaluation_meter = ExitMeter(self.num_layers, args.device)
-        self._micro_batch = (0, 0)  # (step, how many of its micro-batches are done)
+        self._micro_batch = (0, 0)  # (step, number of its micro-batches that are done)
 
     def create_accelerator_and_postprocess(self) -> None:
-        """Put FSDP in: accelerate leaves it out where the ranks are CPUs, without a word."""
+        """Enable FSDP on CPUs, where accelerate silently ignores it."""
         super().create_accelerator_and_postprocess()
         state, plugin_args = self.accelerator.state, self.args.fsdp_plugin_args
         if plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
@@ -95,7 +95,7 @@ class LayerSkipTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The Trainer's loss, with the exits and the dropped layers of this step."""
+        """Compute the loss with the exits and the dropped layers of this step."""
         if model.training:
             plan, meter = self._training_plan(len(inputs["input_ids"])), self._training_meter
         else:
@@ -143,10 +143,10 @@ class LayerSkipTrainer(Trainer):
         }
 
     def _first_row(self, step: int) -> int:
-        """Place of this micro-batch's first sample in the step's global batch.
+        """Return the place of this micro-batch's first sample in the step's global batch.
 
-        accelerate deals batches to the ranks in turn, so one process with a batch as large as all
-        ranks' sees the same samples in the same places.
+        accelerate deals batches to the ranks in turn. So one process with as large a batch as all
+        ranks together sees the same samples in the same places.
         """
         last_step, num_done = self._micro_batch
         num_done = num_done if last_step == step else 0

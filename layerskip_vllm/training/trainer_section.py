@@ -1,4 +1,4 @@
-"""The recipe's `trainer` section: `transformers.TrainingArguments`, checked when it is read."""
+"""The recipe's `trainer` section: `transformers.TrainingArguments`, checked when read."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ RANGES: dict[str, dict[str, float]] = {
     "warmup_steps": {"ge": 0},
     "weight_decay": {"ge": 0},
 }
-"""transformers itself lets most of these through, to fail or to train nonsense later."""
+"""Ranges that transformers does not check: a bad value would fail late or train nonsense."""
 
 UNSUPPORTED = {
     "deepspeed": "use fsdp",
     "label_smoothing_factor": "the early exit loss has none",
-    "torch_compile": "exits and dropped samples differ from step to step, and so would the graph",
+    "torch_compile": "exits and dropped samples, and so the graph, change from step to step",
 }
 
 
 TYPES = {"fsdp": bool | str}
-"""Where the annotation in transformers serves its command line and not what is accepted."""
+"""Types of arguments whose annotation in transformers fits only its command line."""
 
 
 def _field(argument: dataclasses.Field) -> tuple:
@@ -55,7 +55,7 @@ _FIELDS = create_model(  # type: ignore[call-overload]
 
 
 class TrainerSection(_FIELDS):  # type: ignore[misc, valid-type]
-    """One field for each training argument, of its type; only what was said is handed on."""
+    """One typed field per training argument; only given ones reach the Trainer."""
 
     output_dir: str = Field(min_length=1)
 

@@ -159,7 +159,7 @@ def test_gradient_checkpointing_changes_nothing(batch):
 
 def test_a_model_of_another_kind_is_named():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=8))
-    with pytest.raises(ValueError, match="GPT2LMHeadModel is not of the Llama kind"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel is not built like Llama"):
         prepare_for_layerskip(model)
 
 

@@ -53,17 +53,17 @@ def write(tmp_path, **changes):
         ),
         (
             {"layerskip__pmax": 0.1},
-            "layerskip.pmax=0.1: unknown key; known here: p_max, dropout_schedule, e_scale",
+            "layerskip.pmax=0.1: unknown key; known keys: p_max, dropout_schedule, e_scale",
         ),
         ({"layerskip": None}, "layerskip is missing"),
-        ({"model__path": None}, "say either path (a checkpoint to go on from) or config"),
+        ({"model__path": None}, "give either path (a checkpoint to continue from) or config"),
         (
             {"model__path": None, "model__config": {}},
-            "a model from scratch needs the tokenizer named",
+            "config also needs tokenizer: a folder or hub name",
         ),
         ({"data__sequence_length": 1}, "data.sequence_length=1 must be in [2, inf)"),
-        ({"data__train__dataset": "x"}, "say either files or dataset"),
-        ({"data__train__file": "x"}, "data.train.file='x': unknown key; known here: files"),
+        ({"data__train__dataset": "x"}, "give either files or dataset"),
+        ({"data__train__file": "x"}, "data.train.file='x': unknown key; known keys: files"),
         ({"trainer__output_dir": None}, "trainer.output_dir is missing"),
         ({"trainer__learning_rate": 0}, "trainer.learning_rate=0 must be in (0, inf)"),
         ({"trainer__adam_beta2": 1.0}, "trainer.adam_beta2=1.0 must be in [0, 1)"),
@@ -74,7 +74,7 @@ def write(tmp_path, **changes):
         ),
         ({"trainer__torch_compile": True}, "torch_compile=True is not supported"),
         ({"trainer__label_smoothing_factor": 0.1}, "label_smoothing_factor=0.1 is not supported"),
-        ({"preset": "llama9"}, "preset='llama9' is none of code-finetune, continual-13b"),
+        ({"preset": "llama9"}, "preset='llama9' must be one of code-finetune, continual-13b"),
     ],
 )
 def test_a_bad_value_is_named_with_its_key_and_what_would_do(tmp_path, capsys, changes, message):

@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory):
 def test_a_folder_with_checkpoints_is_not_overwritten(directory):
     recipe = write_recipe(directory, "kept", max_steps=2, save_strategy="steps", save_steps=1)
     run(recipe)
-    with pytest.raises(ValueError, match=r"holds checkpoint-2: go on from it with --resume"):
+    with pytest.raises(ValueError, match=r"holds checkpoint-2: continue from it with --resume"):
         run(recipe)
 
 
