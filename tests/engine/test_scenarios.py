@@ -1,0 +1,145 @@
+"""Loads that strain what speculation keeps of each request, with every feature that it works with.
+
+Greedy float32 output with and without self-speculation is the same, token for token.
+"""
+
+import pytest
+
+from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from tests.engine.engines import (
+    as_prompts,
+    assert_speculated,
+    close,
+    counts,
+    generate,
+    generate_plainly,
+    greedy,
+    make_self_llm,
+    num_preemptions,
+    random_prompts,
+)
+from tests.engine.features import EXIT_LAYER, IN_ALL_SCENARIOS, IN_ONE_SCENARIO, Feature
+from tests.models import FAMILIES
+
+every_feature = pytest.mark.parametrize(
+    "name", [*IN_ALL_SCENARIOS, *IN_ONE_SCENARIO], indirect=True
+)
+main_features = pytest.mark.parametrize("name", [*IN_ALL_SCENARIOS], indirect=True)
+
+
+class Case:
+    """A feature, its checkpoint, and requests that a scenario makes."""
+
+    def __init__(self, feature: Feature, directory) -> None:
+        self.feature = feature
+        self.prepared = feature.prepare(directory)
+
+    def expected(self, prompts, params) -> list[list[int]]:
+        adapters = self.prepared.adapters_of(len(prompts))
+        settings = self.feature.settings
+        return generate_plainly(self.prepared.model, prompts, params, adapters, **settings)
+
+    def open(self, num_speculative_tokens: int = 3, **settings):
+        settings |= self.feature.settings
+        return make_self_llm(self.prepared.model, EXIT_LAYER, num_speculative_tokens, **settings)
+
+    def generate(self, llm, prompts, params) -> list[list[int]]:
+        return generate(llm, prompts, params, self.prepared.adapters_of(len(prompts)))
+
+    def assert_equal(self, prompts, params, **settings) -> None:
+        expected = self.expected(prompts, params)
+        llm = self.open(**settings)
+        before = counts(llm)
+        outputs = self.generate(llm, prompts, params)
+        counted = counts(llm).since(before)
+        close(llm)
+        assert outputs == expected
+        assert_speculated(counted)
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Cases by name, each prepared when it is first asked for."""
+    features, known = IN_ALL_SCENARIOS | IN_ONE_SCENARIO, {}
+
+    def case(name: str) -> Case:
+        if name not in known:
+            known[name] = Case(features[name], tmp_path_factory.mktemp(name))
+        return known[name]
+
+    return case
+
+
+@pytest.fixture(name="case")
+def _case(cases, name):
+    return cases(name)
+
+
+@pytest.fixture
+def name(request):
+    return request.param
+
+
+def test_every_supported_family_is_a_feature_or_is_llama():
+    classes = {family.model.__name__ for family in FAMILIES.values()}
+    assert {*SUPPORTED_ARCHITECTURES} == {"LlamaForCausalLM", *classes}
+    shapes = [feature.shape for feature in (IN_ALL_SCENARIOS | IN_ONE_SCENARIO).values()]
+    assert {shape["family"] for shape in shapes if "family" in shape} == {*FAMILIES}
+
+
+@every_feature
+def test_requests_of_unequal_length(case):
+    case.assert_equal(as_prompts(random_prompts([5, 17, 40, 90, 3, 20])), greedy(60))
+
+
+@main_features
+def test_32_requests_of_unequal_length_join_and_leave(case):
+    prompts = as_prompts(random_prompts([3 + 5 * i % 71 for i in range(32)], seed=1))
+    params = [greedy(5 + 7 * i % 61, ignore_eos=True) for i in range(32)]
+    case.assert_equal(prompts, params, max_num_seqs=12)
+
+
+@main_features
+def test_chunked_prompts_mix_with_decodes(case):
+    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
+    case.assert_equal(prompts, greedy(40), max_num_batched_tokens=16, max_num_seqs=8)
+
+
+@main_features
+def test_shared_prefixes_hit_the_cache_on_the_second_run(case):
+    (prefix,) = random_prompts([96], seed=3)
+    tails = random_prompts([1, 7, 32, 33, 40, 64], seed=4)
+    prompts = as_prompts([prefix + tail for tail in tails])
+    expected = case.expected(prompts, greedy(50))
+    llm = case.open(num_speculative_tokens=4)
+    assert case.generate(llm, prompts, greedy(50)) == expected
+    before = counts(llm)
+    adapters = case.prepared.adapters_of(len(prompts))
+    second = llm.generate(prompts, greedy(50), use_tqdm=False, lora_request=adapters)
+    assert [list(output.outputs[0].token_ids) for output in second] == expected
+    num_cached = min(output.num_cached_tokens for output in second)
+    # The whole prompt and output are cached except the last block: decoding starts at once.
+    longer = as_prompts(
+        [p["prompt_token_ids"] + ids[:20] for p, ids in zip(prompts, expected, strict=True)]
+    )
+    assert case.generate(llm, longer, greedy(30)) == [ids[20:] for ids in expected]
+    counted = counts(llm).since(before)
+    close(llm)
+    assert num_cached >= case.feature.min_cached_tokens
+    assert_speculated(counted)
+
+
+@main_features
+def test_preempted_requests_start_over(case):
+    """In a window, the few blocks that one request gives back are soon another's."""
+    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
+    params = greedy(120, ignore_eos=True)
+    expected = case.expected(prompts, params)
+    llm = case.open(num_speculative_tokens=4, num_gpu_blocks_override=12)
+    before, preempted_before = counts(llm), num_preemptions(llm)
+    outputs = case.generate(llm, prompts, params)
+    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
+    close(llm)
+    assert preempted > 0
+    assert outputs == expected
+    assert_speculated(counted)
