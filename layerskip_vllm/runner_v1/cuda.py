@@ -1,4 +1,4 @@
-"""Self-speculation on vLLM's CUDA worker (`vllm/v1/worker/gpu_worker.py`). Never run so far."""
+"""Self-speculation on vLLM's CUDA worker (`vllm/v1/worker/gpu_worker.py`)."""
 
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.gpu_worker import Worker

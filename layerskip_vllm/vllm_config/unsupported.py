@@ -53,6 +53,11 @@ def _custom_logits_processors(args: EngineArgs) -> str:
     return "; ".join(named + installed)
 
 
+def _own_scheduler(args: EngineArgs) -> str:
+    """Ours chooses K; vLLM takes one class."""
+    return f"scheduler_cls={args.scheduler_cls!r}" if args.scheduler_cls is not None else ""
+
+
 SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
     ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
@@ -70,7 +75,7 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("sleep mode", lambda args: args.enable_sleep_mode),
     ("custom logits processors", _custom_logits_processors),
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
-    ("a scheduler class of your own", lambda args: args.scheduler_cls is not None),
+    ("a scheduler class of your own", _own_scheduler),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
     # It loads no plugins, so a request's options would reach the workers unchecked.

@@ -167,6 +167,10 @@ TABLE = [
     (SELF | {"enable_sleep_mode": True}, "Sleep mode is not supported on current platform"),
     (SELF | {"async_scheduling": True}, "does not support asynchronous scheduling"),
     (SELF | {"worker_cls": "my.Worker"}, "does not support a worker class of your own"),
+    (
+        SELF | {"scheduler_cls": "my.Scheduler"},
+        r"does not support a scheduler class of your own \(scheduler_cls='my.Scheduler'\)",
+    ),
     (SELF | {"runner": "pooling"}, "pooling"),
     (early_exit(0), r"early_exit=0 must be in \[1, 6\] for a 6-layer model"),
     (early_exit(-1), r"early_exit=-1 must be in \[1, 6\]"),

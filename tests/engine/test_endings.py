@@ -71,6 +71,15 @@ def test_max_tokens_cuts_an_accepted_run(llm, plain, prompts, max_tokens):
     assert generate(llm, prompts, params) == generate(plain, prompts, params)
 
 
+@pytest.mark.parametrize("max_tokens", range(1, K + 4))
+def test_no_draft_follows_the_last_token(llm, prompts, max_tokens):
+    before = counts(llm)
+    generate(llm, prompts[:1], greedy(max_tokens, ignore_eos=True))
+    # The first token comes with the prompt, and the last one is the bonus: all drafts are right.
+    most_drafts = max(0, max_tokens - 2)
+    assert counts(llm).since(before).num_drafted == min(K, most_drafts)
+
+
 def finish(llm, prompts, params):
     return [
         (list(o.token_ids), o.text, o.finish_reason, o.stop_reason)
