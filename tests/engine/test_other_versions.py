@@ -42,10 +42,7 @@ def refusals(random_llama):
 
     In one process: each imports vLLM for 9 s.
     """
-    flags, command_lines = (
-        [SELF, EXIT, {}],
-        [["--speculative-model", "self:3"], ["--early-exit", "3"]],
-    )
+    command_lines = [["--speculative-model", "self:3"], ["--early-exit", "3"]]
     cases = json.dumps([random_llama(), [SELF, early_exit(3), {}], command_lines])
     run = subprocess.run(
         [sys.executable, "-c", UNDER_ANOTHER_VERSION, cases],
