@@ -16,7 +16,7 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 # A group is a file, or the files that share a pair of servers (tests/conftest.py).
 IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-cluster soak bench quality ledger style build clean help
+.PHONY: setup demo test test-all test-cluster mutants soak bench quality ledger style build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -53,6 +53,9 @@ test-all: setup ## it and the slow tests, about 60 minutes
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/parallel/test_two_hosts.py -m cluster
+
+mutants: setup ## faults in the package, each of which the tests must notice; about 15 minutes
+	$(BIN)/python -m tests.mutation
 
 soak: setup ## two servers under the same load, with and without self:E, compared; MINUTES=30
 	$(BIN)/python -m tests.stress.soak --minutes $(MINUTES) --output build/soak.json

@@ -31,6 +31,9 @@ class Feature:
     min_cached_tokens: int = 96
     """How much of a shared prefix of 96 tokens a second run finds in the cache at least."""
 
+    chunk_size: int = 16
+    """Prompt tokens that a step has room for, where prompts come in chunks."""
+
     @property
     def settings(self) -> dict:
         """Arguments of plain and self-speculating engines."""
@@ -69,7 +72,7 @@ class Prepared:
 IN_ALL_SCENARIOS = {
     "llama": Feature({}),
     "window": Feature({"family": "mistral", "sliding_window": WINDOW}, min_cached_tokens=WINDOW),
-    "adapters": Feature({}, adapted_embeddings=EMBEDDINGS),
+    "adapters": Feature({}, adapted_embeddings=EMBEDDINGS, chunk_size=32),
     # Integer sums are exact, so a row's result is the same in every batch.
     "w8a8": Feature({}, quantization="w8a8"),
 }

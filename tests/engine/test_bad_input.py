@@ -1,8 +1,6 @@
 """Bad input is named with its value, the range and the way out, before anything loads."""
 
 import json
-import subprocess
-import sys
 from importlib.metadata import EntryPoint
 from types import SimpleNamespace
 
@@ -234,44 +232,6 @@ def test_a_multimodal_model_is_refused_by_its_architecture():
     config = SimpleNamespace(architecture="LlavaForConditionalGeneration")
     with pytest.raises(ValueError, match="LlavaForConditionalGeneration; supported: Llama"):
         num_layers_of(config, feature="self-speculation")
-
-
-@pytest.mark.parametrize("flags", [SELF, EXIT, {}], ids=["self:3", "early exit", "plain"])
-def test_another_vllm_version_is_refused_only_where_something_of_ours_is_asked_for(
-    random_llama, flags
-):
-    code = f"""
-import vllm.version
-vllm.version.__version__ = "0.33.1"
-from vllm.config import KVTransferConfig
-from vllm.engine.arg_utils import EngineArgs
-EngineArgs({random_llama()!r}, max_model_len=64, **{flags!r}).create_engine_config()
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    if flags:
-        assert run.returncode != 0
-        last_line = run.stderr.strip().splitlines()[-1]
-        assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line
-    else:
-        assert run.returncode == 0, run.stderr
-
-
-@pytest.mark.parametrize("flags", [["--speculative-model", "self:3"], ["--early-exit", "3"]])
-def test_another_vllm_version_has_no_such_flags(flags):
-    code = f"""
-import vllm.version
-vllm.version.__version__ = "0.33.1"
-from vllm.engine.arg_utils import EngineArgs
-from vllm.plugins import load_general_plugins
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-load_general_plugins()
-EngineArgs.add_cli_args(FlexibleArgumentParser()).parse_args({flags!r})
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.returncode != 0
-    last_line = run.stderr.strip().splitlines()[-1]
-    assert f"argument {flags[0]}: layerskip_vllm" in last_line
-    assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line
 
 
 def test_model_runner_v2_is_refused_where_it_is_forced(random_llama, monkeypatch):

@@ -7,7 +7,6 @@ import pytest
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
-    both,
     close,
     counts,
     generate,
@@ -15,7 +14,6 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
-    num_preemptions,
     random_prompts,
 )
 from tests.options import FIXED
@@ -99,74 +97,6 @@ def test_both_segments_compile_once(random_llama, monkeypatch, tmp_path):
     close(llm)
     artifacts = {path.parent.parent.name for path in tmp_path.rglob("model") if path.is_file()}
     assert len(artifacts) == 2
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        pytest.param({"tied": True}, id="tied-head"),
-        pytest.param({"num_kv_heads": 4}, id="multi-head-attention"),
-        pytest.param({"num_kv_heads": 1}, id="multi-query-attention"),
-    ],
-)
-def test_head_and_attention_variants(random_llama, shape):
-    model = random_llama(num_layers=NUM_LAYERS, late_scale=0.3, **shape)
-    expected, actual, counted = both(
-        model, as_prompts(random_prompts(LENGTHS)), greedy(60), exit_layer=3
-    )
-    assert actual == expected
-    assert_speculated(counted)
-
-
-def test_32_requests_of_unequal_length_join_and_leave(mixed_model):
-    prompts = as_prompts(random_prompts([3 + 5 * i % 71 for i in range(32)], seed=1))
-    params = [greedy(5 + 7 * i % 61, ignore_eos=True) for i in range(32)]
-    expected, actual, counted = both(mixed_model, prompts, params, max_num_seqs=12)
-    assert actual == expected
-    assert_speculated(counted)
-
-
-def test_chunked_prompts_mix_with_decodes(mixed_model):
-    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
-    expected, actual, counted = both(
-        mixed_model, prompts, greedy(40), max_num_batched_tokens=16, max_num_seqs=8
-    )
-    assert actual == expected
-    assert_speculated(counted)
-
-
-def test_shared_prefixes_hit_the_cache_on_the_second_run(mixed_model):
-    (prefix,) = random_prompts([96], seed=3)
-    tails = random_prompts([1, 7, 32, 33, 40, 64], seed=4)
-    prompts = as_prompts([prefix + tail for tail in tails])
-    expected = generate_plainly(mixed_model, prompts, greedy(50))
-    llm = make_self_llm(mixed_model, 3, 4)
-    assert generate(llm, prompts, greedy(50)) == expected
-    second = llm.generate(prompts, greedy(50), use_tqdm=False)
-    before = counts(llm)
-    assert [list(output.outputs[0].token_ids) for output in second] == expected
-    assert all(output.num_cached_tokens >= 96 for output in second)
-    # Whole prompt and output cached but for the last block: decoding starts at once.
-    longer = as_prompts(
-        [p["prompt_token_ids"] + e[:20] for p, e in zip(prompts, expected, strict=True)]
-    )
-    assert generate(llm, longer, greedy(30)) == [e[20:] for e in expected]
-    assert_speculated(counts(llm).since(before))
-    close(llm)
-
-
-def test_preempted_requests_start_over(mixed_model):
-    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
-    params = greedy(120, ignore_eos=True)
-    expected = generate_plainly(mixed_model, prompts, params)
-    llm = make_self_llm(mixed_model, 3, 4, num_gpu_blocks_override=16)
-    before, preempted_before = counts(llm), num_preemptions(llm)
-    actual = generate(llm, prompts, params)
-    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
-    close(llm)
-    assert preempted > 0
-    assert actual == expected
-    assert_speculated(counted)
 
 
 def test_a_draft_length_that_follows_the_batch_size(mixed_model):

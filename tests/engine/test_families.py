@@ -7,13 +7,11 @@ from types import SimpleNamespace
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
-from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 from layerskip_vllm.models.mistral import EarlyExitMistralForCausalLM
 from tests.engine.cut_models import MAX_TOKENS, PROMPTS, by_transformers, early_exit
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
-    both,
     close,
     counts,
     generate,
@@ -21,50 +19,20 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
-    num_preemptions,
     random_prompts,
     runner,
 )
-from tests.models import FAMILIES
+from tests.engine.features import IN_ALL_SCENARIOS, IN_ONE_SCENARIO, NUM_LAYERS, WINDOW
 
-NUM_LAYERS = 6
-WINDOW = 48
 LENGTHS = [5, 17, 40, 90, 3, 20]
-
-# The published Qwen models of these shapes tie their heads.
-SHAPES = [
-    pytest.param({"family": "mistral"}, id="mistral"),
-    pytest.param({"family": "mistral", "sliding_window": WINDOW}, id="mistral-window"),
-    pytest.param({"family": "qwen2", "tied": True}, id="qwen2", marks=pytest.mark.slow),
-    pytest.param(
-        {"family": "qwen2", "tied": True, "sliding_window": WINDOW},
-        id="qwen2-window",
-        marks=pytest.mark.slow,
-    ),
-    pytest.param({"family": "qwen3", "tied": True}, id="qwen3"),
-    pytest.param(
-        {"family": "qwen3", "tied": True, "sliding_window": WINDOW},
-        id="qwen3-window",
-        marks=pytest.mark.slow,
-    ),
-]
+SHAPES = {
+    name: feature.shape
+    for name, feature in (IN_ALL_SCENARIOS | IN_ONE_SCENARIO).items()
+    if "family" in feature.shape and feature.adapted_embeddings is None
+}
 
 
-def test_every_supported_family_is_tested_here_or_is_llama():
-    tested = {family.model.__name__ for family in FAMILIES.values()}
-    assert {*SUPPORTED_ARCHITECTURES} == {"LlamaForCausalLM", *tested}
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_output_is_plain_decodings(random_model, shape):
-    model = random_model(late_scale=0.3, **shape)
-    prompts = as_prompts(random_prompts(LENGTHS))
-    expected, actual, counted = both(model, prompts, greedy(60), exit_layer=3)
-    assert actual == expected
-    assert_speculated(counted)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_early_exit_is_the_cut_model_of_transformers(random_model, shape):
     model = random_model(**shape)
     llm = make_llm(model, **early_exit(2))
@@ -79,53 +47,12 @@ def windowed(random_model):
     return random_model(family="mistral", sliding_window=WINDOW, late_scale=0.3)
 
 
-def test_chunked_prompts_mix_with_decodes(windowed):
-    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
-    few = {"max_num_batched_tokens": 16, "max_num_seqs": 8}
-    expected, actual, counted = both(windowed, prompts, greedy(40), exit_layer=3, **few)
-    assert actual == expected
-    assert_speculated(counted)
-
-
-def test_a_window_changes_what_is_said(random_model, windowed):
-    """Else the tests with a window would show nothing."""
+def test_a_window_changes_the_output(random_model, windowed):
+    """Otherwise the tests with a window would show nothing."""
     prompts = as_prompts(random_prompts([90, 70]))
-    outputs = []
-    for model in (windowed, random_model(family="mistral", late_scale=0.3)):
-        plain = make_llm(model)
-        outputs.append(generate(plain, prompts, greedy(40)))
-        close(plain)
+    models = (windowed, random_model(family="mistral", late_scale=0.3))
+    outputs = [generate_plainly(model, prompts, greedy(40)) for model in models]
     assert outputs[0] != outputs[1]
-
-
-def test_drafts_do_not_reach_the_blocks_that_left_the_window(windowed):
-    """With so few blocks, those that one request gives back are soon another's."""
-    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
-    params = greedy(120, ignore_eos=True)
-    expected = generate_plainly(windowed, prompts, params)
-    llm = make_self_llm(windowed, 3, 4, num_gpu_blocks_override=12)
-    before, preempted_before = counts(llm), num_preemptions(llm)
-    actual = generate(llm, prompts, params)
-    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
-    close(llm)
-    assert preempted > 0
-    assert actual == expected
-    assert_speculated(counted)
-
-
-def test_a_windows_prefix_cache_hits_on_the_second_run(windowed):
-    (prefix,) = random_prompts([96], seed=3)
-    prompts = as_prompts([prefix + tail for tail in random_prompts([1, 7, 33, 40], seed=4)])
-    expected = generate_plainly(windowed, prompts, greedy(50))
-    llm = make_self_llm(windowed, 3, 4)
-    assert generate(llm, prompts, greedy(50)) == expected
-    before = counts(llm)
-    second = llm.generate(prompts, greedy(50), use_tqdm=False)
-    counted = counts(llm).since(before)
-    close(llm)
-    assert [list(output.outputs[0].token_ids) for output in second] == expected
-    assert all(output.num_cached_tokens >= WINDOW for output in second)
-    assert_speculated(counted)
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +120,7 @@ def test_local_argmax_drafts_the_same_tokens_of_qwen2(random_model):
     assert_speculated(counted[0])
 
 
-def test_qwen3_compiles_and_says_what_plain_does(random_model, monkeypatch, tmp_path):
+def test_compiled_qwen3_gives_plain_output(random_model, monkeypatch, tmp_path):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
     model = random_model(family="qwen3", num_layers=3, late_scale=0.3)
     prompts = as_prompts(random_prompts([5, 33, 9]))

@@ -15,15 +15,12 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
-    num_preemptions,
     random_prompts,
 )
+from tests.engine.features import EXIT_LAYER, LORA, NUM_LAYERS
 
-NUM_LAYERS, EXIT_LAYER, K = 6, 3, 3
+K = 3
 LENGTHS = [5, 17, 40, 90, 3, 20]
-LORA = {"enable_lora": True, "max_loras": 4}
-"""A slot more than there are adapters: where all are taken, stock vLLM on a CPU gives the last
-adapter to requests that have none (patches/README.md)."""
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +68,7 @@ def test_plain_decoding_gives_each_request_its_own_adapter(
     assert len({tuple(ids) for ids in first}) == len(adapters)
 
 
-@pytest.mark.parametrize("exit_layer", [1, EXIT_LAYER, NUM_LAYERS - 1])
+@pytest.mark.parametrize("exit_layer", [1, NUM_LAYERS - 1])
 def test_several_adapters_and_none_in_one_batch(model, prompts, mixture, plain_outputs, exit_layer):
     llm = make_self_llm(model, exit_layer, K, **LORA)
     before = counts(llm)
@@ -175,32 +172,6 @@ def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, pl
     assert_speculated(counted)
 
 
-def test_chunked_prompts_mix_with_decodes(model, adapters):
-    a, b, c = adapters
-    prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
-    mixture = [None, a, b, c, c, None, b, a]
-    few = LORA | {"max_num_batched_tokens": 32, "max_num_seqs": 8}
-    expected, actual, counted = both(
-        model, prompts, greedy(40), EXIT_LAYER, K, lora_request=mixture, **few
-    )
-    assert actual == expected
-    assert_speculated(counted)
-
-
-def test_preempted_requests_come_back_with_their_adapter(model, mixture):
-    prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
-    params = greedy(120, ignore_eos=True)
-    expected = generate_plainly(model, prompts, params, mixture, **LORA)
-    llm = make_self_llm(model, EXIT_LAYER, K, num_gpu_blocks_override=16, **LORA)
-    before, preempted_before = counts(llm), num_preemptions(llm)
-    actual = generate(llm, prompts, params, mixture)
-    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
-    close(llm)
-    assert preempted > 0
-    assert actual == expected
-    assert_speculated(counted)
-
-
 def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
     """vLLM computes them after the drafts, with the adapters that the step began with."""
     prompts, params = as_prompts(random_prompts([20])), greedy(12, prompt_logprobs=0)
@@ -215,26 +186,3 @@ def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
     actual_ids, actual = told(make_self_llm(model, EXIT_LAYER, K, **LORA))
     assert actual_ids == expected_ids
     assert actual == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("family", "embeddings"),
-    # vLLM's Mistral and Qwen2 take no adapters of embeddings.
-    [
-        pytest.param("mistral", (), marks=pytest.mark.slow),
-        pytest.param("qwen2", (), marks=pytest.mark.slow),
-        ("qwen3", ("embed_tokens", "lm_head")),
-    ],
-)
-def test_every_family(random_model, tmp_path, prompts, family, embeddings):
-    model = random_model(family=family, late_scale=0.3)
-    a, b = (
-        LoRARequest(str(n), n, save_adapter(model, tmp_path / str(n), n, range(6), embeddings))
-        for n in (1, 2)
-    )
-    mixture = [a, None, b, b, None, a]
-    expected, actual, counted = both(
-        model, prompts, greedy(60), EXIT_LAYER, K, lora_request=mixture, **LORA
-    )
-    assert actual == expected
-    assert_speculated(counted)

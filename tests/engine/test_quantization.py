@@ -1,4 +1,7 @@
-"""Quantized weights and activations: output is plain decoding's of the same checkpoint."""
+"""Quantized weights and activations: output is plain decoding's of the same checkpoint.
+
+test_scenarios.py runs the formats whose weights and activations are integers.
+"""
 
 import json
 from pathlib import Path
@@ -12,10 +15,8 @@ from layerskip_vllm.demo.models import PYTHON_10M
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead
 from layerskip_vllm.vllm_config.unsupported import refused_quantization
 from tests.engine.engines import as_prompts, assert_speculated, both, greedy, random_prompts
+from tests.engine.features import IN_ALL_SCENARIOS, IN_ONE_SCENARIO
 from tests.quantize import CONFIGS, quantized
-
-INTEGERS = ["w8a8", "w8a8-asymmetric", "w8a8-static", "w4a8"]
-"""Integer sums are exact, so a row's result is the same in every batch."""
 
 TRAINED = [
     # vLLM multiplies 4-bit weights on a CPU in 16 bits only. At that precision a batch of another
@@ -35,16 +36,8 @@ TRAINED = [
 
 
 def test_every_format_is_tested():
-    assert {*INTEGERS, *(getattr(case, "values", case)[0] for case in TRAINED)} == {*CONFIGS}
-
-
-@pytest.mark.parametrize("name", INTEGERS)
-def test_integer_weights_and_activations(random_llama, tmp_path, name):
-    model = quantized(random_llama(num_layers=6, late_scale=0.3), tmp_path, name)
-    prompts = as_prompts(random_prompts([5, 17, 40, 90, 3, 20]))
-    expected, actual, counted = both(model, prompts, greedy(60), exit_layer=3)
-    assert actual == expected
-    assert_speculated(counted)
+    of_integers = {f.quantization for f in (IN_ALL_SCENARIOS | IN_ONE_SCENARIO).values()} - {None}
+    assert {*of_integers, *(getattr(case, "values", case)[0] for case in TRAINED)} == {*CONFIGS}
 
 
 @pytest.mark.slow

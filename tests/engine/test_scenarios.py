@@ -102,7 +102,8 @@ def test_32_requests_of_unequal_length_join_and_leave(case):
 @main_features
 def test_chunked_prompts_mix_with_decodes(case):
     prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
-    case.assert_equal(prompts, greedy(40), max_num_batched_tokens=16, max_num_seqs=8)
+    chunks = {"max_num_batched_tokens": case.feature.chunk_size, "max_num_seqs": 8}
+    case.assert_equal(prompts, greedy(40), **chunks)
 
 
 @main_features

@@ -96,6 +96,7 @@ def test_plain_decoding_sends_each_token_through_all_layers(found):
     assert traffic.num_bytes["all_reduce"] == calls * FLOAT32_BYTES * HIDDEN_SIZE
 
 
+@pytest.mark.slow
 def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
     of_a_draft = FLOAT32_BYTES * (VOCAB_SIZE // 2 - 2)
     saved = gathered_bytes(found("self")) - gathered_bytes(found(LOCAL_ARGMAX))
