@@ -146,7 +146,9 @@ def measure_all(
     logs.mkdir(parents=True, exist_ok=True)
     other = package_variables(against, args.output) if against else None
     found = []
-    for preload in preloads or ([], installed_preloads()):
+    if preloads is None:
+        preloads = [[], installed_preloads()] if installed_preloads() else [[]]
+    for preload in preloads:
         own = child_variables(preload, args.num_threads, args.bind)
         variables = {REFERENCE: own, OWN: own} | ({OTHER: own | other} if other else {})
         measured = measure(
