@@ -124,7 +124,7 @@ def _systems(
         system = System(name, "vllm", {**known[name].arguments, "max_num_seqs": args.slots})
         started[name] = system, env
         if other is not None and name.startswith("self"):
-            label = f"{name}, other checkout"
+            label = f"{name}@other"
             started[label] = dataclasses.replace(system, name=label), env | other
     return started
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 HOPELESS = "untrained"
 """The model whose drafts are almost never accepted."""
 
-OWN, OTHER = "self-default", "self-default, other checkout"
+OWN, OTHER = "self-default", "self-default@other"
 NUM_PAIRS, NUM_GENERATIONS, MAX_TOKENS, MAX_NUM_SEQS = 5, 5, 200, 16
 
 
