@@ -118,14 +118,14 @@ def _systems(
     """What to start with which environment; the other checkout has no plain of its own."""
     env = os.environ | child_variables(args.preload, args.num_threads, args.bind)
     known = systems_of(model, args.num_speculative_tokens, args.eager)
+    other = package_variables(args.against, args.output) if args.against else None
     started: dict[str, tuple[System, Mapping[str, str]]] = {}
     for name in args.system:
         system = System(name, "vllm", {**known[name].arguments, "max_num_seqs": args.slots})
         started[name] = system, env
-        if args.against and name.startswith("self"):
-            other = f"{name}, other checkout"
-            variables = package_variables(args.against, args.output)
-            started[other] = dataclasses.replace(system, name=other), env | variables
+        if other is not None and name.startswith("self"):
+            label = f"{name}@other"
+            started[label] = dataclasses.replace(system, name=label), env | other
     return started
 
 

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 HOPELESS = "untrained"
 """The model whose drafts are almost never accepted."""
 
-OWN, OTHER = "self-default", "self-default, other checkout"
+OWN, OTHER = "self-default", "self-default@other"
 NUM_PAIRS, NUM_GENERATIONS, MAX_TOKENS, MAX_NUM_SEQS = 5, 5, 200, 16
 
 
@@ -146,7 +146,9 @@ def measure_all(
     logs.mkdir(parents=True, exist_ok=True)
     other = package_variables(against, args.output) if against else None
     found = []
-    for preload in preloads or ([], installed_preloads()):
+    if preloads is None:
+        preloads = [[], installed_preloads()] if installed_preloads() else [[]]
+    for preload in preloads:
         own = child_variables(preload, args.num_threads, args.bind)
         variables = {REFERENCE: own, OWN: own} | ({OTHER: own | other} if other else {})
         measured = measure(
