@@ -38,29 +38,138 @@ class Fault:
     """Arguments of pytest, under tests/."""
 
 
-SCENARIOS = "engine/test_scenarios.py"
+SCENARIOS = ("engine/test_scenarios.py::test_requests_of_unequal_length",)
+CHUNKED = ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes",)
+HISTORY = ("engine/test_step_machine.py",)
+BATCH, PROPOSER = "spec_decode/draft_batch.py", "runner_v1/proposer.py"
+RUNNER, SCHEDULER = "runner_v1/runner.py", "scheduling/scheduler.py"
 
 FAULTS = [
     Fault(
-        "wrong layer cut",
+        "a layer is left out at the cut",
         "models/split.py",
         "layers=decoder.layers[exit_layer:],",
         "layers=decoder.layers[exit_layer + 1 :],",
-        (f"{SCENARIOS}::test_requests_of_unequal_length",),
+        SCENARIOS,
     ),
     Fault(
-        "residual lost between the segments",
+        "the residual is lost between the segments",
         "models/split.py",
         "return hidden_states, residual.float(), normed_states",
         "return hidden_states, hidden_states.float(), normed_states",
-        (f"{SCENARIOS}::test_requests_of_unequal_length",),
+        SCENARIOS,
     ),
     Fault(
-        "another request's adapter",
-        "runner_v1/cpu.py",
+        "a request without an adapter gets another one's",
+        "compat/worker/rows_without_adapter.py",
         "inputs = inputs.masked_fill((lora_indices_tensor < 0)[:, None], 0)",
         "pass",
         ("engine/test_lora.py",),
+    ),
+    Fault(
+        "a slot too far within the block",
+        BATCH,
+        "slots * block_size + own % block_size",
+        "slots * block_size + (own + 1) % block_size",
+        HISTORY,
+    ),
+    Fault(
+        "the next position's block",
+        BATCH,
+        "own // block_size",
+        "np.minimum((own + 1) // block_size, block_table.shape[1] - 1)",
+        HISTORY,
+    ),
+    Fault(
+        "idle rows write to the first slot",
+        BATCH,
+        "own % block_size, padding_slot)",
+        "own % block_size, 0)",
+        ("engine/test_attention_metadata.py",),
+    ),
+    Fault(
+        "exit states of another request",
+        BATCH,
+        "[np.repeat(rows, num_scheduled), steps]",
+        "[np.repeat(rows[::-1], num_scheduled), steps]",
+        SCENARIOS,
+    ),
+    Fault(
+        "the exit state of the token before",
+        BATCH,
+        "[np.repeat(rows, num_scheduled), steps]",
+        "[np.repeat(rows, num_scheduled), np.maximum(steps - 1, 0)]",
+        SCENARIOS,
+    ),
+    Fault(
+        "rows of the exit states are swapped",
+        "spec_decode/exit_query_cache.py",
+        "entries[: len(rows), step] = rows",
+        "entries[: len(rows), step] = rows.flip(0)",
+        SCENARIOS,
+    ),
+    Fault(
+        "exit states live on",
+        "spec_decode/exit_query_cache.py",
+        "batch, self._batch = self._batch, None",
+        "batch = self._batch",
+        ("unit/test_exit_query_cache.py",),
+    ),
+    Fault(
+        "a request resumes at another position",
+        BATCH,
+        "is_same_place & (num_scheduled",
+        "(num_scheduled",
+        ("unit/test_draft_batch.py",),
+    ),
+    Fault(
+        "exit states are used after preemption",
+        RUNNER,
+        "set(cached.req_ids) - set(cached.resumed_req_ids)",
+        "set(cached.req_ids) | {new.req_id for new in scheduler_output.scheduled_new_reqs}",
+        HISTORY,
+    ),
+    Fault(
+        "the last draft has no exit state",
+        PROPOSER,
+        "with_last_draft=self.use_exit_query_cache",
+        "with_last_draft=False",
+        SCENARIOS,
+    ),
+    Fault(
+        "no slot for the last draft",
+        SCHEDULER,
+        "self.num_lookahead_tokens += 1",
+        "self.num_lookahead_tokens += 0",
+        HISTORY,
+    ),
+    Fault(
+        "a draft after the last token",
+        BATCH,
+        "max_num_tokens - 2 - start_positions",
+        "max_num_tokens - 1 - start_positions",
+        ("engine/test_endings.py",),
+    ),
+    Fault(
+        "drafts pass the least number of tokens",
+        "scheduling/limits.py",
+        "if num_output_tokens < params.min_tokens:",
+        "if num_output_tokens < 0:",
+        ("engine/test_endings.py::test_a_request_may_end_as_soon_as_it_has_its_least_tokens",),
+    ),
+    Fault(
+        "a request's own limit is ignored",
+        SCHEDULER,
+        "for req_id, limit in limits.items() if limit < num_drafts",
+        "for req_id, limit in limits.items() if limit < 0",
+        ("engine/test_requests.py::test_each_request_says_how_far_to_draft_for_it",),
+    ),
+    Fault(
+        "prompts draft before their end",
+        RUNNER,
+        "np.where(self.discard_request_mask.np[:num_reqs], -1, limits)",
+        "np.array(limits)",
+        CHUNKED,
     ),
 ]
 

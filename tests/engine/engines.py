@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from vllm import LLM, SamplingParams
 
+from layerskip_vllm.measure.engine import model_runner as runner
+from layerskip_vllm.measure.engine import shut_down
 from tests.engine import plain
 from tests.engine.restarts import make_restarts_cheap
 from tests.options import FIXED
@@ -59,19 +61,8 @@ def make_self_llm(
 def close(llm: LLM) -> None:
     """Free an engine's memory before the next one starts."""
     OPEN.remove(llm)
-    llm.llm_engine.engine_core.shutdown()
-    del llm
+    shut_down(llm)
     gc.collect()
-
-
-def runner(llm: LLM):
-    """The model runner of an engine in this process."""
-    return llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
-
-
-def scheduler(llm: LLM):
-    """The scheduler of an engine in this process."""
-    return llm.llm_engine.engine_core.engine_core.scheduler
 
 
 def greedy(max_tokens: int, **overrides) -> SamplingParams:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import as_prompts, close, generate, greedy, make_llm, runner
 from tests.engine.kv_memory import KvMemory
 from tests.engine.scripted_drafts import ScriptedDrafts
@@ -25,7 +26,7 @@ class ScheduleRecorder:
     """Keeps what the scheduler decided, by the request's id inside of the engine."""
 
     def __init__(self, llm) -> None:
-        self.scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+        self.scheduler = scheduler(llm)
         self._schedule = self.scheduler.schedule
         self.scheduler.schedule = self._record
         self.last: dict[str, Scheduled] = {}

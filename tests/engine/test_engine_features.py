@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
@@ -83,14 +84,14 @@ def test_priorities_decide_who_is_preempted(model, monkeypatch):
     params = greedy(120, ignore_eos=True)
     expected = generate_plainly(model, prompts, params)
     llm = make_self_llm(model, 3, 4, num_gpu_blocks_override=16, scheduling_policy="priority")
-    scheduler, preempted = llm.llm_engine.engine_core.engine_core.scheduler, []
-    original = scheduler._preempt_request
+    its_scheduler, preempted = scheduler(llm), []
+    original = its_scheduler._preempt_request
 
     def preempt(request, *args, **kwargs):
         preempted.append(request.priority)
         original(request, *args, **kwargs)
 
-    monkeypatch.setattr(scheduler, "_preempt_request", preempt)
+    monkeypatch.setattr(its_scheduler, "_preempt_request", preempt)
     before = counts(llm)
     # The last is the most urgent, and would be the first to go if all were equal.
     outputs = llm.generate(prompts, params, priority=[9, 9, 9, 9, 9, 0], use_tqdm=False)

@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from layerskip_vllm.measure.engine import scheduler
 from layerskip_vllm.scheduling import health
 from tests.engine.engines import (
     as_prompts,
@@ -16,7 +17,6 @@ from tests.engine.engines import (
     make_self_llm,
     random_prompts,
     runner,
-    scheduler,
 )
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from layerskip_vllm.demo.models import MODELS, PYTHON_10M
+from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import (
     close,
     counts,
@@ -12,7 +13,6 @@ from tests.engine.engines import (
     generate_plainly,
     greedy,
     make_self_llm,
-    scheduler,
 )
 
 EXIT_LAYER, NUM_SPECULATIVE_TOKENS = 4, 4

@@ -4,6 +4,7 @@ import pytest
 from vllm.config.reasoning import ReasoningConfig
 from vllm.sampling_params import BeamSearchParams, StructuredOutputsParams
 
+from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import (
     Counts,
     as_prompts,
@@ -141,8 +142,8 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(llm, plain, monkeypatch):
         constrained = [StructuredOutputsParams(**constraint) for constraint in CONSTRAINTS]
         return [greedy(70, structured_outputs=one) for one in [*constrained, None]]
 
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    manager, proposed_and_kept = scheduler.structured_output_manager, []
+    its_scheduler = scheduler(llm)
+    manager, proposed_and_kept = its_scheduler.structured_output_manager, []
     original = manager.validate_tokens
 
     def validate_tokens(request, token_ids):

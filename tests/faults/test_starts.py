@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layerskip_vllm.demo.server import START_LIMIT_S
+from layerskip_vllm.measure.server import START_LIMIT_S
 from tests.faults.watched import Ending, errors_in, side_by_side, watched
 from tests.parallel.hosts import why_not
 from tests.server.servers import ENGINE_FLAGS

@@ -2,10 +2,10 @@
 
 import pytest
 
+from benchmarks.collective_trace import AMONG_PROCESSES, OTHER_COLLECTIVES
 from benchmarks.communication import LOCAL_ARGMAX, Communication, compared_systems, measure
 from benchmarks.models import PreparedModel
 from benchmarks.systems import System
-from benchmarks.traffic import AMONG_PROCESSES, OTHER_COLLECTIVES
 from tests.engine.engines import random_prompts
 from tests.models import first_layers
 
@@ -56,7 +56,7 @@ def found(model):
 
 
 def gathered_bytes(communication: Communication) -> int:
-    num_bytes = communication.traffic.num_bytes
+    num_bytes = communication.trace.num_bytes
     return num_bytes["all_gather"] + num_bytes["gather"]
 
 
@@ -65,7 +65,7 @@ CALLS_EARLY, CALLS_REMAINING = 2 * E + 1, 2 * (L - E)
 
 @pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_cycle_sends_what_the_page_says(found, batch_size):
-    traffic = found("self", batch_size).traffic
+    traffic = found("self", batch_size).trace
     assert traffic.num_calls["all_reduce"] == NUM_CYCLES * ((K + 1) * CALLS_EARLY + CALLS_REMAINING)
     rows = batch_size * (K + 1) * (CALLS_EARLY + CALLS_REMAINING)
     num_bytes = FLOAT32_BYTES * HIDDEN_SIZE * rows
@@ -76,7 +76,7 @@ def test_a_cycle_sends_what_the_page_says(found, batch_size):
 
 
 def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
-    calls = found("self").traffic.num_calls
+    calls = found("self").trace.num_calls
     assert [calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
 
 
@@ -84,13 +84,13 @@ def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
 def test_choosing_the_draft_length_sends_nothing(model):
     systems = compared_systems(model, K)
     arguments = systems["self"].arguments | {"additional_config": {}}
-    traffic = measure(model, System("adaptive", "vllm", arguments), batch_size=1).traffic
+    traffic = measure(model, System("adaptive", "vllm", arguments), batch_size=1).trace
     assert [traffic.num_calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
 
 
 @pytest.mark.slow
 def test_plain_decoding_sends_each_token_through_all_layers(found):
-    traffic, num_tokens = found("plain").traffic, NUM_CYCLES * (K + 1)
+    traffic, num_tokens = found("plain").trace, NUM_CYCLES * (K + 1)
     calls = num_tokens * (CALLS_EARLY + CALLS_REMAINING)
     assert traffic.num_calls["all_reduce"] == calls
     assert traffic.num_bytes["all_reduce"] == calls * FLOAT32_BYTES * HIDDEN_SIZE
@@ -107,7 +107,7 @@ def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
 def test_an_accepted_token_costs_fewer_bytes_than_with_a_draft_model(found):
     """At equal E, K and drafts, and by what the exit query cache spares fewer than without it."""
     systems = ("self", "self-recompute", "draft_model")
-    num_bytes = {name: found(name).traffic.num_bytes["all_reduce"] for name in systems}
+    num_bytes = {name: found(name).trace.num_bytes["all_reduce"] for name in systems}
     row = FLOAT32_BYTES * HIDDEN_SIZE * CALLS_EARLY
     assert num_bytes["self-recompute"] - num_bytes["self"] == NUM_CYCLES * K * row
     assert num_bytes["draft_model"] - num_bytes["self-recompute"] == NUM_CYCLES * (K + 1) * row

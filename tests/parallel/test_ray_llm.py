@@ -8,7 +8,7 @@ import time
 import pytest
 
 from layerskip_vllm.demo.models import PYTHON_10M
-from layerskip_vllm.demo.server import process_group
+from layerskip_vllm.measure.server import process_group
 from tests.parallel.hosts import METRICS_PORT, one_host, why_not
 
 pytestmark = [

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerskip_vllm.demo.server import process_group
+from layerskip_vllm.measure.server import process_group
 from tests.parallel.hosts import two_hosts, why_not
 from tests.parallel.jobs import MAX_TOKENS
 from tests.server.servers import ENGINE_FLAGS

@@ -12,7 +12,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 
-from layerskip_vllm.demo.server import Server
+from layerskip_vllm.measure.server import Server
 from tests.fuzz import JSON
 from tests.options import FIXED
 from tests.server.servers import serve

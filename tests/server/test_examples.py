@@ -11,7 +11,7 @@ import openai
 import psutil
 import pytest
 
-from layerskip_vllm.demo.server import free_port, process_group, wait_until_ready
+from layerskip_vllm.measure.server import free_port, process_group, wait_until_ready
 from tests.commands import LAYERSKIP_VLLM
 from tests.server.servers import user_environment
 

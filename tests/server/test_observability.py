@@ -16,7 +16,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from layerskip_vllm.demo.server import HOST, Server, free_port, process_group
+from layerskip_vllm.measure.server import HOST, Server, free_port, process_group
 from tests.server.answers import Servers
 from tests.server.collector import attributes
 
