@@ -9,8 +9,8 @@ BENCH_OPTIONS ?=
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
-# A source distribution would need a compiler and minutes.
-WHEELS := --only-binary=:all:
+# A source distribution would need a compiler and minutes; pip compiles bytecode on one core only.
+WHEELS := --only-binary=:all: --no-compile
 LOCKS := requirements/cpu.txt requirements/dev.txt
 # The files run in order, the short unit tests last, so that both processes end at about the same time.
 # A group is a file, or the files that share a pair of servers (tests/conftest.py).
@@ -26,9 +26,9 @@ setup: $(VENV)/.installed ## create .venv from the locked requirement files
 $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirements/vllm-metadata/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11))' || \
 	  { echo "make setup: $(PYTHON) is older than Python 3.11; name another: make setup PYTHON=..."; exit 1; }
-	@echo "1/4 Creating $(VENV) ..."
+	@echo "1/5 Creating $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@echo "2/4 Installing the pinned packages: wheels only, about 1 GB of downloads the first time ..."
+	@echo "2/5 Installing the pinned packages: wheels only, about 1 GB of downloads the first time ..."
 	@$(PIP) $(WHEELS) $(addprefix -r ,$(LOCKS)) || { \
 	  echo; \
 	  echo "make setup: pip could not install the locked packages."; \
@@ -36,9 +36,11 @@ $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirement
 	  echo "Add the URL that pytorch.org's 'Get Started' page gives for Linux, pip, CPU:"; \
 	  echo "    make setup PIP_OPTIONS=\"--extra-index-url URL\""; \
 	  exit 1; }
-	@echo "3/4 Installing torchao into $(VENV)/torchao, for the tests ..."
+	@echo "3/5 Installing torchao into $(VENV)/torchao, for the tests ..."
 	@$(PIP) $(WHEELS) --upgrade --target $(VENV)/torchao -r requirements/torchao.txt
-	@echo "4/4 Installing layerskip-vllm, editable ..."
+	@echo "4/5 Compiling their bytecode on all cores ..."
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || : # some files are of other Python versions
+	@echo "5/5 Installing layerskip-vllm, editable ..."
 	@$(PIP) --no-build-isolation ./requirements/vllm-metadata --editable .
 	@touch $@
 

