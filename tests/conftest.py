@@ -1,4 +1,4 @@
-"""Settings that must stand before vLLM is imported, and the models that every suite uses."""
+"""Settings that precede the import of vLLM, and the models that every suite uses."""
 
 import os
 

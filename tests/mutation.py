@@ -162,7 +162,7 @@ FAULTS = [
         SCHEDULER,
         "for req_id, limit in limits.items() if limit < num_drafts",
         "for req_id, limit in limits.items() if limit < 0",
-        ("engine/test_requests.py::test_each_request_says_how_far_to_draft_for_it",),
+        ("engine/test_requests.py::test_each_request_limits_its_drafts",),
     ),
     Fault(
         "prompts draft before their end",

@@ -1,4 +1,4 @@
-"""An engine that a failing test leaves open would take the process's groups down later on."""
+"""What engine tests share: plain outputs, and the closing of engines that a failure left open."""
 
 import os
 
@@ -23,5 +23,6 @@ def kept_plain_outputs(tmp_path_factory):
 def close_what_the_test_opened():
     opened_by_fixtures = list(engines.OPEN)
     yield
+    # Later on it would take the process's groups down.
     for llm in [llm for llm in engines.OPEN if llm not in opened_by_fixtures]:
         engines.close(llm)

@@ -156,7 +156,7 @@ def test_the_depth_is_part_of_the_compile_cache_key(model):
     assert len({key(), *(key(**early_exit(n)) for n in (1, 2, NUM_LAYERS))}) == 4
 
 
-def test_what_the_configuration_says_of_each_layer_is_cut_too(model, tmp_path):
+def test_layer_types_are_cut_too(model, tmp_path):
     for file in Path(model).iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())

@@ -110,7 +110,7 @@ def test_a_stop_string_cuts_an_accepted_run(llm, plain, prompts, outputs, positi
     assert any(reason == "stop" for _, _, reason, _ in expected)
 
 
-def test_a_request_may_end_as_soon_as_it_has_its_least_tokens(llm, plain):
+def test_a_request_may_end_right_after_min_tokens(llm, plain):
     """Not a token later, wherever in a step that is."""
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20, 6, 11], seed=9))
     eos = plain.get_tokenizer().eos_token_id

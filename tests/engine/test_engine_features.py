@@ -166,20 +166,20 @@ NUM_TOKENS = 20
 """Of the compiled engine's requests."""
 
 
-def of_plain(model: str, prompts: list[dict], **flags) -> list[list[int]]:
+def plain_output(model: str, prompts: list[dict], **flags) -> list[list[int]]:
     return generate_plainly(model, prompts, greedy(NUM_TOKENS, ignore_eos=True), **flags)
 
 
 @pytest.fixture(scope="module")
 def expected_of_embeddings(small_model):
-    return of_plain(small_model, embedded_prompts(small_model), enable_prompt_embeds=True)
+    return plain_output(small_model, embedded_prompts(small_model), enable_prompt_embeds=True)
 
 
 @pytest.fixture(scope="module")
 def reloaded(small_model, tmp_path_factory):
     """Another checkpoint, and what it says."""
     other = changed(small_model, tmp_path_factory.mktemp("changed") / "model")
-    return other, of_plain(other, as_prompts(random_prompts([5, 17, 40])))
+    return other, plain_output(other, as_prompts(random_prompts([5, 17, 40])))
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def compiled(small_model, expected_of_embeddings, reloaded, tmp_path_factory):
         close(llm)
 
 
-def assert_says(compiled, prompts: list[dict], expected: list[list[int]]) -> None:
+def assert_output(compiled, prompts: list[dict], expected: list[list[int]]) -> None:
     resumed_before = runner(compiled).num_resumed_tokens
     assert generate(compiled, prompts, greedy(NUM_TOKENS, ignore_eos=True)) == expected
     assert runner(compiled).num_resumed_tokens > resumed_before
@@ -203,7 +203,7 @@ def test_prompts_of_embeddings_where_both_segments_are_compiled(
     compiled, small_model, expected_of_embeddings
 ):
     """They are compiled once, so drafts must come to them as prompts do."""
-    assert_says(compiled, embedded_prompts(small_model), expected_of_embeddings)
+    assert_output(compiled, embedded_prompts(small_model), expected_of_embeddings)
 
 
 @pytest.mark.slow
@@ -212,4 +212,4 @@ def test_weights_are_reloaded_where_both_segments_are_compiled(compiled, reloade
     other, expected = reloaded
     compiled.collective_rpc("reload_weights", kwargs={"weights_path": other})
     compiled.reset_prefix_cache()
-    assert_says(compiled, as_prompts(random_prompts([5, 17, 40])), expected)
+    assert_output(compiled, as_prompts(random_prompts([5, 17, 40])), expected)

@@ -32,7 +32,7 @@ def warnings():
 
 
 @pytest.mark.parametrize(("late_scale", "warns"), [(1.0, True), (0.0, False)], ids=["bad", "good"])
-def test_a_bad_acceptance_rate_is_warned_of_once(random_llama, warnings, late_scale, warns):
+def test_a_bad_acceptance_rate_logs_one_warning(random_llama, warnings, late_scale, warns):
     llm = make_self_llm(random_llama(late_scale=late_scale, late_from=4), 4, 4)
     before = counts(llm)
     prompts = as_prompts(random_prompts([9] * 12))
@@ -76,7 +76,7 @@ def layerskip_metrics(llm) -> dict:
     }
 
 
-def test_what_the_worker_counts_is_beside_vllms_metrics(random_llama):
+def test_worker_counts_agree_with_vllms_metrics(random_llama):
     llm = make_self_llm(random_llama(late_scale=0.3), 5, 4)
     scheduled, its_runner = [], runner(llm)
     execute_model = its_runner.execute_model

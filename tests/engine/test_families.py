@@ -135,7 +135,7 @@ def test_compiled_qwen3_gives_plain_output(random_model, monkeypatch, tmp_path):
     assert_speculated(counted)
 
 
-def test_layers_are_told_apart_in_mistrals_own_format_too():
+def test_unused_layers_are_recognised_in_mistrals_own_format():
     model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=2))
 
     def is_unused(name: str) -> bool:

@@ -176,13 +176,13 @@ def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
     """vLLM computes them after the drafts, with the adapters that the step began with."""
     prompts, params = as_prompts(random_prompts([20])), greedy(12, prompt_logprobs=0)
 
-    def told(llm) -> tuple[list[int], list[float]]:
+    def ids_and_logprobs(llm) -> tuple[list[int], list[float]]:
         (output,) = llm.generate(prompts, params, use_tqdm=False, lora_request=adapters[0])
         close(llm)
         of_prompt = [next(iter(entry.values())).logprob for entry in output.prompt_logprobs[1:]]
         return list(output.outputs[0].token_ids), of_prompt
 
-    expected_ids, expected = told(make_llm(model, **LORA))
-    actual_ids, actual = told(make_self_llm(model, EXIT_LAYER, K, **LORA))
+    expected_ids, expected = ids_and_logprobs(make_llm(model, **LORA))
+    actual_ids, actual = ids_and_logprobs(make_self_llm(model, EXIT_LAYER, K, **LORA))
     assert actual_ids == expected_ids
     assert actual == pytest.approx(expected, abs=1e-4)

@@ -108,7 +108,7 @@ def test_a_checkpoint_that_quantizes_the_kv_cache_is_refused(
         ("quark-w8a8", {"export": {"kv_cache_group": ["*k_proj"], "pack_method": "order"}}),
     ],
 )
-def test_so_is_one_of_another_kind(name, changes):
+def test_other_quantized_kv_checkpoints_are_refused(name, changes):
     config = CONFIGS[name]
     assert refused_quantization(of_model(config), heeds_kv_cache=True) == []
     found = refused_quantization(of_model(config | changes), heeds_kv_cache=True)
@@ -154,7 +154,7 @@ def test_a_checkpoint_that_torchao_has_written_is_refused():
     assert found.startswith("checkpoints that torchao has written; round a plain one")
 
 
-def test_activations_scaled_by_the_whole_batch_are_refused_in_quarks_words():
+def test_activations_that_quark_scales_by_the_whole_batch_are_refused():
     per_tensor = {"dtype": "fp8_e4m3", "qscheme": "per_tensor", "is_dynamic": True}
     everywhere = {"global_quant_config": {"input_tensors": per_tensor}}
     somewhere = {"layer_quant_config": {"*down_proj": {"input_tensors": per_tensor}}}

@@ -69,7 +69,7 @@ OPTIONS = [
 """`extra_args` of a request, and how many tokens a step may draft for it."""
 
 
-def test_each_request_says_how_far_to_draft_for_it(llm, plain):
+def test_each_request_limits_its_drafts(llm, plain):
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20]))
     params = [greedy(50, ignore_eos=True, extra_args=extra_args) for extra_args, _ in OPTIONS]
     expected = generate(plain, prompts, greedy(50, ignore_eos=True))
@@ -174,7 +174,7 @@ def test_a_thought_ends_where_its_budget_does(llm, plain):
     assert 0 < counted.num_accepted < counted.num_drafted
 
 
-def test_a_request_may_end_as_soon_as_it_has_its_least_tokens(llm, plain):
+def test_a_request_may_end_right_after_min_tokens(llm, plain):
     """Not a token later, wherever in a step that is."""
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20, 6, 11], seed=9))
     eos = plain.get_tokenizer().eos_token_id
@@ -187,7 +187,7 @@ def test_a_request_may_end_as_soon_as_it_has_its_least_tokens(llm, plain):
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_requests_go_on_after_a_pause_as_if_there_had_been_none(llm, plain, level):
+def test_a_pause_leaves_requests_unchanged(llm, plain, level):
     """Of level 1, sleep, a CPU has but the pause, and the cached KV is dropped."""
     prompts = as_prompts(random_prompts([20, 7, 33], seed=5))
     params = greedy(50, ignore_eos=True)

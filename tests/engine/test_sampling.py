@@ -94,7 +94,7 @@ def test_samples_follow_the_targets_distribution(model, plain, draft_sample_meth
     assert counted.num_resumed > 0
     assert p_value(plain, samples) > SAME
 
-    # Told that other tokens were likely, or that the draft was not, a sampler accepts wrongly.
+    # With wrong draft probabilities the sampler accepts wrong tokens.
     sampler = runner(llm).rejection_sampler
     right = sampler.forward
 

@@ -21,7 +21,7 @@ TWO_RANKS = {"tensor_parallel_size": 2}
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("two_cores")]
 
 
-def assert_says_what_plain_ranks_say(model: str, lora_request=None, **flags) -> None:
+def assert_equal_to_plain_ranks(model: str, lora_request=None, **flags) -> None:
     prompts, params = as_prompts(random_prompts([5, 17, 40, 3])), greedy(40)
     plain = make_llm(model, **TWO_RANKS, **flags)
     expected = generate(plain, prompts, params, lora_request)
@@ -43,17 +43,17 @@ def test_adapters(model, tmp_path):
         LoRARequest(str(n), n, save_adapter(model, tmp_path / str(n), n, range(6))) for n in (1, 2)
     )
     flags = {"enable_lora": True, "max_loras": 3}
-    assert_says_what_plain_ranks_say(model, lora_request=[a, None, b, a], **flags)
+    assert_equal_to_plain_ranks(model, lora_request=[a, None, b, a], **flags)
 
 
 def test_quantized_weights_and_activations(model, tmp_path):
-    assert_says_what_plain_ranks_say(quantized(model, tmp_path, "w8a8"))
+    assert_equal_to_plain_ranks(quantized(model, tmp_path, "w8a8"))
 
 
 def test_a_kv_cache_in_fp8(model):
-    assert_says_what_plain_ranks_say(model, kv_cache_dtype="fp8")
+    assert_equal_to_plain_ranks(model, kv_cache_dtype="fp8")
 
 
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
 def test_every_family(random_model, family):
-    assert_says_what_plain_ranks_say(random_model(family=family, late_scale=0.3))
+    assert_equal_to_plain_ranks(random_model(family=family, late_scale=0.3))

@@ -25,7 +25,7 @@ def host():
     "inside_a_task",
     [pytest.param(False, id="from a script"), pytest.param(True, id="inside a task")],
 )
-def test_two_actors_say_what_one_process_says(
+def test_two_actors_give_the_output_of_one_process(
     host, model, token_prompts, plain_token_ids, inside_a_task
 ):
     done = host.run(DECODE, stdin=job(model, token_prompts, inside_a_task=inside_a_task, **RAY))

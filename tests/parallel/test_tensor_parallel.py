@@ -68,7 +68,7 @@ def resumed_by_metrics(llm) -> int:
     return next(m.value for m in llm.get_metrics() if m.name == name)
 
 
-def agreed_drafts(llm) -> list[list[list[int]]]:
+def drafts_of_both_ranks(llm) -> list[list[list[int]]]:
     """Every propose step's drafts, which must be the same on both ranks."""
     first, second = llm.collective_rpc(ranks.drafts_of)
     assert first == second
@@ -94,22 +94,22 @@ def agreed_drafts(llm) -> list[list[list[int]]]:
         ),
     ],
 )
-def test_two_ranks_say_what_one_says(open_llm, plain_outputs, prompts, shape, arguments):
+def test_two_ranks_give_the_output_of_one(open_llm, plain_outputs, prompts, shape, arguments):
     expected = plain_outputs(shape)  # first: an engine that starts takes vLLM's counters over
     llm = open_llm(shape, **arguments)
     before = resumed_by_metrics(llm)
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == expected
-    assert any(any(step) for step in agreed_drafts(llm))
+    assert any(any(step) for step in drafts_of_both_ranks(llm))
     resumed = llm.collective_rpc(ranks.num_resumed_tokens)
     assert resumed[0] == resumed[1] == resumed_by_metrics(llm) - before > 0
 
 
 @pytest.mark.slow
-def test_drawn_drafts_are_drawn_alike(open_llm, plain_outputs, prompts):
+def test_ranks_sample_the_same_drafts(open_llm, plain_outputs, prompts):
     llm = open_llm(TIED_ONE_KV_HEAD, speculative_config={"draft_sample_method": "probabilistic"})
     drawn = generate(llm, prompts, greedy(MAX_TOKENS, temperature=0.8, ignore_eos=True))
     assert [len(ids) for ids in drawn] == [MAX_TOKENS] * len(prompts)
-    assert any(any(step) for step in agreed_drafts(llm))
+    assert any(any(step) for step in drafts_of_both_ranks(llm))
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(TIED_ONE_KV_HEAD)
 
 
@@ -117,17 +117,17 @@ def test_drawn_drafts_are_drawn_alike(open_llm, plain_outputs, prompts):
 def test_ranks_follow_the_scheduler_whatever_it_chooses(open_llm, plain_outputs, prompts):
     llm = open_llm(UNTIED, {"adaptive": True})
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
-    assert max(len(drafts) for step in agreed_drafts(llm) for drafts in step) == 3
+    assert max(len(drafts) for step in drafts_of_both_ranks(llm) for drafts in step) == 3
 
 
 @pytest.mark.slow
-def test_a_draft_vocabulary_is_dealt_out(open_llm, plain_outputs, prompts, tmp_path):
+def test_ranks_share_a_draft_vocabulary(open_llm, plain_outputs, prompts, tmp_path):
     """Most of its tokens lie in the first rank's shard; the last one's idle row leads nobody."""
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps({str(i): 1000 - i for i in range(190)}))
     options = {"draft_vocab_size": 181, "draft_vocab_counts": str(counts)}
     llm = open_llm(UNTIED, options)
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
-    said = {token for step in agreed_drafts(llm) for drafts in step for token in drafts}
+    said = {token for step in drafts_of_both_ranks(llm) for drafts in step for token in drafts}
     assert said <= {*range(180), 256}
     assert max(said) > 160

@@ -127,7 +127,7 @@ def test_json_follows_its_schema(servers, ask, options):
     assert answers == expected
 
 
-def test_what_vllm_cannot_do_while_it_speculates_is_refused(servers):
+def test_options_that_vllm_refuses_under_speculation_are_refused(servers):
     """vLLM's rejection sampler would ignore it."""
     options = {"temperature": 1, "extra_body": {"min_p": 0.5}}
     complete(servers.plain, PROMPTS[0], **options)
@@ -257,7 +257,7 @@ def test_three_choices_from_a_nucleus_of_one_token_are_the_greedy_output(servers
             assert [choice.token_ids for choice in answer.choices] == [greedy.token_ids] * 3
 
 
-def test_greedy_requests_do_not_feel_sampled_neighbours(servers):
+def test_sampled_neighbours_leave_greedy_requests_unchanged(servers):
     """Greedy and sampled requests share batches."""
 
     def ask(index: int) -> list[int]:

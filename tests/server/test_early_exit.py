@@ -45,5 +45,5 @@ def test_greedy_answers_are_those_of_the_cut_model(server, cut_model, prompt):
     assert choice.token_ids == expected[0, len(choice.prompt_token_ids) :].tolist()
 
 
-def test_the_log_says_how_much_of_the_model_serves(server):
+def test_the_log_gives_the_number_of_serving_layers(server):
     assert "LayerSkip: layers [0, 2) of 6 serve, without verification" in server.log.read_text()

@@ -46,7 +46,7 @@ def without_tool_ids(answer) -> dict:
     ids=json.dumps,
 )
 @pytest.mark.parametrize("ask", [complete, chat])
-def test_a_request_says_how_far_to_draft_for_it(servers, ask, xargs, max_drafts):
+def test_a_request_limits_its_drafts(servers, ask, xargs, max_drafts):
     options = {"extra_body": {"vllm_xargs": xargs}}
     expected = content(ask(servers.plain, PROMPTS[0], **options))
     before = servers.speculating.metrics()
@@ -123,7 +123,7 @@ def streamed(server: Server, prompt: str, **options) -> dict[str, str]:
     }
 
 
-def test_a_thought_and_an_answer_are_told_apart_in_a_stream(servers):
+def test_a_stream_separates_thought_and_answer(servers):
     """Under speculation one chunk may end the thought and begin the answer."""
     for prompt in PROMPTS:
         message = chat(servers.plain, prompt, extra_body=THOUGHT).choices[0].message

@@ -53,7 +53,7 @@ def test_more_workers_than_the_cluster_has_room_for_are_refused(directory):
     assert "--ray-workers 1000 must be in [1, " in done.stderr
 
 
-def test_what_a_ray_worker_refuses_is_said_in_one_sentence(directory):
+def test_a_refusal_of_a_ray_worker_is_one_sentence(directory):
     recipe = write_recipe(directory, "bad exit", layerskip={"rotation": 9})
     done = run_on_ray(recipe, 1)
     assert done.returncode == 2

@@ -89,14 +89,14 @@ def test_all_faults_are_named_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "model: [unclosed"])
-def test_what_is_no_mapping_is_refused(tmp_path, text):
+def test_a_recipe_that_is_no_mapping_is_refused(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"recipe.yaml (is not YAML|must hold a mapping)"):
         load_recipe(path)
 
 
-def test_a_recipe_that_is_not_there_is_named(capsys):
+def test_a_missing_recipe_is_named(capsys):
     assert main(["train", "nowhere.yaml"]) == 2
     assert "nowhere.yaml" in capsys.readouterr().err
 
