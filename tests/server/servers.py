@@ -7,7 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from layerskip_vllm.demo import server
+from layerskip_vllm.measure import server
 from layerskip_vllm.measure.server import VLLM, Server, process_group
 
 MAX_MODEL_LEN = 512
