@@ -11,8 +11,8 @@ PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 LOCKS := requirements/cpu.txt requirements/dev.txt
 # Files in their order, the short unit tests last: neither of the two waits for the other for long.
-# A group is a file, or the files that share a pair of servers (tests/conftest.py).
-IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Files that share a pair of servers stay together (tests/conftest.py).
+IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench quality style build clean help
 

@@ -1,6 +1,6 @@
 """One pair of servers, plain and self-speculating, for all files that compare the two.
 
-Their tests are one group of xdist: the pair starts once.
+xdist runs them in one process (tests/conftest.py): the pair starts once.
 """
 
 import shutil
