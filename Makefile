@@ -13,8 +13,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-dep
 WHEELS := --only-binary=:all: --no-compile
 LOCKS := requirements/cpu.txt requirements/dev.txt
 # The files run in order, the short unit tests last, so that both processes end at about the same time.
-# A group is a file, or the files that share a pair of servers (tests/conftest.py).
-IN_TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+# Files that share a pair of servers stay together (tests/conftest.py).
+IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench quality ledger style build clean help
 

@@ -4,27 +4,8 @@ import pytest
 
 from benchmarks import arguments
 from benchmarks.compare import parse_arguments, row_counts
-from benchmarks.models import PreparedModel
 from benchmarks.systems import SYSTEMS, table
-
-
-def model(**changes):
-    values = {
-        "name": "m",
-        "description": "",
-        "path": "/m",
-        "cut_path": "/cut",
-        "dtype": "float32",
-        "exit_layer": 2,
-        "num_layers": 6,
-        "weight_bytes": 1,
-        "hidden_size": 8,
-        "kv_cache_bytes": 1,
-        "max_model_len": 64,
-        "prompts": [[1]],
-        "max_tokens": 8,
-    }
-    return PreparedModel(**(values | changes))
+from tests.benchmarks.prepared import model
 
 
 def test_smoke_yields_to_what_is_said_beside_it():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from benchmarks import plain_steps
 from benchmarks.plain_steps import OTHER, OWN, markdown, measure
 from layerskip_vllm.measure.decoding import DraftCounts
-from tests.benchmarks.test_command_line import model
+from tests.benchmarks.prepared import model
 
 SECONDS = {"plain": 2.0, OWN: 2.5, OTHER: 4.0}
 

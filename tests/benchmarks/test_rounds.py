@@ -5,7 +5,7 @@ from types import SimpleNamespace
 from benchmarks.rounds import Schedule, measure
 from benchmarks.step_breakdown import StepBreakdown
 from benchmarks.systems import System
-from tests.benchmarks.test_command_line import model
+from tests.benchmarks.prepared import model
 
 
 class Child:

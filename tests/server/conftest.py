@@ -1,4 +1,7 @@
-"""One pair of servers, plain and self-speculating, for all files that compare the two."""
+"""One pair of servers, plain and self-speculating, for all files that compare the two.
+
+xdist runs them in one process (tests/conftest.py): the pair starts once.
+"""
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +30,7 @@ TRACING = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def thinking_model(random_llama, tmp_path_factory):
     """A checkpoint whose tokenizer has the marks of a thought; `thinking` chats begin with one."""
     directory = tmp_path_factory.mktemp("thinking")
@@ -39,7 +42,7 @@ def thinking_model(random_llama, tmp_path_factory):
     return str(directory)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def servers(thinking_model):
     with ExitStack() as stack:
         collector = stack.enter_context(collect())

@@ -20,8 +20,6 @@ from tests.server.answers import (
 )
 from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 LOGPROB_TOLERANCE = 1e-4
 ONE_TOKEN_NUCLEUS = {"temperature": 1, "top_p": 1e-6}
 """Sampling that leaves no choice: it must yield the greedy output."""

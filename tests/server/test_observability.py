@@ -20,8 +20,6 @@ from layerskip_vllm.measure.server import HOST, Server, free_port, process_group
 from tests.server.answers import Servers
 from tests.server.collector import attributes
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "layerskip.json"
 SELECTION = re.compile(r"(vllm:\w+)\{([^}]*)\}")
 BY = re.compile(r"by \((\w+)\)")

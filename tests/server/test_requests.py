@@ -18,8 +18,6 @@ from tests.server.answers import (
 )
 from tests.server.servers import Server
 
-pytestmark = pytest.mark.xdist_group("servers")
-
 LETTERS = byte_tokenizer().convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
 """Each of them is a whole character, so that a stream holds no text back."""
 
