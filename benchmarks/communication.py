@@ -69,7 +69,10 @@ def compared_systems(model: PreparedModel, num_speculative_tokens: int) -> dict[
 
 
 def measure(model: PreparedModel, system: System, batch_size: int) -> Communication:
-    """Decode the model's first prompts and count from where all requests have a token."""
+    """Decode the model's first prompts and count from where all requests have a token.
+
+    The drafts that come with that token are left out; `self:E` makes none after the last one.
+    """
     from layerskip_vllm.measure.engine import VllmEngine
 
     engine = VllmEngine(system.arguments)

@@ -13,6 +13,9 @@ E, L, K = 2, 6, 4
 HIDDEN_SIZE, VOCAB_SIZE = 128, 320
 FLOAT32_BYTES = 4
 NUM_CYCLES = 3
+"""That are verified. The drafts of the first come with the prompt, before the count, and none follow
+the last token."""
+NUM_PROPOSED = NUM_CYCLES - 1
 
 pytestmark = pytest.mark.usefixtures("two_cores")
 
@@ -66,13 +69,13 @@ CALLS_EARLY, CALLS_REMAINING = 2 * E + 1, 2 * (L - E)
 @pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_cycle_sends_what_the_page_says(found, batch_size):
     traffic = found("self", batch_size).trace
-    assert traffic.num_calls["all_reduce"] == NUM_CYCLES * ((K + 1) * CALLS_EARLY + CALLS_REMAINING)
-    rows = batch_size * (K + 1) * (CALLS_EARLY + CALLS_REMAINING)
-    num_bytes = FLOAT32_BYTES * HIDDEN_SIZE * rows
-    assert traffic.num_bytes["all_reduce"] == NUM_CYCLES * num_bytes
-    logit_rows = batch_size * (K + (K + 1))
+    num_early, num_remaining = NUM_PROPOSED * CALLS_EARLY, NUM_CYCLES * CALLS_REMAINING
+    assert traffic.num_calls["all_reduce"] == (K + 1) * num_early + num_remaining
+    rows = batch_size * (K + 1) * (num_early + num_remaining)
+    assert traffic.num_bytes["all_reduce"] == FLOAT32_BYTES * HIDDEN_SIZE * rows
+    logit_rows = batch_size * (NUM_PROPOSED * K + NUM_CYCLES * (K + 1))
     num_bytes = FLOAT32_BYTES * VOCAB_SIZE // 2 * logit_rows
-    assert gathered_bytes(found("self", batch_size)) == NUM_CYCLES * num_bytes
+    assert gathered_bytes(found("self", batch_size)) == num_bytes
 
 
 def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
@@ -100,7 +103,7 @@ def test_plain_decoding_sends_each_token_through_all_layers(found):
 def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
     of_a_draft = FLOAT32_BYTES * (VOCAB_SIZE // 2 - 2)
     saved = gathered_bytes(found("self")) - gathered_bytes(found(LOCAL_ARGMAX))
-    assert saved == NUM_CYCLES * K * of_a_draft
+    assert saved == NUM_PROPOSED * K * of_a_draft
 
 
 @pytest.mark.slow
@@ -109,5 +112,9 @@ def test_an_accepted_token_costs_fewer_bytes_than_with_a_draft_model(found):
     systems = ("self", "self-recompute", "draft_model")
     num_bytes = {name: found(name).trace.num_bytes["all_reduce"] for name in systems}
     row = FLOAT32_BYTES * HIDDEN_SIZE * CALLS_EARLY
-    assert num_bytes["self-recompute"] - num_bytes["self"] == NUM_CYCLES * K * row
-    assert num_bytes["draft_model"] - num_bytes["self-recompute"] == NUM_CYCLES * (K + 1) * row
+    # It verifies K + 1 rows anew, and proposes one less.
+    again = NUM_CYCLES * (K + 1) - NUM_PROPOSED
+    assert num_bytes["self-recompute"] - num_bytes["self"] == again * row
+    # vLLM drafts after the last token too, and feeds a draft model the verified tokens first.
+    more = NUM_CYCLES * (K + 1 + K) - NUM_PROPOSED * K
+    assert num_bytes["draft_model"] - num_bytes["self-recompute"] == more * row

@@ -122,11 +122,12 @@ def test_the_workers_counts_agree_with_vllms(servers):
             "vllm:layerskip_verify_time_seconds_count",
         )
     )
-    # Of a verification's K + 1 tokens all but the last draft are resumed.
-    assert drafted == 3 * drafts == resumed
+    # A verification resumes t and its drafts, and the last token may need no drafts.
+    assert 0 <= resumed - (drafts + drafted) <= 1
+    assert 3 * drafts - (2 + 1) <= drafted <= 3 * drafts
     assert verifications == drafts
     cached = now["vllm:prompt_tokens_cached_total"] - before["vllm:prompt_tokens_cached_total"]
-    assert fresh == answer.usage.prompt_tokens - cached + drafts
+    assert fresh == answer.usage.prompt_tokens - cached
 
 
 def test_a_plain_server_has_no_metrics_of_ours(servers):

@@ -53,7 +53,10 @@ def test_a_request_limits_its_drafts(servers, ask, xargs, max_drafts):
     counted = counted_by(servers.speculating, answer.usage.completion_tokens, before)
     num_drafts = counted["vllm:spec_decode_num_drafts_total",]
     assert (num_drafts > 0) == (max_drafts > 0)
-    assert counted["vllm:spec_decode_num_draft_tokens_total",] == max_drafts * num_drafts
+    # The last cycles are cut: no draft follows the last token.
+    most = max_drafts * num_drafts
+    num_drafted = counted["vllm:spec_decode_num_draft_tokens_total",]
+    assert most - sum(range(max_drafts)) <= num_drafted <= most
 
 
 @pytest.mark.parametrize(
