@@ -122,7 +122,8 @@ class SplitForwardMixin(nn.Module):
 
     The host class must hold a decoder `self.model` with `embed_tokens`, `layers` and `norm`, its
     layers called as `layer(positions, hidden_states, residual)`. Parameters, their names and their
-    loading stay the host's.
+    loading stay the host's, and so does the full forward: compiled, it is one graph, as it is in an
+    engine without us.
     """
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
@@ -172,14 +173,3 @@ class SplitForwardMixin(nn.Module):
             [num_tokens, hidden_size], ready for `compute_logits`.
         """
         return self.remaining_layers(positions, *exit_state)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: object = None,
-        inputs_embeds: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """The full forward, as the host class's own: [num_tokens, hidden_size]."""
-        exit_state, _ = self.run_early_layers(input_ids, positions, inputs_embeds)
-        return self.run_remaining_layers(positions, exit_state)

@@ -131,10 +131,13 @@ class LayerSkipProposer(DraftModelProposer):
         drafts, probs = [], []
         with set_forward_context(None, self.vllm_config, num_tokens=len(input_ids)):
             for num_reqs, same_size in groupby(range(len(steps)), steps.num_reqs.__getitem__):
+                num_rows = max(num_reqs, self.min_rows)
                 with self._adapters_of(batch.rows[:num_reqs]):
                     for k in same_size:
                         self._enter_draft_step(k, steps, block_table)
-                        exit_state, hidden_states = self._run_early_layers(k, steps, input_ids)
+                        exit_state, hidden_states = self._run_early_layers(
+                            input_ids[:num_rows], steps.positions[k, :num_rows]
+                        )
                         if self.use_exit_query_cache:
                             self.exit_query_cache.store(k, exit_state.first(num_reqs))
                         num_drafting = int(np.count_nonzero(batch.num_drafts > k))
@@ -153,17 +156,14 @@ class LayerSkipProposer(DraftModelProposer):
 
     def _run_early_layers(
         self,
-        step: int,
-        steps: DraftSteps,
         input_ids: torch.Tensor,  # [num_rows], int32
+        positions: torch.Tensor,  # [num_rows], int64
     ) -> tuple[ExitState, torch.Tensor]:
-        """Run the early layers on one token a request, and on idle rows up to the least number.
+        """Run the early layers on one token a request, and on idle rows.
 
         Where prompts may be embeddings, vLLM embeds every token before the model, and the early
         layers are compiled for one of the two kinds of input.
         """
-        num_rows = max(steps.num_reqs[step], self.min_rows)
-        input_ids, positions = input_ids[:num_rows], steps.positions[step, :num_rows]
         if not self.takes_embeddings:
             return self.model.run_early_layers(input_ids, positions)
         return self.model.run_early_layers(None, positions, self.model.embed_input_ids(input_ids))
@@ -258,7 +258,12 @@ class LayerSkipProposer(DraftModelProposer):
         }
 
     def dummy_run(self, num_tokens: int, *_args: object, **_kwargs: object) -> None:
-        """Nothing to warm up: the target's own dummy run has run both segments."""
+        """Compile both segments: the target's own dummy run has run the full forward only."""
+        input_ids = torch.zeros(num_tokens, dtype=torch.int32, device=self.device)
+        positions = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
+        with set_forward_context(None, self.vllm_config, num_tokens=num_tokens):
+            exit_state, _ = self._run_early_layers(input_ids, positions)
+            self.model.run_remaining_layers(positions, exit_state)
 
 
 def of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor | slice) -> SamplingMetadata:

@@ -47,7 +47,14 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         self._continuing_req_ids: set[str] = set()
 
     def execute_model(self, scheduler_output: SchedulerOutput, *args, **kwargs):  # type: ignore[no-untyped-def]
-        """Keep the last step's exit states for this step only, even if it runs no forward."""
+        """Keep the last step's exit states for this step only, even if it runs no forward.
+
+        A step that neither verifies drafts nor makes any is plain vLLM's: vLLM asks in each step
+        whether it speculates, and what it does then costs as much as a layer of a small model.
+        """
+        drafts = draft_order_of(scheduler_output).num_drafts > 0
+        speculates = drafts or bool(scheduler_output.scheduled_spec_decode_tokens)
+        self.speculative_config = self.vllm_config.speculative_config if speculates else None
         self._step_stats = StepStats(scheduler_output.total_num_scheduled_tokens)
         self._draft_batch_before = self.drafter.exit_query_cache.take()
         cached = scheduler_output.scheduled_cached_reqs
@@ -98,7 +105,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
     ) -> SamplerOutput:
         """Sample plainly where nothing is verified: vLLM's rejection sampler fails without rows."""
-        if spec_decode_metadata is None or any(spec_decode_metadata.num_draft_tokens):
+        if spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens):
             return super()._sample(logits, spec_decode_metadata)
         # With top-k (`apply_top_k_only`) it takes the maximum of an empty tensor. Each row is a
         # bonus token's: that is what the processors that look at drafts must know.
@@ -115,6 +122,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         cache's, and `self:E` serves no model that has one.
         """
         output = super().sample_tokens(*args, **kwargs)
+        self.speculative_config = self.vllm_config.speculative_config
         if output.req_ids:  # where nothing ran, the output is one that all steps share
             stats = ECConnectorStats({OPTIONS_KEY: self._step_stats.as_dict()})
             output.ec_connector_output = ECConnectorOutput(ec_connector_stats=stats)
@@ -136,13 +144,11 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         num_verified = spec_decode_metadata.num_draft_tokens
         drafts: list[list[int]] = [[] for _ in num_verified]
         self._draft_probs = self._draft_prob_req_ids = None
-        order = draft_order_of(scheduler_output)
-        if order.num_drafts == 0 and not any(num_verified):
-            return drafts  # a step of plain decoding: nothing here may cost time
         sampled = sampled_token_ids.cpu().numpy()
         # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
         self._step_stats.sampled(sum(num_verified))
+        order = draft_order_of(scheduler_output)
         batch = self._draft_batch(order, sampled, np.array(num_verified))
         if batch is None:
             return drafts

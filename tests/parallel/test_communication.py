@@ -13,8 +13,8 @@ E, L, K = 2, 6, 4
 HIDDEN_SIZE, VOCAB_SIZE = 128, 320
 FLOAT32_BYTES = 4
 NUM_CYCLES = 3
-"""That are verified. The drafts of the first come with the prompt, before the count, and none follow
-the last token."""
+"""That are verified. The first drafts come with the prompt, before the count; none follows the last
+token."""
 NUM_PROPOSED = NUM_CYCLES - 1
 
 pytestmark = pytest.mark.usefixtures("two_cores")

@@ -44,6 +44,19 @@ STEP = (
         "self._model_forward",
         keyword=FORWARD,
     ),
+    *(
+        Reads(
+            f"{RUNNER}.{method}",
+            "None in a step without drafts, which then is plain vLLM's.",
+            ("self.speculative_config",),
+        )
+        for method in ("_prepare_inputs", "_build_attention_metadata", "sample_tokens")
+    ),
+    Reads(
+        f"{RUNNER}.take_draft_token_ids",
+        "Returns none after such a step.",
+        ("self._draft_token_req_ids",),
+    ),
     Takes(
         f"{RUNNER}._sample",
         "Overridden; original called where drafts are verified, vLLM's plain sampler elsewhere.",

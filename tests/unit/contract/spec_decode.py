@@ -56,7 +56,7 @@ PROPOSE = (
     ),
     Takes(
         f"{PROPOSER}.dummy_run",
-        "Replaced by nothing: the target's dummy run warms both segments up.",
+        "Replaced: compiles both segments, which the target's dummy run does not run.",
         positional=("num_tokens",),
     ),
     Takes(
