@@ -79,7 +79,7 @@ def test_local_argmax_drafts_the_same_tokens(mixed_model, plain_outputs):
 
 
 def test_both_segments_and_the_whole_model_compile_once(random_llama, monkeypatch, tmp_path):
-    """`vllm serve` compiles by default: the model and both parts of it, for any number of tokens."""
+    """`vllm serve` compiles by default: the model and both its parts, for any number of tokens."""
     from vllm.compilation.counter import compilation_counter
 
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
