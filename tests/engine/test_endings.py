@@ -2,6 +2,7 @@
 
 import pytest
 
+from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -78,6 +79,11 @@ def test_no_draft_follows_the_last_token(llm, prompts, max_tokens):
     # The first token comes with the prompt, and the last one is the bonus: all drafts are right.
     most_drafts = max(0, max_tokens - 2)
     assert counts(llm).since(before).num_drafted == min(K, most_drafts)
+
+
+def test_the_last_draft_has_a_slot_for_its_early_layers(llm):
+    """t and K drafts lie beyond the computed tokens; vLLM's `draft_model` reserves K slots."""
+    assert scheduler(llm).num_lookahead_tokens == K + 1
 
 
 def finish(llm, prompts, params):
