@@ -47,7 +47,7 @@ $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirement
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about 12 minutes on 2 cores
+test: setup ## the test suite, about 8 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
 
 test-all: setup ## it and the slow tests, about 60 minutes

@@ -30,10 +30,10 @@ TIME_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.
 
 
 class StepStats:
-    """Counts and clocks one step while it runs. Times are the worker's own, as a clock shows them.
+    """Counts and clocks one step while it runs, by the worker's own clock.
 
-    A step is a forward of the target, sampling, and then a propose step if there is one. Whoever
-    says that a phase ended says so when its results are on the host.
+    A step is a forward of the target, sampling, and then a propose step if there is one. Call the
+    methods once a phase's results are on the host.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class StepStats:
         self._seconds: dict[str, float] = {}
 
     def sampled(self, num_verified: int) -> None:
-        """Hear that the step's tokens are sampled; `num_verified` drafts were verified for them."""
+        """Record that the step's tokens are sampled; it verified `num_verified` drafts for them."""
         seconds = self._end_phase()
         if num_verified:
             self._seconds[VERIFY_TIME] = seconds
 
     def drafted(self) -> None:
-        """Hear that the propose step has its drafts."""
+        """Record that the propose step has its drafts."""
         self._seconds[DRAFT_TIME] = self._end_phase()
 
     def _end_phase(self) -> float:
