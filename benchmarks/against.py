@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.environment import REPOSITORY
+from benchmarks.systems import System
 
 PACKAGE = "layerskip_vllm"
 
 DRIVERS = "measure"
 """The part of the package that measures; it is always this checkout's."""
+
+OTHER = "@other"
+"""Ends the names of systems that run another checkout's package."""
+
+
+def with_other(
+    systems: Mapping[str, System], checkout: Path | None, folder: Path
+) -> dict[str, System]:
+    """Add each self-speculating system a second time, with another checkout's package.
+
+    Args:
+        systems: By name.
+        checkout: Holds the package; None adds nothing.
+        folder: As for `package_variables`.
+    """
+    if checkout is None:
+        return dict(systems)
+    variables = package_variables(checkout, folder)
+    found = {}
+    for name, system in systems.items():
+        found[name] = system
+        if name.startswith("self"):
+            label = name + OTHER
+            found[label] = replace(system, name=label, variables=variables)
+    return found
 
 
 def package_variables(checkout: Path, folder: Path) -> dict[str, str]:

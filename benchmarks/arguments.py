@@ -48,11 +48,11 @@ def add_process_arguments(group: argparse._ArgumentGroup | argparse.ArgumentPars
     group.add_argument("--bind", action="store_true", help="bind each thread to a core of its own")
 
 
-def add_against(parser: argparse.ArgumentParser) -> None:
+def add_against(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
     """Declare `--against`."""
     parser.add_argument(
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="also measure the package in this checkout, in turns with this one's",
+        help="measure the package in that checkout as well",
     )

@@ -38,7 +38,7 @@ class Child:
 
         Args:
             system: What to hold.
-            env: Environment of the process.
+            env: Environment of the process, but for the system's own variables.
             log: File for what it prints.
 
         Raises:
@@ -55,7 +55,7 @@ class Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 pass_fds=[theirs.fileno()],
-                env=env,
+                env={**env, **system.variables},
                 # Ctrl-C is for the parent; it closes its children in order.
                 start_new_session=True,
             )

@@ -8,7 +8,8 @@ import os
 from pathlib import Path
 
 from benchmarks import plain_steps
-from benchmarks.arguments import add_process_arguments, positive, set_up_process
+from benchmarks.against import OTHER, with_other
+from benchmarks.arguments import add_against, add_process_arguments, positive, set_up_process
 from benchmarks.environment import Environment, child_variables
 from benchmarks.figures import model_result
 from benchmarks.forward_time import ROW_COUNTS
@@ -51,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
         (args.output / "report.md").write_text(markdown(results), encoding="utf-8")
         print(f"\n{model.name}: {result.description}\n\n{speeds(result)}\n", flush=True)
     if plain_steps.HOPELESS in args.model and not args.no_plain_steps:
-        text = plain_steps.measure_all(args)
+        text = plain_steps.measure_all(args, against=args.against)
         with (args.output / "report.md").open("a", encoding="utf-8") as report:
             report.write(f"\n## Steps without drafts\n\n{text}\n")
         print(text, flush=True)
@@ -95,6 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"of {', '.join(SYSTEMS)}; default: all; {REFERENCE} always takes part",
     )
+    add_against(what)
     what.add_argument(
         "--batch-size", nargs="+", type=positive, default=list(BATCH_SIZES), metavar="N"
     )
@@ -124,6 +126,7 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
     """Measure all systems on one model."""
     systems = table(model, args.num_speculative_tokens, args.eager)
     systems = {name: systems[name] for name in systems if name in {REFERENCE, *args.system}}
+    systems = with_other(systems, args.against, args.output)
     variables = child_variables(args.preload, args.num_threads, args.bind)
     schedule = Schedule(
         batch_sizes=args.batch_size,
@@ -132,7 +135,12 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
         row_counts=() if args.no_forward_times else row_counts(args),
         with_breakdown=()
         if args.no_step_breakdown
-        else [name for name, system in systems.items() if system.engine == "vllm"],
+        else [
+            name
+            for name, system in systems.items()
+            # The stopwatch knows this checkout's package.
+            if system.engine == "vllm" and not name.endswith(OTHER)
+        ],
     )
     log_dir = args.output / "logs" / model.name
     log_dir.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,9 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.against import package_variables
+from benchmarks.against import with_other
 from benchmarks.arguments import add_against, add_process_arguments, positive, set_up_process
 from benchmarks.child import Child, children
 from benchmarks.environment import child_variables
@@ -20,7 +19,7 @@ from benchmarks.markdown import spread, table
 from benchmarks.models import MODELS, PreparedModel, prepare
 from benchmarks.rounds import decode
 from benchmarks.spread import Spread, ratios
-from benchmarks.systems import SYSTEMS, System
+from benchmarks.systems import SYSTEMS
 from benchmarks.systems import table as systems_of
 from layerskip_vllm.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 
@@ -89,10 +88,16 @@ def measure(model: PreparedModel, args: argparse.Namespace) -> dict[str, list[Lo
     logs.mkdir(parents=True, exist_ok=True)
     max_tokens = args.max_tokens or model.max_tokens
     found: dict[str, list[LoadFigures]] = {}
-    with ExitStack() as stack:
-        started: dict[str, Child] = {}
-        for name, (system, env) in _systems(model, args).items():
-            started |= stack.enter_context(children({name: system}, env, logs))
+    known = systems_of(model, args.num_speculative_tokens, args.eager)
+    systems = {
+        name: dataclasses.replace(
+            known[name], arguments={**known[name].arguments, "max_num_seqs": args.slots}
+        )
+        for name in args.system
+    }
+    systems = with_other(systems, args.against, args.output)
+    env = os.environ | child_variables(args.preload, args.num_threads, args.bind)
+    with children(systems, env, logs) as started:
         interval_s = args.interval or _interval_s(model, started, args.slots, max_tokens)
         logger.info("an arrival every %.3f s", interval_s)
         for index in range(args.num_rounds + 1):
@@ -110,23 +115,6 @@ def measure(model: PreparedModel, args: argparse.Namespace) -> dict[str, list[Lo
                 if index > 0:
                     found.setdefault(name, []).append(figures)
     return found
-
-
-def _systems(
-    model: PreparedModel, args: argparse.Namespace
-) -> dict[str, tuple[System, Mapping[str, str]]]:
-    """What to start with which environment; the other checkout has no plain of its own."""
-    env = os.environ | child_variables(args.preload, args.num_threads, args.bind)
-    known = systems_of(model, args.num_speculative_tokens, args.eager)
-    other = package_variables(args.against, args.output) if args.against else None
-    started: dict[str, tuple[System, Mapping[str, str]]] = {}
-    for name in args.system:
-        system = System(name, "vllm", {**known[name].arguments, "max_num_seqs": args.slots})
-        started[name] = system, env
-        if other is not None and name.startswith("self"):
-            label = f"{name}@other"
-            started[label] = dataclasses.replace(system, name=label), env | other
-    return started
 
 
 def _interval_s(

@@ -14,10 +14,10 @@ import logging
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.against import package_variables
+from benchmarks.against import OTHER, with_other
 from benchmarks.arguments import add_against, add_process_arguments, positive, set_up_process
 from benchmarks.child import children
 from benchmarks.environment import child_variables, installed_preloads
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 HOPELESS = "untrained"
 """The model whose drafts are almost never accepted."""
 
-OWN, OTHER = "self-default", "self-default@other"
+OWN = "self-default"
 NUM_PAIRS, NUM_GENERATIONS, MAX_TOKENS, MAX_NUM_SEQS = 5, 5, 200, 16
 
 
@@ -58,9 +58,9 @@ class PlainSteps:
 
 def measure(
     model: PreparedModel,
-    variables: Mapping[str, Mapping[str, str]],
+    systems: Mapping[str, System],
+    env: Mapping[str, str],
     *,
-    eager: bool,
     preload: list[str],
     num_pairs: int,
     folder: Path,
@@ -69,20 +69,16 @@ def measure(
 
     Args:
         model: Its first prompt is decoded.
-        variables: System -> environment variables of its processes.
-        eager: Run without compilation.
-        preload: Libraries among these variables, for the record.
+        systems: Plain is the first.
+        env: Environment of their processes.
+        preload: Libraries that it preloads, for the record.
         num_pairs: Processes of each system.
         folder: For logs.
     """
-    speeds: dict[str, list[float]] = {name: [] for name in variables}
-    num_drafted = dict.fromkeys(variables, 0)
-    arguments = systems_of(model, 1, eager)
+    speeds: dict[str, list[float]] = {name: [] for name in systems}
+    num_drafted = dict.fromkeys(systems, 0)
     for pair in range(num_pairs):
-        for name in variables:
-            known = arguments[REFERENCE if name == REFERENCE else OWN].arguments
-            system = System(name, "vllm", {**known, "max_num_seqs": MAX_NUM_SEQS})
-            env = os.environ | variables[name]
+        for name, system in systems.items():
             with children({name: system}, env, folder) as started:
                 generations = [
                     decode(started[name], model.prompts[:1], MAX_TOKENS)
@@ -100,7 +96,7 @@ def measure(
         speeds,
         {name: count / num_tokens for name, count in num_drafted.items()},
         {name: ratios(speeds[name], speeds[REFERENCE]) for name in speeds if name != REFERENCE},
-        ratios(speeds[OWN], speeds[OTHER]) if OTHER in speeds else None,
+        ratios(speeds[OWN], speeds[OWN + OTHER]) if OWN + OTHER in speeds else None,
     )
 
 
@@ -144,16 +140,13 @@ def measure_all(
     model = prepare(model_name)
     logs = args.output / "logs" / "plain-steps"
     logs.mkdir(parents=True, exist_ok=True)
-    other = package_variables(against, args.output) if against else None
+    systems = with_other(_systems(model, args.eager), against, args.output)
     found = []
     if preloads is None:
         preloads = [[], installed_preloads()] if installed_preloads() else [[]]
     for preload in preloads:
-        own = child_variables(preload, args.num_threads, args.bind)
-        variables = {REFERENCE: own, OWN: own} | ({OTHER: own | other} if other else {})
-        measured = measure(
-            model, variables, eager=args.eager, preload=preload, num_pairs=num_pairs, folder=logs
-        )
+        env = os.environ | child_variables(preload, args.num_threads, args.bind)
+        measured = measure(model, systems, env, preload=preload, num_pairs=num_pairs, folder=logs)
         found.append(measured)
     about = (
         f"{model.description}; one prompt, {MAX_TOKENS} tokens, {NUM_GENERATIONS} generations a "
@@ -164,6 +157,16 @@ def measure_all(
     entries = [dataclasses.asdict(each) for each in found]
     (args.output / "plain_steps.json").write_text(json.dumps(entries, indent=1) + "\n")
     return text
+
+
+def _systems(model: PreparedModel, eager: bool) -> dict[str, System]:
+    known = systems_of(model, 1, eager)
+    return {
+        name: replace(
+            known[name], arguments={**known[name].arguments, "max_num_seqs": MAX_NUM_SEQS}
+        )
+        for name in (REFERENCE, OWN)
+    }
 
 
 def main(argv: list[str] | None = None) -> int:

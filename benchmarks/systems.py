@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from benchmarks.models import PreparedModel
 
@@ -40,12 +40,14 @@ class System:
         engine: Who decodes: "vllm" or "transformers".
         arguments: What its constructor takes.
         max_batch_size: Most concurrent requests that it can serve; None for any number.
+        variables: Environment variables of its process, over those of all.
     """
 
     name: str
     engine: str
     arguments: Mapping[str, object]
     max_batch_size: int | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, batch_size: int) -> bool:
         """Whether it can decode so many requests at a time."""

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from benchmarks.against import package_variables
+from benchmarks.against import package_variables, with_other
 from benchmarks.environment import REPOSITORY
+from benchmarks.systems import System
 
 SOURCES = """
 import benchmarks, layerskip_vllm, layerskip_vllm.core, layerskip_vllm.measure
@@ -53,3 +54,13 @@ def test_links_to_an_earlier_checkout_are_replaced(checkout, tmp_path):
 def test_a_folder_without_the_package_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="is no checkout"):
         package_variables(tmp_path, tmp_path)
+
+
+def test_each_self_speculating_system_comes_twice(checkout, tmp_path):
+    systems = {name: System(name, "vllm", {"seed": 1}) for name in ("plain", "self", "ngram")}
+    found = with_other(systems, checkout, tmp_path)
+    assert list(found) == ["plain", "self", "self@other", "ngram"]
+    assert found["self@other"].arguments == {"seed": 1}
+    assert found["self@other"].variables == package_variables(checkout, tmp_path)
+    assert not found["self"].variables
+    assert with_other(systems, None, tmp_path) == systems
