@@ -147,6 +147,26 @@ class SplitForwardMixin(nn.Module):
             layer.self_attn.attn.layer_name for layer in decoder.layers[:exit_layer]
         ]
 
+    def forward(  # type: ignore[no-untyped-def]
+        self,
+        input_ids,
+        positions,
+        intermediate_tensors=None,
+        inputs_embeds=None,
+        exit_state: ExitState | None = None,  # [num_tokens, hidden_size] each
+    ):
+        """Run the full forward, or where exit states are given the remaining layers alone."""
+        if exit_state is not None:
+            return self.run_remaining_layers(positions, exit_state)
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
+
+    @staticmethod
+    def get_model_state_cls():  # type: ignore[no-untyped-def]
+        """Model runner V2 asks the model for the class of its state."""
+        from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
+
+        return LayerSkipModelState
+
     def run_early_layers(
         self,
         input_ids: torch.Tensor | None,  # [num_tokens], integers

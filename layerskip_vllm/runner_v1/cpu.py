@@ -38,4 +38,9 @@ class LayerSkipCPUWorker(CPUWorker):
         """Initialise as the host does, then replace its runner, which holds nothing yet."""
         install_hooks(worker)
         super().init_device()
-        self.model_runner = LayerSkipCPUModelRunner(self.vllm_config, self.device)
+        if self.use_v2_model_runner:
+            from layerskip_vllm.runner_v2 import cpu as v2
+
+            self.model_runner = v2.LayerSkipCPUModelRunner(self.vllm_config, self.device)
+        else:
+            self.model_runner = LayerSkipCPUModelRunner(self.vllm_config, self.device)

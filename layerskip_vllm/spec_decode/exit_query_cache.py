@@ -42,6 +42,21 @@ class ExitQueryCache:
         for entries, rows in zip(self._states, exit_state, strict=True):
             entries[: len(rows), step] = rows
 
+    def store_slots(self, step: int, exit_state: ExitState, slots: torch.Tensor) -> None:
+        """Copy the states of early step `step`, row r to entry [slots[r], step].
+
+        Args:
+            step: k.
+            exit_state: [num_rows, hidden_size] each.
+            slots: [num_rows], int64; -1 stores to the last row, which is nobody's.
+        """
+        for entries, rows in zip(self._states, exit_state, strict=True):
+            entries[slots, step] = rows
+
+    def gather_slots(self, slots: torch.Tensor, steps: torch.Tensor) -> ExitState:
+        """Copy states out: [num_tokens, hidden_size] each, by slot and early step."""
+        return ExitState(*(states[slots, steps] for states in self._states))
+
     def publish(self, batch: DraftBatch) -> None:
         """Name the batch whose states are stored; it can be taken once, in the next step."""
         self._batch = batch

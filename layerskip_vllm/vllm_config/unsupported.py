@@ -77,7 +77,6 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
     ("a scheduler class of your own", _own_scheduler),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
-    ("model runner V2", lambda args: envs.VLLM_USE_V2_MODEL_RUNNER is True),
     # It loads no plugins, so a request's options would reach the workers unchecked.
     ("the Rust front end (VLLM_USE_RUST_FRONTEND)", lambda args: envs.VLLM_USE_RUST_FRONTEND),
 )

@@ -1,0 +1,200 @@
+"""Step 1 of the LayerSkip cycle on Model Runner V2: K + 1 early-layer steps, nothing on the host.
+
+V2 keeps what the last step sampled on the device, so where a request stands is known there alone:
+the host lays out the batch's shape, and the device fills in positions, slots and token ids.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.config import VllmConfig
+from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import BatchDescriptor, set_forward_context
+from vllm.utils.torch_utils import async_tensor_h2d
+from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
+
+from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+
+    from layerskip_vllm.models.split import SplitForwardMixin
+    from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
+
+
+class LayerSkipSpeculator(DraftModelSpeculator):
+    """Drafts with the target's early layers, over its own KV blocks.
+
+    vLLM's class brings the draft's buffers, attention groups and sampling.
+    """
+
+    model: SplitForwardMixin
+    model_state: LayerSkipModelState
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        super().__init__(vllm_config, device)
+        self.draft_step = torch.zeros((), dtype=torch.int64, device=device)
+        self.draft_head: DraftHead | None = None
+
+    def load_draft_model(
+        self, target_model: nn.Module, target_attn_layer_names: set[str]
+    ) -> nn.Module:
+        """Return the target: it is its own draft."""
+        return target_model
+
+    def load_model(self, target_model: SplitForwardMixin) -> None:
+        """Take the target as the draft; nothing is loaded.
+
+        vLLM's own would count no layer as the draft's, since it looks for new ones.
+
+        Raises:
+            ValueError: No draft vocabulary can be made as configured.
+        """
+        self.model = target_model
+        self.draft_attn_layer_names = set(target_model.early_attn_layer_names)
+        self._validate_local_argmax_reduction()
+        token_ids = draft_token_ids(
+            self.speculative_config.layerskip, self.vllm_config.model_config
+        )
+        if token_ids is not None:
+            self.draft_head = DraftHead(target_model.lm_head, token_ids)
+
+    def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
+        """Nothing is captured yet."""
+
+    def capture(self) -> None:
+        """Nothing is captured yet."""
+
+    @torch.inference_mode()
+    def propose(  # type: ignore[no-untyped-def]
+        self,
+        input_batch: InputBatch,
+        attn_metadata: dict[str, object],
+        slot_mappings: dict[str, torch.Tensor],
+        last_hidden_states: torch.Tensor,
+        aux_hidden_states: list[torch.Tensor] | None,
+        num_sampled: torch.Tensor,  # [num_reqs], int32
+        num_rejected: torch.Tensor,  # [num_reqs], int32
+        last_sampled: torch.Tensor,  # [max_num_reqs, 1], int64
+        next_prefill_tokens: torch.Tensor,
+        temperature: torch.Tensor,  # [max_num_reqs]
+        seeds: torch.Tensor,  # [max_num_reqs]
+        dp_sync_state=None,
+        dummy_run: bool = False,
+        skip_attn_for_dummy_run: bool = False,
+        mm_inputs=None,
+        is_profile: bool = False,
+        num_speculative_tokens: int | None = None,
+    ) -> torch.Tensor:
+        """Draft K tokens for each request of the batch.
+
+        Returns:
+            [num_reqs, K of the configuration], int64.
+        """
+        num_reqs = input_batch.num_reqs
+        num_drafts = self.num_speculative_steps
+        if num_speculative_tokens is not None:
+            num_drafts = num_speculative_tokens
+        drafts_for = self._drafts_for(input_batch, dummy_run)
+        if num_drafts == 0:
+            self.model_state.set_exit_states(input_batch.idx_mapping_np, 0)
+            return self.draft_tokens[:num_reqs].fill_(-1)
+        self._copy_request_inputs(num_reqs, input_batch.idx_mapping, temperature, seeds, dummy_run)
+        if drafts_for is not None:
+            mask = async_tensor_h2d(drafts_for, device=self.device)
+            self.idx_mapping[:num_reqs].masked_fill_(~mask, -1)
+        self._enter_first_step(input_batch, num_rejected, last_sampled)
+        upper_bound = input_batch.seq_lens_cpu_upper_bound
+        self.draft_max_seq_len = min(
+            int(upper_bound[:num_reqs].max()) + num_drafts + 1, self.max_model_len
+        )
+        for step in range(num_drafts + 1):
+            self._run_step(step, num_reqs, num_drafts, upper_bound, skip_attn_for_dummy_run)
+        if not dummy_run:
+            states = num_drafts + 1 if drafts_for is None else (num_drafts + 1) * drafts_for
+            self.model_state.set_exit_states(input_batch.idx_mapping_np, states)
+        return self.draft_tokens[:num_reqs]
+
+    def _drafts_for(self, input_batch: InputBatch, dummy_run: bool) -> np.ndarray | None:
+        """[num_reqs], bool: which requests draft; None where all do.
+
+        One in the middle of its prompt does not: what it samples is thrown away.
+        """
+        if dummy_run or not input_batch.has_prefill:
+            return None
+        computed = input_batch.num_computed_prefill_tokens_np + input_batch.num_scheduled_tokens
+        return computed >= input_batch.prefill_len_np
+
+    def _enter_first_step(
+        self,
+        input_batch: InputBatch,
+        num_rejected: torch.Tensor,  # [num_reqs], int32
+        last_sampled: torch.Tensor,  # [max_num_reqs, 1], int64
+    ) -> None:
+        """Lay out the early step on t, at position n of each request."""
+        num_reqs, buffers = input_batch.num_reqs, self.input_buffers
+        start_positions = input_batch.seq_lens[:num_reqs] - num_rejected
+        buffers.input_ids[:num_reqs] = last_sampled[input_batch.idx_mapping, 0]
+        buffers.positions[:num_reqs] = start_positions.clamp(max=self.max_model_len - 1)
+        buffers.seq_lens[:num_reqs] = (start_positions + 1).clamp(max=self.max_model_len)
+        buffers.seq_lens[num_reqs:] = 0
+        torch.arange(self.max_num_reqs + 1, out=buffers.query_start_loc)
+        buffers.query_start_loc.clamp_(max=num_reqs)
+
+    def _run_step(
+        self,
+        step: int,
+        num_reqs: int,
+        num_drafts: int,
+        seq_lens_cpu_upper_bound: torch.Tensor,
+        skip_attn: bool,
+    ) -> None:
+        """Run the early layers on one token of each request, and draft the next but in the last."""
+        buffers, idx_mapping = self.input_buffers, self.idx_mapping[:num_reqs]
+        positions = buffers.positions[:num_reqs]
+        attn_metadata = slot_mappings = None
+        if not skip_attn:
+            all_slots = self.block_tables.compute_slot_mappings(
+                idx_mapping, buffers.query_start_loc[: num_reqs + 1], positions, num_reqs
+            )
+            slot_mappings = build_slot_mappings_by_layer(all_slots, self.kv_cache_config)
+            attn_metadata = self._build_uniform_attn_metadata(
+                BatchExecutionDescriptor(CUDAGraphMode.NONE, num_reqs, num_reqs),
+                num_reqs,
+                1,
+                seq_lens_cpu_upper_bound,
+                step + 1,
+            )
+        with set_forward_context(
+            attn_metadata,
+            self.vllm_config,
+            num_tokens=num_reqs,
+            slot_mapping=slot_mappings,
+            batch_descriptor=BatchDescriptor(num_tokens=num_reqs),
+        ):
+            exit_state, hidden_states = self.model.run_early_layers(
+                buffers.input_ids[:num_reqs], positions
+            )
+        self.model_state.exit_query_cache.store_slots(step, exit_state, idx_mapping)
+        if step == num_drafts:
+            return
+        self.draft_step.fill_(step)
+        drafts = self.sample_draft(
+            hidden_states,
+            positions,
+            idx_mapping,
+            self.temperature,
+            self.seeds,
+            self.draft_step,
+            self.draft_logits,
+        )
+        self.draft_tokens[:num_reqs, step] = drafts
+        buffers.input_ids[:num_reqs] = drafts
+        positions.add_(1).clamp_(max=self.max_model_len - 1)
+        buffers.seq_lens[:num_reqs].add_(1).clamp_(max=self.max_model_len)
