@@ -1,8 +1,6 @@
 """Measured times of a cycle, and estimates of others."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from layerskip_vllm.scheduling.cycle_times import CycleTimes
 
@@ -78,14 +76,3 @@ def test_a_probe_beside_a_disturbed_step_times_nothing():
     times.observe_step(1, 0, 1, 12.0)
     times.observe_step(1, 1, 0, 11.0)
     assert times.estimate(1) == pytest.approx([30 * cost for cost in PRIOR])
-
-
-num_drafts, seconds = st.sampled_from([0, 4]), st.floats(1e-4, 10)
-
-
-@given(st.lists(st.tuples(st.sampled_from([1, 64]), num_drafts, num_drafts, seconds), min_size=3))
-def test_every_estimate_is_a_time(steps):
-    times = make_times()
-    for step in steps:
-        times.observe_step(*step)
-    assert all(min(times.estimate(batch_size)) > 0 for batch_size in (1, 4, 64))
