@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         save(results, args.output / "results.json")
         (args.output / "report.md").write_text(markdown(results), encoding="utf-8")
         print(f"\n{model.name}: {result.description}\n\n{speeds(result)}\n", flush=True)
-    if plain_steps.HOPELESS in args.model and not args.no_plain_steps:
+    if plain_steps.UNTRAINED in args.model and not args.no_plain_steps:
         text = plain_steps.measure_all(args, against=args.against)
         with (args.output / "report.md").open("a", encoding="utf-8") as report:
             report.write(f"\n## Steps without drafts\n\n{text}\n")

@@ -30,7 +30,7 @@ from benchmarks.systems import table as systems_of
 
 logger = logging.getLogger(__name__)
 
-HOPELESS = "untrained"
+UNTRAINED = "untrained"
 """The model whose drafts are almost never accepted."""
 
 OWN = "self-default"
@@ -124,7 +124,7 @@ def measure_all(
     args: argparse.Namespace,
     *,
     preloads: Sequence[list[str]] | None = None,
-    model_name: str = HOPELESS,
+    model_name: str = UNTRAINED,
     num_pairs: int = NUM_PAIRS,
     against: Path | None = None,
 ) -> str:
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m benchmarks.plain_steps",
         description="Speed over plain vLLM where drafts do not pay and none are made.",
     )
-    parser.add_argument("--model", choices=MODELS, default=HOPELESS, metavar="NAME")
+    parser.add_argument("--model", choices=MODELS, default=UNTRAINED, metavar="NAME")
     parser.add_argument("--pairs", type=positive, default=NUM_PAIRS, metavar="N")
     add_process_arguments(parser)
     parser.set_defaults(preload=None)

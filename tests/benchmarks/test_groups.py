@@ -22,6 +22,6 @@ def test_the_reference_alone_is_a_group():
     assert split({"plain": 3}, 4, ["plain", "self"]) == [["plain"]]
 
 
-def test_a_system_that_never_fits_is_named():
+def test_a_system_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match="b needs"):
         split({"plain": 3 << 20, "b": 9 << 20}, 10 << 20, ["plain"])

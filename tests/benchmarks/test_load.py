@@ -96,7 +96,7 @@ def test_a_table_shows_ratios_to_the_first_system():
     assert lines[3].endswith("| 0 of 1 |")
 
 
-def test_engines_of_transformers_are_refused(capsys):
+def test_transformers_systems_are_refused(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--system", "transformers"])
     assert "invalid choice" in capsys.readouterr().err

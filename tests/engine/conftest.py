@@ -20,7 +20,7 @@ def kept_plain_outputs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def close_what_the_test_opened():
+def close_engines_left_open():
     opened_by_fixtures = list(engines.OPEN)
     yield
     # Later on it would take the process's groups down.

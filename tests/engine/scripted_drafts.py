@@ -27,9 +27,9 @@ class ScriptedDrafts:
     in the middle of it.
     """
 
-    def __init__(self, its_runner, target_says: Callable[[str, int], int]) -> None:
+    def __init__(self, its_runner, target_token: Callable[[str, int], int]) -> None:
         self._runner, drafter = its_runner, its_runner.drafter
-        self._target_says = target_says
+        self._target_token = target_token
         self._propose, self._choose = drafter.propose_drafts, drafter._choose_drafts
         self._verify = drafter.verify
         drafter.propose_drafts, drafter._choose_drafts = self._propose_drafts, self._choose_drafts
@@ -67,7 +67,7 @@ class ScriptedDrafts:
 
     def _scripted_token(self, row: int) -> int:
         req_id = self._batch.req_ids[row]
-        right = self._target_says(req_id, int(self._batch.start_positions[row]) + self._step + 1)
+        right = self._target_token(req_id, int(self._batch.start_positions[row]) + self._step + 1)
         return right if self._step < self._num_right[req_id] else (right + 1) % VOCAB_SIZE
 
     def _verify_and_note(self, entries, positions):

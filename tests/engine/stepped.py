@@ -116,13 +116,13 @@ class SteppedEngine:
         self.num_speculative_tokens = its_runner.num_spec_tokens
         self.memory = KvMemory(its_runner)
         self.recorder = ScheduleRecorder(llm)
-        self.drafts = ScriptedDrafts(its_runner, self._target_says)
+        self.drafts = ScriptedDrafts(its_runner, self._target_token)
         self.live: dict[str, KnownSequence] = {}
         """By the request's id inside of the engine."""
         self._inner_ids: dict[str, str] = {}
-        self.num_finished = self.num_sent_back = 0
+        self.num_finished = self.num_forced_preemptions = 0
 
-    def _target_says(self, req_id: str, position: int) -> int:
+    def _target_token(self, req_id: str, position: int) -> int:
         token_ids = self.live[req_id].token_ids
         return token_ids[min(position, len(token_ids) - 1)]
 
@@ -140,7 +140,7 @@ class SteppedEngine:
         del self.live[req_id]
 
     def preempt_all(self) -> None:
-        self.num_sent_back += len(self.recorder.scheduler.running)
+        self.num_forced_preemptions += len(self.recorder.scheduler.running)
         self.engine.reset_prefix_cache(reset_running_requests=True)
 
     def step(self, num_right: Sequence[int]) -> None:
@@ -148,7 +148,7 @@ class SteppedEngine:
         self.drafts.begin_step(
             {req_id: num_right[i % len(num_right)] for i, req_id in enumerate(self.live)}
         )
-        self.memory.fill(self._nobodys_slots())
+        self.memory.fill(self._unused_slots())
         before, self.recorder.last = self.memory.snapshot(), {}
         outputs = self.engine.step()
         assert self.drafts.faults == []
@@ -166,7 +166,7 @@ class SteppedEngine:
         assert not self.engine.has_unfinished_requests()
         assert self.engine.reset_prefix_cache()
 
-    def _nobodys_slots(self) -> torch.Tensor:
+    def _unused_slots(self) -> torch.Tensor:
         """Slots with no valid KV in them: bool [num_layers, num_blocks, block_size].
 
         Valid are a request's computed positions, in early layers also t and

@@ -234,7 +234,7 @@ def test_a_multimodal_model_is_refused_by_its_architecture():
         num_layers_of(config, feature="self-speculation")
 
 
-def test_model_runner_v2_is_refused_where_it_is_forced(random_llama, monkeypatch):
+def test_model_runner_v2_is_refused_when_forced(random_llama, monkeypatch):
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(ValueError, match="does not support model runner V2"):
         create_engine_config(random_llama(), spec_model="self:3")
@@ -247,7 +247,7 @@ def test_the_rust_front_end_is_refused(random_llama, monkeypatch):
         create_engine_config(random_llama(), spec_model="self:3")
 
 
-def test_sleep_mode_is_refused_where_vllm_has_it(random_llama):
+def test_sleep_mode_is_refused_where_vllm_supports_it(random_llama):
     (is_asked_for,) = (asks for name, asks in SELF_SPECULATION_UNSUPPORTED if name == "sleep mode")
     assert is_asked_for(EngineArgs(random_llama(), enable_sleep_mode=True))
 
@@ -261,7 +261,7 @@ def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
     assert "LayerSkip self-speculation" not in unsupported()
 
 
-def test_a_logits_processor_that_is_installed_is_refused(random_llama, monkeypatch):
+def test_an_installed_logits_processor_is_refused(random_llama, monkeypatch):
     """vLLM itself would leave it out without a word."""
     installed = {LOGITSPROCS_GROUP: [EntryPoint("mine", "a.b:C", LOGITSPROCS_GROUP)]}
     monkeypatch.setattr(unsupported, "entry_points", lambda group: installed[group])

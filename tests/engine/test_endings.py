@@ -144,7 +144,7 @@ def test_the_end_of_text_token_cuts_an_accepted_run(random_llama, prompts, outpu
 @pytest.mark.parametrize(
     ("max_model_len", "num_speculative_tokens"), [(64, 4), (65, 4), (66, 4), (67, 7), (96, 9)]
 )
-def test_a_request_reaches_max_model_len_while_another_drafts_on(
+def test_a_request_reaches_max_model_len_while_another_keeps_drafting(
     model, max_model_len, num_speculative_tokens
 ):
     prompts = as_prompts(random_prompts([max_model_len - 9, 5, max_model_len - 1], seed=8))
@@ -160,7 +160,7 @@ def test_a_request_reaches_max_model_len_while_another_drafts_on(
     assert counted.num_accepted == counted.num_drafted > 0
 
 
-def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
+def test_aborts_do_not_affect_other_requests(random_llama):
     model = random_llama(late_scale=0.3)
     prompts = random_prompts([20, 7, 33, 12, 5, 28], seed=9)
     expected = generate_plainly(model, as_prompts(prompts), greedy(60, ignore_eos=True))
@@ -187,7 +187,7 @@ def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
     close(llm)
 
 
-def test_running_requests_that_are_sent_back_do_not_resume(random_llama):
+def test_preempted_requests_do_not_resume(random_llama):
     """All are preempted and scheduled anew in the next step: same ids, other blocks."""
     model = random_llama(late_scale=0.3)
     prompts = random_prompts([31, 31, 31, 64], seed=10)

@@ -40,7 +40,7 @@ def model(random_llama):
 
 @needs_fp8
 @pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2"])
-def test_a_kv_cache_in_fp8(model, kv_cache_dtype):
+def test_fp8_kv_cache(model, kv_cache_dtype):
     prompts = as_prompts(random_prompts([5, 17, 40]))
     expected, actual, counted = both(model, prompts, greedy(30), kv_cache_dtype=kv_cache_dtype)
     assert actual == expected
@@ -69,7 +69,7 @@ def embedded_prompts(model: str) -> list[dict]:
     ]
 
 
-def test_prompts_of_embeddings(model):
+def test_prompt_embeddings(model):
     """In chunks beside decodes, and once more from the prefix cache."""
     prompts = embedded_prompts(model) * 2
     flags = {"enable_prompt_embeds": True, "max_num_batched_tokens": 32, "max_num_seqs": 4}
@@ -112,7 +112,7 @@ def changed(model: str, directory: Path) -> str:
     return str(directory)
 
 
-def reload_in_mid_generation(llm, path: str, num_tokens: int) -> tuple[list[int], int]:
+def reload_during_generation(llm, path: str, num_tokens: int) -> tuple[list[int], int]:
     """Output of a request, and how many of its tokens were there when the weights changed."""
     engine, num_before, token_ids = llm.llm_engine, 0, []
     prompt = {"prompt_token_ids": random_prompts([40], seed=6)[0]}
@@ -126,7 +126,7 @@ def reload_in_mid_generation(llm, path: str, num_tokens: int) -> tuple[list[int]
     return token_ids, num_before
 
 
-def test_nothing_of_the_old_weights_is_left_after_a_reload(random_llama, tmp_path):
+def test_a_reload_replaces_all_old_weights(random_llama, tmp_path):
     """Not even where requests are half-way, and keep the KV that they have.
 
     Layers [3, L) add nothing, so every draft is accepted whose layers and LM head are the target's.
@@ -143,8 +143,8 @@ def test_nothing_of_the_old_weights_is_left_after_a_reload(random_llama, tmp_pat
     plain, llm = make_llm(model), make_self_llm(model, 3, 3, options)
     assert generate(plain, prompts, params) != expected
 
-    half_way, num_tokens = reload_in_mid_generation(llm, other, num_tokens=12)
-    assert (half_way, num_tokens) == reload_in_mid_generation(plain, other, num_tokens)
+    half_way, num_tokens = reload_during_generation(llm, other, num_tokens=12)
+    assert (half_way, num_tokens) == reload_during_generation(plain, other, num_tokens)
     for engine in (plain, llm):
         engine.reset_prefix_cache()
     before = counts(llm)
@@ -199,15 +199,13 @@ def assert_output(compiled, prompts: list[dict], expected: list[list[int]]) -> N
 
 
 @pytest.mark.slow
-def test_prompts_of_embeddings_where_both_segments_are_compiled(
-    compiled, small_model, expected_of_embeddings
-):
+def test_prompt_embeddings_with_compiled_segments(compiled, small_model, expected_of_embeddings):
     """They are compiled once, so drafts must come to them as prompts do."""
     assert_output(compiled, embedded_prompts(small_model), expected_of_embeddings)
 
 
 @pytest.mark.slow
-def test_weights_are_reloaded_where_both_segments_are_compiled(compiled, reloaded):
+def test_weights_reload_with_compiled_segments(compiled, reloaded):
     """On a CPU the weights are packed, and the packed ones are replaced."""
     other, expected = reloaded
     compiled.collective_rpc("reload_weights", kwargs={"weights_path": other})

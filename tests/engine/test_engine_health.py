@@ -108,7 +108,7 @@ def test_worker_counts_agree_with_vllms_metrics(random_llama):
     assert draft_seconds + verify_seconds < elapsed
 
 
-def test_a_plain_engine_has_no_metrics_of_ours(random_llama):
+def test_a_plain_engine_has_none_of_our_metrics(random_llama):
     llm = make_llm(random_llama())
     generate(llm, as_prompts(random_prompts([5])), greedy(4))
     assert layerskip_metrics(llm) == {}

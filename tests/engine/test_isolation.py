@@ -91,13 +91,13 @@ class Batch:
         self._num_right: int | None = None
         self._drafts_allowed = True
         its_runner = runner(llm)
-        self._b_says = [p + o for p, o in zip(tenants[1], plain_outputs[1], strict=True)]
-        self._script = ScriptedDrafts(its_runner, self._target_says)
+        self._b_sequences = [p + o for p, o in zip(tenants[1], plain_outputs[1], strict=True)]
+        self._script = ScriptedDrafts(its_runner, self._target_token)
         self._propose = its_runner.propose_draft_token_ids
         self._input_batch = its_runner.input_batch
         its_runner.propose_draft_token_ids = self._propose_for_some
 
-    def _target_says(self, req_id: str, position: int) -> int:
+    def _target_token(self, req_id: str, position: int) -> int:
         token_ids = self._of_b[req_id]
         return token_ids[min(position, len(token_ids) - 1)]
 
@@ -118,7 +118,7 @@ class Batch:
             self.engine.add_request(f"a{i}", {"prompt_token_ids": prompt}, params)
         for i, prompt in enumerate(self.tenants[1]):
             inner_id = self.engine.add_request(f"b{i}", {"prompt_token_ids": prompt}, params)
-            self._of_b[inner_id] = self._b_says[i]
+            self._of_b[inner_id] = self._b_sequences[i]
         finished = {}
         while self.engine.has_unfinished_requests():
             script = {} if num_right is None else dict.fromkeys(self._of_b, num_right)
@@ -162,7 +162,7 @@ def test_a_tenant_does_not_see_how_the_other_drafts(
     assert largest <= logprob_tolerance
 
 
-def test_a_row_hardly_depends_on_how_many_there_are(model, record_property):
+def test_rows_barely_depend_on_the_row_count(model, record_property):
     """Each product of the model, of 1 to 64 rows: what makes log-probabilities differ, if any."""
     llm = make_llm(model)
     decoder = runner(llm).model

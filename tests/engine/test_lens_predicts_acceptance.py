@@ -75,7 +75,7 @@ def test_counters_are_as_predicted(path, model, exit_layer, num_speculative_toke
     assert (outputs, expected) == counted(path, exit_layer, num_speculative_tokens)
 
 
-def test_counters_are_as_predicted_where_requests_end_early(path, model, stop_token_ids):
+def test_counters_are_as_predicted_when_requests_end_early(path, model, stop_token_ids):
     stop_ids = {EOS_TOKEN_ID, *stop_token_ids}
     outputs, expected = predicted(model, 5, 6, stop_ids)
     assert len({len(output) for output in outputs}) > 2

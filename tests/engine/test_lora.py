@@ -79,7 +79,7 @@ def test_several_adapters_and_none_in_one_batch(model, prompts, mixture, plain_o
     assert_speculated(counted)
 
 
-def test_requests_without_an_adapter_get_none_where_every_slot_is_taken(
+def test_requests_without_an_adapter_get_none_when_every_slot_is_taken(
     model, prompts, mixture, plain_outputs
 ):
     llm = make_self_llm(model, EXIT_LAYER, K, **(LORA | {"max_loras": 3}))
@@ -98,7 +98,7 @@ def test_adapters_take_turns_in_too_few_slots(model, prompts, mixture, plain_out
     assert_speculated(counted)
 
 
-def test_the_draft_has_the_adapter_of_early_layers_and_embeddings(random_llama, tmp_path):
+def test_drafts_use_the_adapter_in_early_layers_and_embeddings(random_llama, tmp_path):
     """Later layers add nothing and have no adapter: a draft with all of its own is the target."""
     model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
     a, b = (
@@ -146,7 +146,7 @@ def decode_and_swap(llm, prompt, old, new, swap, num_before: int | None = None):
 
 
 @pytest.mark.parametrize("swap", [by_itself, with_a_request])
-def test_states_of_an_adapter_that_was_replaced_are_not_resumed(random_llama, tmp_path, swap):
+def test_states_of_a_replaced_adapter_are_not_resumed(random_llama, tmp_path, swap):
     """Drafts are all right, so some are pending whenever the other adapter takes its place."""
     model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
     old, new = (
@@ -172,7 +172,7 @@ def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, pl
     assert_speculated(counted)
 
 
-def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
+def test_prompt_logprobs_use_the_requests_adapter(model, adapters):
     """vLLM computes them after the drafts, with the adapters that the step began with."""
     prompts, params = as_prompts(random_prompts([20])), greedy(12, prompt_logprobs=0)
 

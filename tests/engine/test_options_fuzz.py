@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 from vllm.engine.arg_utils import EngineArgs
 
-from tests.fuzz import JSON, SCALARS, taken
+from tests.fuzz import JSON, SCALARS, is_accepted
 
 NUM_LAYERS = 6
 
@@ -46,7 +46,7 @@ LAYERSKIP = st.fixed_dictionaries(
     speculative_config=st.none() | SPECULATIVE_CONFIG,
     layerskip=mostly(LAYERSKIP),
 )
-def test_settings_make_a_configuration_or_a_value_error(
+def test_settings_give_a_configuration_or_a_value_error(
     random_llama, model, spec_tokens, speculative_config, layerskip
 ):
     args = EngineArgs(
@@ -63,4 +63,4 @@ def test_settings_make_a_configuration_or_a_value_error(
         assert 1 <= config.layerskip.exit_layer < NUM_LAYERS
         assert 1 <= config.num_speculative_tokens <= 128
 
-    taken(configure)
+    is_accepted(configure)

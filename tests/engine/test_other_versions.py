@@ -57,16 +57,16 @@ def refusals(random_llama):
 
 
 @pytest.mark.parametrize("feature", ["self:3", "early exit"])
-def test_another_vllm_version_is_refused_where_something_of_ours_is_asked_for(refusals, feature):
+def test_our_features_are_refused_on_another_vllm_version(refusals, feature):
     assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in refusals[feature]
 
 
-def test_another_vllm_version_works_without_us(refusals):
+def test_plain_vllm_of_another_version_works(refusals):
     assert refusals["plain"] is None
 
 
 @pytest.mark.parametrize("flag", ["--speculative-model", "--early-exit"])
-def test_another_vllm_version_has_no_such_flags(refusals, flag):
+def test_our_flags_are_refused_on_another_vllm_version(refusals, flag):
     last_line = refusals[flag].splitlines()[-2]
     assert f"argument {flag}: layerskip_vllm" in last_line
     assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line

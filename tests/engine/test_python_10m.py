@@ -24,7 +24,7 @@ def prompts():
     return [json.loads(line)["prompt"] for line in lines]
 
 
-def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
+def test_acceptance_rate_is_at_least_50_percent(prompts):
     """0.50 at E = 4, K = 4, greedy, on prompts from held-out files: the least that may ship."""
     expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128))
     llm = make_self_llm(str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS)
@@ -37,7 +37,7 @@ def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
 
 
 @pytest.mark.slow
-def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(prompts):
+def test_compiled_segments_equal_one_graph_in_bfloat16(prompts):
     """Where nothing is drafted every forward has plain's shape, so not a bit may differ."""
     compiled = {"dtype": "bfloat16", "enforce_eager": False}
     expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128), **compiled)
@@ -49,7 +49,7 @@ def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(promp
     close(llm)
 
 
-def test_what_ships_is_small_and_complete():
+def test_the_shipped_checkpoint_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in PYTHON_10M.iterdir()}
     assert sum(files.values()) <= 25_000_000
     assert {"README.md", "SOURCES.md", "curves.png", "prompts.jsonl", "tokenizer.json"} <= {*files}

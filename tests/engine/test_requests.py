@@ -89,7 +89,7 @@ def test_each_request_limits_its_drafts(llm, plain):
     assert 0 < together.num_accepted < together.num_drafted
 
 
-def test_salted_prompts_share_blocks_with_none_of_another_salt(llm, plain):
+def test_prompts_with_different_salts_share_no_blocks(llm, plain):
     (ids,) = random_prompts([70], seed=1)
     expected = generate(plain, as_prompts([ids]), greedy(40))
     before = counts(llm)
@@ -162,7 +162,7 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(llm, plain, monkeypatch):
     assert counted.num_resumed > 0
 
 
-def test_a_thought_ends_where_its_budget_does(llm, plain):
+def test_a_thought_ends_at_its_budget(llm, plain):
     (start,), (end,) = (plain.get_tokenizer().encode(text) for text in (THINK, ANSWER))
     prompts = as_prompts([[*ids, start] for ids in random_prompts([5, 17, 40], seed=4)])
     params = [greedy(50, ignore_eos=True, thinking_token_budget=n) for n in (5, 8, 13)]
@@ -210,7 +210,7 @@ def test_a_pause_leaves_requests_unchanged(llm, plain, level):
 
 
 # The last one here: to close an engine takes down what the module's engines share with it.
-def test_a_thought_with_a_long_end_is_decoded_plainly_beside_others(model):
+def test_thoughts_with_a_multi_token_end_are_decoded_plainly(model):
     """vLLM counts drafts of the end as accepted: `</` without `>` would end no thought."""
     flags = {"reasoning_config": ReasoningConfig(reasoning_start_str="<", reasoning_end_str="</>")}
     plain = make_llm(model, **flags)

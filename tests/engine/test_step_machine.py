@@ -107,7 +107,7 @@ class EngineSteps(RuleBasedStateMachine):
         self.engine.clear()
 
 
-def test_float32_rounds_little(kv_tolerance):
+def test_float32_rounding_is_small(kv_tolerance):
     assert kv_tolerance < MAX_TOLERANCE
 
 
@@ -147,7 +147,7 @@ def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv
     close(llm)
     assert engine.num_finished == 5
     assert engine.drafts.num_used > 0
-    assert preempted > engine.num_sent_back > 0
+    assert preempted > engine.num_forced_preemptions > 0
 
 
 def in_another_requests_blocks(patch) -> None:
@@ -204,7 +204,7 @@ def from_a_disturbed_state(patch) -> None:
         from_a_disturbed_state,
     ],
 )
-def test_a_fault_is_noticed(engine, monkeypatch, fault):
+def test_a_fault_is_detected(engine, monkeypatch, fault):
     fault(monkeypatch)
     with pytest.raises(AssertionError):
         drive(engine)

@@ -38,7 +38,7 @@ print("RESULT", json.dumps([expected, actual]))
         pytest.param("Float8WeightOnlyConfig", "bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_output_is_plain_decodings(config, dtype):
+def test_output_equals_plain_decoding(config, dtype):
     lines = (PYTHON_10M / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines][:8]
     done = subprocess.run(

@@ -22,7 +22,7 @@ NUM_LAYERS = 6
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_open():
+def close_engines_left_open():
     yield
     for llm in list(OPEN):
         close(llm)
@@ -38,7 +38,7 @@ def model(random_llama, tmp_path):
     return str(path)
 
 
-def test_tokens_are_those_of_plain_decoding(model):
+def test_output_equals_plain_decoding(model):
     prompts = as_prompts(random_prompts([5, 33, 17]))
     expected = generate_plainly(model, prompts, greedy(20, ignore_eos=True))
     llm = make_self_llm(model, 3, 4)

@@ -11,7 +11,7 @@ from tests.faults.watched import (
     killed,
     side_by_side,
     terminated,
-    terminated_while_it_loads,
+    terminated_while_loading,
     watched,
 )
 
@@ -70,7 +70,7 @@ def test_a_killed_process_ends_server_and_streams(model, answer, tmp_path, title
     assert ours.leftovers == ()
 
 
-def test_a_server_that_is_told_to_end_while_it_decodes_ends(model, answer, tmp_path):
+def test_a_server_stops_when_terminated_while_decoding(model, answer, tmp_path):
     plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated))
     # What the client sees is a race in stock vLLM 0.32: an error, the end of its stream, nothing.
     plain, ours = (replace(ending, stream_failed=None) for ending in (plain, ours))
@@ -78,7 +78,7 @@ def test_a_server_that_is_told_to_end_while_it_decodes_ends(model, answer, tmp_p
     assert ours.leftovers == ()
 
 
-def test_a_server_that_is_given_time_to_end_says_all_first(model, answer, tmp_path):
+def test_a_server_with_a_shutdown_timeout_finishes_its_streams(model, answer, tmp_path):
     patience = ("--shutdown-timeout", "80")
     plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated, *patience))
     assert ours.behaviour == plain.behaviour
@@ -86,9 +86,9 @@ def test_a_server_that_is_given_time_to_end_says_all_first(model, answer, tmp_pa
     assert ours.leftovers == ()
 
 
-def test_a_server_that_is_told_to_end_while_it_loads_ends(model, answer, tmp_path):
+def test_a_server_stops_when_terminated_while_loading(model, answer, tmp_path):
     plain, ours = side_by_side(
-        fault_and_restart(model, answer, tmp_path, terminated_while_it_loads, waits=False)
+        fault_and_restart(model, answer, tmp_path, terminated_while_loading, waits=False)
     )
     assert ours.behaviour == plain.behaviour
     assert ours.leftovers == ()

@@ -9,7 +9,7 @@ import pytest
 
 from layerskip_vllm.measure.server import START_LIMIT_S
 from tests.faults.watched import Ending, errors_in, side_by_side, watched
-from tests.parallel.hosts import why_not
+from tests.parallel.hosts import skip_reason
 from tests.server.servers import ENGINE_FLAGS
 
 WEIGHTS = "model.safetensors"
@@ -80,7 +80,7 @@ def corrupt(weights: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [truncate, corrupt])
-def test_a_spoilt_checkpoint(sound_model, model, tmp_path, spoil):
+def test_a_corrupt_checkpoint(sound_model, model, tmp_path, spoil):
     spoil(model / WEIGHTS)
     plain, ours = side_by_side(failed_start(model, tmp_path))
     assert_refused_alike(plain, ours, "SafetensorError")
@@ -95,7 +95,7 @@ MOUNTED = 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"'
 """Runs a command in sight of a disk of 64 kB."""
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
 def test_a_full_disk_for_the_compile_cache(sound_model, tmp_path):
     """Whether vLLM then serves or gives up is its own affair; it must be the same for both."""
     caches = [tmp_path / name for name in ("plain", "ours")]

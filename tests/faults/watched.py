@@ -33,7 +33,7 @@ STREAM_TOKENS = 1900
 CONTEXT = ("--max-model-len", "2048")
 """For a stream that goes on while a fault happens."""
 
-SILENCE_S = 20
+STREAM_TIMEOUT_S = 20
 """After that a client of a stream hangs up."""
 
 PROMPT = "Hello there"
@@ -138,12 +138,12 @@ class Ending:
     errors: frozenset[str]
     leftovers: tuple[str, ...]
     stream_failed: bool | None = None  # None where nobody streamed
-    served_on: bool | None = None  # None where it was not told to end while it loads
+    kept_serving: bool | None = None  # None where it was not told to end while it loads
 
     @property
     def behaviour(self) -> tuple:
         """What must not depend on who drafts. Which errors a log names can be a matter of time."""
-        return self.stream_failed, self.exit_code, self.leftovers, self.served_on
+        return self.stream_failed, self.exit_code, self.leftovers, self.kept_serving
 
 
 def errors_in(log: str) -> frozenset[str]:
@@ -167,7 +167,7 @@ class LongStream:
 
     def _read(self) -> None:
         try:
-            for chunk in self._server.client(SILENCE_S).completions.create(
+            for chunk in self._server.client(STREAM_TIMEOUT_S).completions.create(
                 model=self._server.model,
                 prompt=PROMPT,
                 max_tokens=STREAM_TOKENS,
@@ -208,7 +208,7 @@ def terminated(server: Watched) -> Ending:
     return ending(server, stream_failed=failed)
 
 
-def terminated_while_it_loads(server: Watched) -> Ending:
+def terminated_while_loading(server: Watched) -> Ending:
     """Stock vLLM 0.32 forgets a SIGTERM before its event loop runs, and serves: tell it again."""
     deadline = time.monotonic() + LIMIT_S
     while "Starting to load model" not in server.log:
@@ -220,9 +220,9 @@ def terminated_while_it_loads(server: Watched) -> Ending:
     try:
         server.wait_until_ready()
     except RuntimeError:  # it ended
-        return ending(server, served_on=False)
+        return ending(server, kept_serving=False)
     os.kill(server.process.pid, signal.SIGTERM)
-    return ending(server, served_on=True)
+    return ending(server, kept_serving=True)
 
 
 def ending(server: Watched, **seen: bool) -> Ending:

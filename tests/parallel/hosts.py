@@ -20,10 +20,10 @@ from tests.server.servers import user_environment
 
 RAY_PORT = 6379
 METRICS_PORT = 9090
-WAITS_S = 300
+COMMAND_LIMIT_S = 300
 
 
-def why_not() -> str | None:
+def skip_reason() -> str | None:
     """Why hosts cannot be emulated here; None where they can."""
     missing = [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]
     if missing:
@@ -97,7 +97,7 @@ class Host:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=WAITS_S,
+            timeout=COMMAND_LIMIT_S,
             check=False,
         )
 

@@ -45,7 +45,7 @@ def plain_outputs(model: str, prompts: list[list[int]]) -> list[list[int]]:
     return generate_plainly(model, as_prompts(prompts), greedy(MAX_TOKENS, ignore_eos=True))
 
 
-def assert_says(done: subprocess.CompletedProcess[str], token_ids: list[list[int]]) -> None:
+def assert_decoded(done: subprocess.CompletedProcess[str], token_ids: list[list[int]]) -> None:
     """The job ended well, drafts were accepted, and its text is the one given."""
     if done.returncode != 0:
         pytest.fail(done.stderr[-8000:])

@@ -67,7 +67,7 @@ CALLS_EARLY, CALLS_REMAINING = 2 * E + 1, 2 * (L - E)
 
 
 @pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_cycle_sends_what_the_page_says(found, batch_size):
+def test_a_cycle_sends_what_the_docs_say(found, batch_size):
     traffic = found("self", batch_size).trace
     num_early, num_remaining = NUM_PROPOSED * CALLS_EARLY, NUM_CYCLES * CALLS_REMAINING
     assert traffic.num_calls["all_reduce"] == (K + 1) * num_early + num_remaining
@@ -78,7 +78,7 @@ def test_a_cycle_sends_what_the_page_says(found, batch_size):
     assert gathered_bytes(found("self", batch_size)) == num_bytes
 
 
-def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
+def test_drafting_uses_no_other_collectives(found):
     calls = found("self").trace.num_calls
     assert [calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
 

@@ -50,7 +50,7 @@ def test_quantized_weights_and_activations(model, tmp_path):
     assert_equal_to_plain_ranks(quantized(model, tmp_path, "w8a8"))
 
 
-def test_a_kv_cache_in_fp8(model):
+def test_fp8_kv_cache(model):
     assert_equal_to_plain_ranks(model, kv_cache_dtype="fp8")
 
 

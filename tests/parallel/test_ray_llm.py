@@ -9,16 +9,16 @@ import pytest
 
 from layerskip_vllm.demo.models import PYTHON_10M
 from layerskip_vllm.measure.server import process_group
-from tests.parallel.hosts import METRICS_PORT, one_host, why_not
+from tests.parallel.hosts import METRICS_PORT, one_host, skip_reason
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
 ]
 
 EXIT_LAYER = "4"
 PROMPTS = ["def add(a, b):\n", "import os\n", "class Stack:\n"]
-STARTS_IN_S = 240
+START_LIMIT_S = 240
 SMALL = ["--enforce-eager"]
 SMALL_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -65,7 +65,7 @@ def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
         log.open("w") as file,
         process_group(host.inside(command), file, host.variables()) as process,
     ):
-        deadline = time.monotonic() + STARTS_IN_S
+        deadline = time.monotonic() + START_LIMIT_S
         while (done := host.run([sys.executable, "-c", COMPLETE])).returncode != 0:
             assert process.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < deadline, done.stderr + log.read_text()[-6000:]

@@ -114,7 +114,7 @@ def test_ranks_sample_the_same_drafts(open_llm, plain_outputs, prompts):
 
 
 @pytest.mark.slow
-def test_ranks_follow_the_scheduler_whatever_it_chooses(open_llm, plain_outputs, prompts):
+def test_ranks_follow_the_schedulers_draft_length(open_llm, plain_outputs, prompts):
     llm = open_llm(UNTIED, {"adaptive": True})
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
     assert max(len(drafts) for step in drafts_of_both_ranks(llm) for drafts in step) == 3

@@ -133,7 +133,7 @@ def test_options_that_vllm_refuses_under_speculation_are_refused(servers):
         complete(servers.speculating, PROMPTS[0], **options)
 
 
-def test_a_stop_string_ends_the_text_among_the_drafts(servers):
+def test_a_stop_string_among_drafts_ends_the_text(servers):
     for prompt in PROMPTS:
         text = complete(servers.plain, prompt).choices[0].text
         stops = [char for char in dict.fromkeys(text) if char.isascii()][1:3]
@@ -195,7 +195,7 @@ def test_twelve_clients_at_once(servers):
     assert answers(servers.speculating) == answers(servers.plain)
 
 
-def test_metrics_count_drafts_and_what_was_delivered(servers):
+def test_metrics_count_drafts_and_delivered_tokens(servers):
     before = servers.speculating.metrics()
     answers = [complete(servers.speculating, prompt) for prompt in PROMPTS]
     num_tokens = sum(answer.usage.completion_tokens for answer in answers)

@@ -162,7 +162,7 @@ def test_odd_completion_requests(servers, both_alive):
     assert seen[400] > 20
 
 
-def test_whatever_the_openapi_schema_allows(servers, both_alive):
+def test_requests_that_the_openapi_schema_allows(servers, both_alive):
     schema = schemathesis.openapi.from_url(f"{servers.speculating.url}/openapi.json")
 
     @examples(400)

@@ -50,7 +50,7 @@ def six_layers(random_llama):
         ),
     ],
 )
-def test_a_bad_command_line_ends_with_what_is_wrong_with_it(six_layers, args, expected):
+def test_a_bad_command_line_ends_with_the_error(six_layers, args, expected):
     code, screen = run_vllm("serve", six_layers, *ENGINE_FLAGS, *args, timeout_s=240)
     last_line = screen.strip().splitlines()[-1]
     assert code != 0

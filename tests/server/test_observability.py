@@ -25,7 +25,7 @@ SELECTION = re.compile(r"(vllm:\w+)\{([^}]*)\}")
 BY = re.compile(r"by \((\w+)\)")
 RARE = {"vllm:num_preemptions_total"}
 """Counters that a few requests do not move."""
-WAITS_S = 60
+LIMIT_S = 60
 
 
 def complete(server: Server, max_tokens: int = 40, **options):
@@ -80,7 +80,7 @@ def test_a_query_of_the_dashboard_finds_its_metrics_and_labels(servers, query):
     assert all(any(label in s.labels for s in live[selections[0][0]]) for label in by)
 
 
-def test_what_the_dashboard_shows_moves_with_requests(servers):
+def test_dashboard_metrics_change_with_requests(servers):
     def totals() -> dict[str, float]:
         live = samples(servers.speculating)
         return {
@@ -92,7 +92,7 @@ def test_what_the_dashboard_shows_moves_with_requests(servers):
 
     before = totals()
     complete(servers.speculating)
-    deadline = time.monotonic() + WAITS_S
+    deadline = time.monotonic() + LIMIT_S
     while not_moved := {name for name, v in totals().items() if v <= before[name]} - RARE:
         assert time.monotonic() < deadline, not_moved
         time.sleep(0.1)
@@ -107,7 +107,7 @@ def test_the_workers_counts_agree_with_vllms(servers):
 
     before = totals()
     answer = complete(servers.speculating)
-    deadline = time.monotonic() + WAITS_S
+    deadline = time.monotonic() + LIMIT_S
     generated = "vllm:generation_tokens_total"
     while (now := totals())[generated] < before[generated] + answer.usage.completion_tokens:
         assert time.monotonic() < deadline
@@ -130,13 +130,13 @@ def test_the_workers_counts_agree_with_vllms(servers):
     assert fresh == answer.usage.prompt_tokens - cached
 
 
-def test_a_plain_server_has_no_metrics_of_ours(servers):
+def test_a_plain_server_has_none_of_our_metrics(servers):
     assert not [name for name in samples(servers.plain) if "layerskip" in name]
 
 
 def test_the_periodic_log_lines_are_vllms_own(servers):
     """They would print a connector's stats, and there is no connector."""
-    deadline = time.monotonic() + WAITS_S
+    deadline = time.monotonic() + LIMIT_S
     while "SpecDecoding metrics: " not in (log := servers.speculating.log.read_text()):
         assert time.monotonic() < deadline
         complete(servers.speculating)
@@ -175,7 +175,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(servers, tmp_path):
         f"--storage.tsdb.path={tmp_path}/data",
         f"--web.listen-address={HOST}:{port}",
     ]
-    waiting, deadline = queries(), time.monotonic() + WAITS_S
+    waiting, deadline = queries(), time.monotonic() + LIMIT_S
     with (
         (tmp_path / "prometheus.log").open("w") as log,
         process_group(command, stdout=log, env=dict(os.environ)),
@@ -190,7 +190,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(servers, tmp_path):
 
 def request_span(servers: Servers, path: str, trace_id: str) -> dict[str, object]:
     """Attributes of the request's span, once the server has exported it."""
-    deadline = time.monotonic() + WAITS_S
+    deadline = time.monotonic() + LIMIT_S
     while True:
         spans = servers.collector.named(path, "llm_request")
         for span in spans:
@@ -201,7 +201,7 @@ def request_span(servers: Servers, path: str, trace_id: str) -> dict[str, object
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 25])
-def test_spans_are_those_of_a_plain_server(servers, max_tokens):
+def test_spans_equal_a_plain_servers(servers, max_tokens):
     trace_id = f"{max_tokens:032x}"
     headers = {"traceparent": f"00-{trace_id}-{1:016x}-01"}
     for server in (servers.plain, servers.speculating):
@@ -214,7 +214,7 @@ def test_spans_are_those_of_a_plain_server(servers, max_tokens):
     assert plain["gen_ai.usage.completion_tokens"] == max_tokens
 
 
-def test_no_word_of_a_prompt_is_logged_counted_or_traced(servers):
+def test_prompts_never_reach_logs_metrics_or_traces(servers):
     word = "xyzzyplugh"
     server = servers.speculating
     server.client.completions.create(

@@ -136,7 +136,7 @@ def _seed(rng: random.Random, job: Job) -> None:
         job.options["seed"] = rng.randint(0, 2**31)
 
 
-def _options_of_its_own(rng: random.Random, job: Job) -> None:
+def _layerskip_options(rng: random.Random, job: Job) -> None:
     """The plain server ignores them."""
     own = rng.choice(({"layerskip": 0}, {"num_speculative_tokens": rng.randint(0, 3)}))
     job.extra_body["vllm_xargs"] = own
@@ -167,5 +167,5 @@ FEATURES: list[Callable[[random.Random, Job], None]] = [
     _allowed_token_ids,
     _bad_words,
     _seed,
-    _options_of_its_own,
+    _layerskip_options,
 ]

@@ -37,7 +37,7 @@ from tests.stress.resident import ResidentMemory
 NUM_CLIENTS = 32
 K = 4
 PLAIN, SELF = "plain", "self:4"
-SETTLES_S = 120
+SETTLE_LIMIT_S = 120
 MAX_FAULTS = 100
 """A server that has ended refuses everybody: no need to see half an hour of that."""
 MIN_MINUTES_OF_SLOPE = 5
@@ -133,11 +133,13 @@ class Side:
 
     def counted(self) -> Counter:
         """What the counters rose by, once nothing runs any more."""
-        deadline = time.monotonic() + SETTLES_S
+        deadline = time.monotonic() + SETTLE_LIMIT_S
         running = [("vllm:num_requests_running",), ("vllm:num_requests_waiting",)]
         while any((now := self.server.metrics())[name] for name in running):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name} still has requests {SETTLES_S} s after the last")
+                raise TimeoutError(
+                    f"{self.name} still has requests {SETTLE_LIMIT_S} s after the last"
+                )
             time.sleep(0.5)
         return Counter({name: value - self._before.get(name, 0) for name, value in now.items()})
 

@@ -128,7 +128,7 @@ def test_counters_of_drafts_must_agree(wrong):
     assert (found == []) == (wrong == {})
 
 
-def test_an_aborted_request_asks_for_the_same():
+def test_aborting_does_not_change_the_request():
     assert replace(JOB, abort_after=2).request() == JOB.request()
 
 
@@ -141,14 +141,14 @@ def test_an_aborted_request_asks_for_the_same():
         ([1, 3, 8], {"token_id:8": -0.5, "token_id:9": -0.5}, False),
     ],
 )
-def test_a_tie_is_told_by_the_plain_servers_own_chances(token_ids, chances, tie):
+def test_a_tie_is_decided_by_the_plain_servers_logprobs(token_ids, chances, tie):
     choice = SimpleNamespace(
         token_ids=token_ids, logprobs=SimpleNamespace(top_logprobs=[{}, {}, chances])
     )
     assert is_tie(choice, [1, 2], Difference("token", 0, 2, 8, 9)) == tie
 
 
-def test_a_tie_is_asked_for_with_the_same_features():
+def test_a_tie_request_keeps_the_features():
     job = replace(JOB, options={"n": 2, "stop": ["x"]}, extra_body={"min_tokens": 5})
     request = tie_request(job, [1, 2])
     assert (request["max_tokens"], request["n"], request["stop"]) == (3, 1, ["x"])

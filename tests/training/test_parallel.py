@@ -47,13 +47,13 @@ def run_on_ray(recipe: Path, num_workers: int) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_more_workers_than_the_cluster_has_room_for_are_refused(directory):
+def test_too_many_workers_are_refused(directory):
     done = run_on_ray(write_recipe(directory, "too many"), 1000)
     assert done.returncode == 2
     assert "--ray-workers 1000 must be in [1, " in done.stderr
 
 
-def test_a_refusal_of_a_ray_worker_is_one_sentence(directory):
+def test_a_ray_workers_error_is_one_sentence(directory):
     recipe = write_recipe(directory, "bad exit", layerskip={"rotation": 9})
     done = run_on_ray(recipe, 1)
     assert done.returncode == 2

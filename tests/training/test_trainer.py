@@ -42,7 +42,7 @@ def plain_trainer(recipe_path) -> Trainer:
     return Trainer(model, args, train_dataset=rows, data_collator=default_data_collator)
 
 
-def test_without_dropout_and_exits_it_is_the_plain_trainer(directory):
+def test_without_dropout_and_exits_training_equals_the_plain_trainers(directory):
     # Plain gradient descent: Adam turns the last bit of a small gradient into a visible step.
     arguments = {
         "layerskip": {"p_max": 0.0, "e_scale": 0.0},
@@ -89,14 +89,14 @@ def test_gradient_checkpointing_is_the_same_run(directory, reference):
     assert curve(run(recipe)) == pytest.approx(curve(reference[1]), abs=1e-4)
 
 
-def test_bfloat16_follows_float32_and_saves_the_dtype_asked_for(directory, reference):
+def test_bfloat16_follows_float32_and_saves_the_requested_dtype(directory, reference):
     recipe = write_recipe(directory, "bf16", bf16=True)
     recipe.write_text(recipe.read_text().replace("model:", "model:\n  save_dtype: bfloat16"))
     assert curve(run(recipe)) == pytest.approx(curve(reference[1]), rel=0.02)
     assert {tensor.dtype for tensor in weights(recipe).values()} == {torch.bfloat16}
 
 
-def test_exits_are_reported_as_they_are_trained_and_evaluated(directory):
+def test_trained_and_evaluated_exits_are_reported(directory):
     recipe = write_recipe(
         directory,
         "reports",
@@ -132,7 +132,7 @@ def agreement(model, recipe_path) -> float:
     return same[:, :-1][is_target].float().mean().item()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory):
+def test_a_killed_run_resumes_with_the_same_results(directory):
     arguments = {"max_steps": 40, "save_strategy": "steps", "save_steps": 3}
     uninterrupted = run(write_recipe(directory, "uninterrupted", **arguments))
     recipe = write_recipe(directory, "killed", **arguments)

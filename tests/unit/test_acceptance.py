@@ -29,7 +29,7 @@ def speculate(target, drafter, num_tokens, max_tokens, num_speculative_tokens):
 
 
 @given(st.data(), st.integers(1, 40), st.integers(0, 9), st.integers(1, 9))
-def test_counts_are_those_of_speculation_token_by_token(
+def test_counts_equal_token_by_token_speculation(
     data, num_tokens, num_left, num_speculative_tokens
 ):
     max_tokens = num_tokens + num_left

@@ -121,7 +121,7 @@ def test_a_stop_token_ends_the_continuation_and_is_part_of_it(model, lens):
     assert trace.token_ids.tolist() == PROMPTS[0] + written[: end + 7]
 
 
-def test_perplexity_and_agreement_are_those_of_a_plain_loop(model, lens):
+def test_perplexity_and_agreement_equal_a_plain_loop(model, lens):
     for exit_layer in range(1, NUM_LAYERS + 1):
         losses, same = [], []
         for prompt in PROMPTS:
@@ -139,7 +139,7 @@ def test_perplexity_and_agreement_are_those_of_a_plain_loop(model, lens):
         assert lens.agreement("text")[exit_layer - 1] == agreement
 
 
-def test_agreement_where_it_drafts_is_about_the_token_that_was_written_next(lens):
+def test_continuation_agreement_compares_with_the_next_token(lens):
     for exit_layer in range(1, NUM_LAYERS):
         hits = [trace.agreements(exit_layer)[: trace.num_new_tokens - 1] for trace in lens.traces]
         flat = [hit for one in hits for hit in one]
@@ -158,7 +158,7 @@ def test_chunks_change_nothing(model, lens, monkeypatch):
         torch.testing.assert_close(trace.top1_probs, expected.top1_probs)
 
 
-def test_silent_late_layers_agree_everywhere(random_llama):
+def test_late_layers_that_add_nothing_agree_everywhere(random_llama):
     path = random_llama(num_layers=NUM_LAYERS, late_scale=0.0, late_from=3)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     silent = look(model, PROMPTS, max_tokens=21)
@@ -183,7 +183,7 @@ def test_settle_layer_is_the_first_exit_from_which_nothing_changes():
     assert settle_layers(top1_ids).tolist() == [1, 3, 4, 4]
 
 
-def test_a_model_in_training_is_looked_at_without_dropout_and_stays_in_training(random_llama):
+def test_looking_disables_dropout_and_keeps_training_mode(random_llama):
     path = random_llama(num_layers=2)
     model = AutoModelForCausalLM.from_pretrained(path, attention_dropout=0.5)
     expected = look(model.eval(), PROMPTS, max_tokens=4)

@@ -74,7 +74,7 @@ def test_a_module_below_the_runners_imports_none(path):
         "if TYPE_CHECKING:\n    import layerskip_vllm.runner_v2",
     ],
 )
-def test_every_form_of_import_is_seen(source):
+def test_every_form_of_import_is_found(source):
     assert runners_among(imported_names(source, "layerskip_vllm.models"))
 
 

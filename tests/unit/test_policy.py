@@ -80,7 +80,7 @@ def memory_then_arithmetic(rows):
     ("batch_size", "match_rate", "draft_cost"),
     list(itertools.product([1, 4, 16], [0.02, 0.5, 0.8, 0.97], [0.1, 0.3])),
 )
-def test_it_comes_close_to_the_best_fixed_k_and_never_far_below_plain(
+def test_throughput_is_near_the_best_fixed_k_and_never_far_below_plain(
     batch_size, match_rate, draft_cost
 ):
     machine = Machine(
@@ -96,7 +96,7 @@ def test_it_comes_close_to_the_best_fixed_k_and_never_far_below_plain(
     assert machine.num_tokens / machine.seconds > 0.985 * rates[0]
 
 
-def test_hopeless_drafts_stop_within_a_few_steps():
+def test_drafting_stops_soon_when_drafts_fail():
     machine = Machine(lambda rows: 0.3, memory_then_arithmetic, match_rate=0.02)
     chosen = machine.run(make_policy(), 1, 250)
     assert chosen[0] > 0
@@ -104,7 +104,7 @@ def test_hopeless_drafts_stop_within_a_few_steps():
     assert 0 < sum(k > 0 for k in chosen[40:]) < 8  # probes
 
 
-def test_it_drafts_again_when_acceptance_comes_back():
+def test_drafting_resumes_when_acceptance_recovers():
     policy = make_policy()
     machine = Machine(lambda rows: 0.2, memory_then_arithmetic, match_rate=0.02)
     machine.run(policy, 1, 300)
@@ -131,7 +131,7 @@ def test_a_machine_that_slows_down_does_not_change_the_choice():
     assert np.mean([rates[k] for k in chosen[400:]]) > 0.95 * max(rates)
 
 
-def test_what_was_chosen_is_no_more_than_what_requests_may_draft_now():
+def test_the_choice_respects_the_requests_current_limits():
     policy = make_policy()
     policy.choose([MAX_DRAFTS])
     assert policy.choose([2, 0]) <= 2
@@ -153,7 +153,7 @@ def measured_policy() -> DraftPolicy:
     return policy
 
 
-def test_a_request_that_may_not_draft_yields_a_token_all_the_same():
+def test_a_request_that_may_not_draft_still_yields_a_token():
     rates = measured_policy().tokens_per_second([0, 2, 0, 1])
     assert rates == pytest.approx([4 / 14, (4 + 2 * 0.7) / 18, (4 + 2 * 0.7 + 0.49) / 22])
 

@@ -80,7 +80,7 @@ def test_no_source_runs_data_as_code(path):
         "eval(text)",
     ],
 )
-def test_a_danger_is_seen(source):
+def test_each_danger_is_found(source):
     assert dangers(source)
 
 
@@ -93,7 +93,7 @@ def test_a_danger_is_seen(source):
         "AutoModel.from_pretrained('x', trust_remote_code=False)",
     ],
 )
-def test_what_is_harmless_is_let_be(source):
+def test_harmless_calls_are_allowed(source):
     assert dangers(source) == []
 
 

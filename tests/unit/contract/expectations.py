@@ -40,7 +40,7 @@ class Expectation:
     def target(self):
         return resolve(self.path)
 
-    def words(self) -> str:
+    def description(self) -> str:
         """What is expected, for the ledger."""
         raise NotImplementedError
 
@@ -56,7 +56,7 @@ class Takes(Expectation):
     positional: tuple[str, ...] = ()
     keyword: tuple[str, ...] = ()
 
-    def words(self):
+    def description(self):
         by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
         taken = "; ".join(filter(None, (quoted(self.positional), by_name)))
         return f"takes {taken}" if taken else "exists"
@@ -76,7 +76,7 @@ class Has(Expectation):
     attributes: tuple[str, ...] = ()
     properties: tuple[str, ...] = ()
 
-    def words(self):
+    def description(self):
         properties = f"properties {quoted(self.properties)}" if self.properties else ""
         owned = "; ".join(filter(None, (quoted(self.attributes), properties)))
         return f"has {owned}" if owned else "exists"
@@ -102,7 +102,7 @@ class Sets(Expectation):
 
     attributes: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"sets {quoted(self.attributes)}"
 
     def faults(self):
@@ -120,7 +120,7 @@ class Reads(Expectation):
 
     expressions: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"evaluates {quoted(self.expressions)}"
 
     def faults(self):
@@ -140,7 +140,7 @@ class Calls(Expectation):
     def __str__(self):
         return f"{super().__str__()}-{self.function}"
 
-    def words(self):
+    def description(self):
         in_order = f"{self.num_positional} in order" if self.num_positional else ""
         by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
         passed = "; ".join(filter(None, (in_order, by_name)))
@@ -165,7 +165,7 @@ class InOrder(Expectation):
 
     expressions: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"evaluates, in this order, {quoted(self.expressions)}"
 
     def faults(self):
@@ -182,7 +182,7 @@ class Admits(Expectation):
 
     values: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"admits {quoted(self.values)}"
 
     def faults(self):
