@@ -113,7 +113,7 @@ class CalibratedModel:
     draft_vocab_size: int | None = None
 
     def prepare(self) -> PreparedModel:
-        """Return it, made first where the cache does not hold it."""
+        """Return the model; build it if the cache does not have it."""
         recipe = (
             f"{self.shape} E={self.exit_layer} {self.dtype} {self.acceptance}+-{self.tolerance} "
             f"{self.num_calibration_prompts}x({self.prompt_len}+{self.calibration_tokens})"
@@ -181,7 +181,7 @@ class TextModel:
     max_tokens: int = 96
 
     def prepare(self) -> PreparedModel:
-        """Return it, made first where the cache does not hold it."""
+        """Return the model; build it if the cache does not have it."""
         checkpoint = self.demo.prepare()
         return PreparedModel.of(
             checkpoint,

@@ -117,7 +117,7 @@ class ModelResult:
     environment: Environment
     groups: list[list[str]]  # systems that ran side by side
     systems: list[SystemResult]
-    forward_times: dict[int, ForwardTime]  # M -> medians; empty where not measured
+    forward_times: dict[int, ForwardTime]  # M -> medians; empty if not measured
     ideals: list[IdealFigures]
 
     def system(self, name: str) -> SystemResult | None:

@@ -1,4 +1,4 @@
-"""The bisection, on a function whose answer is known; what a loop looks like; agreement itself."""
+"""Bisection on a function with a known answer, loop detection, and agreement."""
 
 from itertools import pairwise
 

@@ -1,6 +1,6 @@
-"""The yardstick itself, end to end: real engines in processes of their own, on a tiny model.
+"""The benchmark end to end: real engines in separate processes, on a tiny model.
 
-In float32 every system must write the same text. That is what makes their speeds comparable.
+In float32 all systems must generate the same text; only then are their speeds comparable.
 """
 
 import json
@@ -46,7 +46,7 @@ def test_every_systems_output_equals_plain(systems):
     assert list(systems) == ["plain", *SYSTEMS[:-1], "transformers", SYSTEMS[-1]]
     for system in systems.values():
         for batch in system["batches"]:
-            assert batch["num_texts"] == 4  # in the one round
+            assert batch["num_texts"] == 4  # of the only round
             assert batch["num_texts_equal"] == batch["num_texts"], system["name"]
 
 
@@ -66,7 +66,7 @@ def test_acceptance_is_as_calibrated(result, systems):
 
 
 def test_equal_drafts_are_accepted_equally(systems):
-    """A checkpoint of the first E layers drafts what exit E does, so vLLM must count the same."""
+    """A checkpoint of the first E layers drafts what exit E drafts, so the counts must be equal."""
     counted = [
         [batch[key] for key in ("acceptance_rate", "mean_acceptance_length")]
         for name in ("self", "draft_model")

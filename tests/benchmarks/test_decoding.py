@@ -1,4 +1,4 @@
-"""The figures of a batch, from its steps."""
+"""A batch's figures follow from its steps."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from layerskip_vllm.measure.decoding import Decoding, DraftCounts
 
 
 def decoding(num_new_tokens, step_s=None):
-    """Steps of a batch; its outputs are as long as its steps make them."""
+    """A batch with these steps, whose outputs have matching lengths."""
     totals = [sum(row) for row in zip(*num_new_tokens, strict=True)]
     return Decoding(
         step_s=step_s or [1.0] * len(num_new_tokens),

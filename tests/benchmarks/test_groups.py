@@ -1,4 +1,4 @@
-"""Which systems share memory."""
+"""Systems are grouped by the memory they need."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from benchmarks.groups import split
 SIZES = {"plain": 3, "self": 3, "a": 3, "b": 3, "c": 2, "d": 1}
 
 
-def test_all_systems_are_one_group_where_memory_holds_them():
+def test_all_systems_are_one_group_if_they_fit_in_memory():
     assert split(SIZES, 15, ["plain", "self"]) == [["plain", "self", "a", "b", "c", "d"]]
 
 

@@ -1,4 +1,4 @@
-"""The row-aware ideal, against sums done by hand."""
+"""The row-aware ideal against hand-computed sums."""
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_speedup_compares_a_cycle_with_plain_steps_for_its_tokens():
 
 
 def test_with_free_rows_and_head_only_the_layer_count_matters():
-    """Rows and head for nothing: the cost of a cycle in full forwards is (K*E + L) / L."""
+    """A cycle then costs (K*E + L) / L full forwards."""
     flat = ForwardTimes({1: ForwardTime(1.0, 0.0), 128: ForwardTime(1.0, 0.0)})
     cycle = IdealCycle.of(flat, batch_size=8, num_speculative_tokens=4, exit_layer=6, num_layers=22)
     assert cycle.total_s == pytest.approx((4 * 6 + 22) / 22)

@@ -1,4 +1,4 @@
-"""What a reader sees."""
+"""The report, the picture and the JSON file."""
 
 import dataclasses
 import json

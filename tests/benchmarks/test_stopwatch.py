@@ -1,4 +1,4 @@
-"""Each second is counted once, where it was spent."""
+"""Each second counts once, for the innermost timed call."""
 
 import time
 

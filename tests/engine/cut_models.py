@@ -1,4 +1,4 @@
-"""What early exit is compared with: transformers' model, cut to its first layers."""
+"""The reference for early exit: transformers' model, cut to its first layers."""
 
 import torch
 

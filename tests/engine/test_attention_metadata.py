@@ -1,8 +1,8 @@
 """The early layers' attention metadata against an independent oracle.
 
-xFormers' block-diagonal masks state which key a packed query may see; PyTorch's attention applies
-them to keys and values laid out without any paging. vLLM's kernel must agree when it is given our
-metadata for one early step, and vLLM's own for a verify batch, over a cache with shuffled blocks.
+xFormers' block-diagonal masks define which keys each packed query attends to; PyTorch's attention
+applies them to unpaged keys and values. vLLM's kernel must agree over a cache with shuffled blocks,
+with our metadata for an early step and vLLM's own for a verify batch.
 """
 
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def drafter(request, random_llama, random_model):
 
 
 class PagedBatch:
-    """Random keys and values of a batch, paged through a layer of the real engine and flat."""
+    """Random keys and values of a batch, both flat and paged in a layer of the real engine."""
 
     def __init__(self, drafter, seq_lens, seed):
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ class PagedBatch:
         self.values = [torch.randn(n, KV_HEADS, HEAD_SIZE) for n in seq_lens]
 
     def common_metadata(self, query_lens) -> CommonAttentionMetadata:
-        """What vLLM's runner builds where the last `query_lens` tokens of each request run."""
+        """What vLLM's runner builds if the last `query_lens` tokens of each request run."""
         starts = (self.seq_lens - torch.tensor(query_lens)).tolist()
         positions = torch.cat(
             [torch.arange(s, n) for s, n in zip(starts, self.seq_lens, strict=True)]

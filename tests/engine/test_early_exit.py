@@ -1,4 +1,4 @@
-"""Early exit equals transformers' model cut to its first layers, and costs what those cost."""
+"""Early exit equals transformers' model cut to its first layers, in output and memory."""
 
 import json
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_only_the_first_layers_have_a_kv_cache(all_layers, two_layers):
         f"model.layers.{index}.self_attn.attn" for index in range(2)
     ]
     assert len(runner(two_layers).kv_caches) == 2
-    # Of the same memory.
+    # The same memory holds more blocks.
     assert config.num_blocks // 3 == runner(all_layers).kv_cache_config.num_blocks
 
 
@@ -113,7 +113,7 @@ def test_chunked_prompts_change_nothing(model):
 
 
 def test_vllms_own_speculation_verifies_with_the_cut_model(random_llama, model):
-    """A second model drafts, with all of its own layers."""
+    """A second model drafts, with all its layers."""
     draft = {"model": random_llama(num_layers=3), "num_speculative_tokens": 3}
     llm = make_llm(model, speculative_config=draft, **early_exit(2))
     before = counts(llm)

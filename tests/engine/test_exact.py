@@ -90,7 +90,7 @@ def test_both_segments_and_the_whole_model_compile_once(random_llama, monkeypatc
     with compilation_counter.expect(num_aot_compiles=3):
         llm = make_self_llm(model, 2, 3, enforce_eager=False)
     before = counts(llm)
-    # Nothing is compiled while it serves, whatever the shapes of the steps.
+    # No step compiles anything, whatever its shape.
     with compilation_counter.expect(num_aot_compiles=0, num_inductor_compiles=0):
         assert generate(llm, prompts, params) == expected
     assert_speculated(counts(llm).since(before))

@@ -1,4 +1,4 @@
-"""Mistral, Qwen2 and Qwen3, and attention that looks back a window only."""
+"""Mistral, Qwen2 and Qwen3, and sliding-window attention."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def windowed(random_model):
 
 
 def test_a_window_changes_the_output(random_model, windowed):
-    """Otherwise the tests with a window would show nothing."""
+    """Otherwise the tests with a window would prove nothing."""
     prompts = as_prompts(random_prompts([90, 70]))
     models = (windowed, random_model(family="mistral", late_scale=0.3))
     outputs = [generate_plainly(model, prompts, greedy(40)) for model in models]
@@ -57,7 +57,7 @@ def test_a_window_changes_the_output(random_model, windowed):
 
 @pytest.fixture(scope="module")
 def alternating(random_llama, tmp_path_factory):
-    """A Llama of which every other layer has a window, as its `layer_types` say."""
+    """A Llama in which every other layer has a sliding window, set by its `layer_types`."""
     path = tmp_path_factory.mktemp("alternating") / "model"
     shutil.copytree(random_llama(num_layers=NUM_LAYERS, late_scale=0.3), path)
     config = json.loads((path / "config.json").read_text())

@@ -1,4 +1,4 @@
-"""The split model holds the stock model's weights, once."""
+"""The split model has exactly the stock model's weights, without copies."""
 
 import json
 

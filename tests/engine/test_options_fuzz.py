@@ -1,4 +1,4 @@
-"""Random `self:E` settings give an engine's configuration or an error that names them."""
+"""Random `self:E` settings give an engine configuration or an error that names them."""
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
@@ -10,7 +10,7 @@ NUM_LAYERS = 6
 
 
 def mostly(good, bad=JSON):
-    """Values of which more than half are good: with all at random the first one ends it."""
+    """Mostly good values: with only random ones, the first one would end every example."""
     return st.one_of(good, good, bad)
 
 

@@ -1,4 +1,4 @@
-"""Under a release series of vLLM that we do not support, nothing of ours works or disturbs."""
+"""On an unsupported vLLM release our features are refused, and plain vLLM is unaffected."""
 
 import json
 import subprocess
@@ -38,9 +38,9 @@ print("RESULT", json.dumps(refusals + [refusal(parser.parse_args, line) for line
 
 @pytest.fixture(scope="module")
 def refusals(random_llama):
-    """What another version of vLLM is told, flag by flag; None where it is told nothing.
+    """Errors under another vLLM version, by flag; None if there is none.
 
-    In one process: each imports vLLM for 9 s.
+    One process runs all cases, since importing vLLM takes 9 s.
     """
     command_lines = [["--speculative-model", "self:3"], ["--early-exit", "3"]]
     cases = json.dumps([random_llama(), [SELF, early_exit(3), {}], command_lines])

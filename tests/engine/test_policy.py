@@ -1,4 +1,4 @@
-"""Greedy float32 output stays plain decoding's, whatever decides how far to draft."""
+"""Greedy float32 output equals plain decoding's, however the draft length is chosen."""
 
 import json
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def plain_outputs(model, prompts):
 
 @pytest.fixture
 def run(model, prompts, plain_outputs):
-    """Generate with some options, compare with plain decoding; returns counts and runner."""
+    """Generate with some options and compare with plain decoding; returns counts and runner."""
 
     def run(options, exit_layer=3, num_speculative_tokens=4, **overrides):
         llm = make_self_llm(model, exit_layer, num_speculative_tokens, options, **overrides)
@@ -74,7 +74,7 @@ def chosen(monkeypatch):
 
 @pytest.fixture
 def _layers_take_time(monkeypatch):
-    """The policy's clock: a decoder layer takes a millisecond, and nothing else takes any."""
+    """The policy's clock: each decoder layer takes a millisecond, everything else no time."""
     original, seconds = LlamaDecoderLayer.forward, [0.0]
 
     def forward(self, *args, **kwargs):
@@ -100,7 +100,7 @@ def test_a_draft_length_that_changes_every_step(run, monkeypatch):
 
 @pytest.mark.usefixtures("_layers_take_time")
 def test_adaptive_stops_drafting_when_drafts_fail(random_llama, chosen):
-    """Random layers: a draft costs nearly a step, and few are right."""
+    """With random layers a draft costs nearly a full step, and few are right."""
     llm = make_self_llm(random_llama(num_layers=6), 5, 4, {"adaptive": True})
     generate(llm, as_prompts(random_prompts([9])), greedy(200, ignore_eos=True))
     close(llm)
@@ -109,7 +109,7 @@ def test_adaptive_stops_drafting_when_drafts_fail(random_llama, chosen):
 
 @pytest.mark.usefixtures("_layers_take_time")
 def test_adaptive_keeps_drafting_when_drafts_are_right(random_llama, chosen):
-    """Layers [1, L) add nothing, and there are many of them: one layer drafts for 24."""
+    """Layers [1, L) add nothing, so one layer drafts correctly for 24."""
     llm = make_self_llm(
         random_llama(num_layers=24, late_scale=0.0), 1, 4, {"adaptive": True}, max_num_seqs=4
     )

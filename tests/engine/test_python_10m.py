@@ -1,4 +1,4 @@
-"""The checkpoint that ships: trained for early exit, and worth drafting with."""
+"""The shipped checkpoint, which is trained for early exit and drafts well."""
 
 import json
 
@@ -25,7 +25,7 @@ def prompts():
 
 
 def test_acceptance_rate_is_at_least_50_percent(prompts):
-    """0.50 at E = 4, K = 4, greedy, on prompts from held-out files: the least that may ship."""
+    """At E = 4, K = 4, greedy, on held-out prompts: the minimum for shipping."""
     expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128))
     llm = make_self_llm(str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS)
     before = counts(llm)
@@ -38,7 +38,7 @@ def test_acceptance_rate_is_at_least_50_percent(prompts):
 
 @pytest.mark.slow
 def test_compiled_segments_equal_one_graph_in_bfloat16(prompts):
-    """Where nothing is drafted every forward has plain's shape, so not a bit may differ."""
+    """Without drafts every forward has plain's shape, so every bit must be equal."""
     compiled = {"dtype": "bfloat16", "enforce_eager": False}
     expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128), **compiled)
     llm = make_self_llm(

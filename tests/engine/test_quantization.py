@@ -1,6 +1,6 @@
-"""Quantized weights and activations: output is plain decoding's of the same checkpoint.
+"""With quantized weights and activations, output equals plain decoding of the same checkpoint.
 
-test_scenarios.py runs the formats whose weights and activations are integers.
+test_scenarios.py tests the formats with integer weights and activations.
 """
 
 import json
@@ -19,15 +19,15 @@ from tests.engine.features import IN_ALL_SCENARIOS, IN_ONE_SCENARIO
 from tests.quantize import CONFIGS, quantized
 
 TRAINED = [
-    # vLLM multiplies 4-bit weights on a CPU in 16 bits only. At that precision a batch of another
-    # shape can round differently; a trained model's choices are clear enough to stand that.
+    # vLLM multiplies 4-bit weights on a CPU only in 16 bits, where the batch shape can change the
+    # rounding. A trained model's choices are clear enough to tolerate that.
     ("w4a16", "float16"),
     pytest.param("w4a16-asymmetric", "float16", marks=pytest.mark.slow),
     pytest.param("gptq", "float16", marks=pytest.mark.slow),
     ("awq", "float16"),
     ("w8a8-fp8", "float32"),
     pytest.param("auto-round", "float16", marks=pytest.mark.slow),
-    # vLLM takes 16 bits only of these.
+    # vLLM supports these only in 16 bits.
     pytest.param("quark-w8a8", "bfloat16", marks=pytest.mark.slow),
     pytest.param("quark-w8a8-fp8", "bfloat16", marks=pytest.mark.slow),
     pytest.param("quark-w4a16", "float16", marks=pytest.mark.slow),
@@ -75,7 +75,7 @@ def create_engine_config(model: str, **arguments):
 
 
 def change_quantization(model: str, **changes) -> str:
-    """The checkpoint whose quantization says this as well."""
+    """Update the checkpoint's quantization configuration in place; returns its path."""
     path = Path(model) / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"] |= changes
@@ -122,7 +122,7 @@ def test_other_quantized_kv_checkpoints_are_refused(name, changes):
 
 
 def model_config_with(quantization_config: dict) -> SimpleNamespace:
-    """What is read of vLLM's `ModelConfig`; the real one needs a checkpoint."""
+    """The parts of vLLM's `ModelConfig` that are read; the real one needs a checkpoint."""
     return SimpleNamespace(
         model_arch_config=SimpleNamespace(quantization_config=quantization_config),
         quantization=quantization_config.get("quant_method"),
@@ -142,8 +142,11 @@ def test_activations_scaled_by_the_whole_batch_are_refused(random_llama, tmp_pat
 
 @pytest.mark.parametrize("in_a_file", [False, True])
 def test_activations_that_torchao_scales_by_the_whole_batch_are_refused(tmp_path, in_a_file):
-    told = {"_type": "Int8DynamicActivationInt8WeightConfig", "_data": {"granularity": PER_TENSOR}}
-    overrides = {"quantization_config_dict_json": json.dumps(told)}
+    config = {
+        "_type": "Int8DynamicActivationInt8WeightConfig",
+        "_data": {"granularity": PER_TENSOR},
+    }
+    overrides = {"quantization_config_dict_json": json.dumps(config)}
     if in_a_file:
         file = tmp_path / "torchao.json"
         file.write_text(overrides.pop("quantization_config_dict_json"))

@@ -1,4 +1,4 @@
-"""A NaN in a layer that only verifies: the target's tokens are what plain decoding makes of it."""
+"""With a NaN in a layer that only verifies, output equals plain decoding's."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def close_engines_left_open():
 
 @pytest.fixture
 def model(random_llama, tmp_path):
-    """Its last layer's output is NaN at every position; the drafts know nothing of it."""
+    """A model whose last layer outputs NaN at every position, which drafts do not run."""
     path = Path(shutil.copytree(random_llama(num_layers=NUM_LAYERS), tmp_path / "model"))
     weights = load_file(path / "model.safetensors")
     weights[f"model.layers.{NUM_LAYERS - 1}.mlp.down_proj.weight"][0, 0] = float("nan")
@@ -45,5 +45,5 @@ def test_output_equals_plain_decoding(model):
     before = counts(llm)
     assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected
     assert counts(llm).since(before).num_drafted > 0
-    # It is still there for the next request.
+    # The engine still serves the next request.
     assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected

@@ -1,4 +1,4 @@
-"""Tensor-parallel workers in the actors of a Ray cluster of one node, on an emulated host."""
+"""Tensor-parallel workers as actors of a one-node Ray cluster, on an emulated host."""
 
 import shutil
 from pathlib import Path
@@ -33,12 +33,12 @@ def test_two_actors_give_the_output_of_one_process(
 
 
 def test_an_actor_of_another_version_is_refused_naming_both(model, token_prompts, tmp_path):
-    """The node has another version of the package than the process that uses it."""
+    """The Ray node has another version of the package than the driver."""
     package = Path(layerskip_vllm.__file__).parent
     shutil.copytree(package, tmp_path / package.name)
     (tmp_path / package.name / "version.py").write_text('__version__ = "9.9.9"\n')
     with one_host(PYTHONPATH=str(tmp_path)) as host:
-        # Ray lets actors import from the driver's directory first, and here ours would lie there.
+        # Actors import from the driver's directory first, so it must not be our checkout.
         done = host.run(DECODE, stdin=job(model, token_prompts, **RAY), directory=tmp_path.parent)
     assert done.returncode != 0
     assert "has layerskip_vllm 9.9.9, and the engine that drives it has" in done.stderr

@@ -1,4 +1,4 @@
-"""The examples on Ray as a user runs them: batches by vLLM and by Ray Data LLM, Ray Serve LLM."""
+"""The Ray examples as a user runs them: batches with vLLM and Ray Data LLM, Ray Serve LLM."""
 
 import json
 import re
@@ -38,7 +38,7 @@ with urllib.request.urlopen("http://127.0.0.1:{METRICS_PORT}/metrics", timeout=3
 
 @pytest.fixture(scope="module")
 def host():
-    # Ray Serve LLM takes a CPU for each of its replicas and one for the engine.
+    # Ray Serve LLM needs one CPU per replica and one for the engine.
     with one_host(num_cpus=8, **SMALL_CACHE) as host:
         yield host
 
@@ -53,9 +53,9 @@ def test_each_line_of_a_file_is_completed(host, example, tmp_path):
         [*command, str(lines), str(completions), "--max-tokens", "8", *SMALL], **SMALL_CACHE
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    said = [json.loads(line) for line in completions.read_text().splitlines()]
-    assert sorted(line["prompt"] for line in said) == sorted(PROMPTS)
-    assert all(line["completion"] for line in said)
+    completed = [json.loads(line) for line in completions.read_text().splitlines()]
+    assert sorted(line["prompt"] for line in completed) == sorted(PROMPTS)
+    assert all(line["completion"] for line in completed)
 
 
 def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
@@ -71,7 +71,7 @@ def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
             assert time.monotonic() < deadline, done.stderr + log.read_text()[-6000:]
             time.sleep(1)
         assert done.stdout == "8\n"
-        # Ray collects its processes' metrics every few seconds.
+        # Ray collects metrics every few seconds.
         while not (metrics := layerskip_metrics(host)):
             assert time.monotonic() < deadline, log.read_text()[-6000:]
             time.sleep(1)

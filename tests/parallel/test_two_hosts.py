@@ -1,4 +1,4 @@
-"""Tensor parallel across two hosts: a Ray head and a worker node, a real server and client."""
+"""Tensor parallel across two hosts, with a Ray head, a worker node, a real server and client."""
 
 import contextlib
 import json
@@ -32,7 +32,7 @@ def hosts():
 
 @contextlib.contextmanager
 def serve(host, model, log):
-    """The example's server on a host, ready; yields its process."""
+    """Start the example's server on a host and wait until it is ready; yields its process."""
     command = host.inside(["examples/ray/serve.sh", model, "3", "2", *ENGINE_FLAGS])
     with log.open("w") as file, process_group(command, file, host.variables()) as process:
         deadline = time.monotonic() + START_LIMIT_S
@@ -44,7 +44,7 @@ def serve(host, model, log):
 
 
 def status(host) -> int | None:
-    """What the server's health check answers; None where nothing does."""
+    """Status of the server's health check; None without an answer."""
     url = f"http://127.0.0.1:{PORT}/health"
     ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=5).status)"
     done = host.run([sys.executable, "-c", ask])
@@ -61,12 +61,12 @@ def ask(host, prompts, max_tokens=MAX_TOKENS) -> list[list[int]]:
 
 
 def workers_on(host) -> int:
-    """How many of vLLM's worker actors run there."""
+    """Number of vLLM's worker actors on the host."""
     return sum("RayWorkerProc" in title for title in host.titles())
 
 
 def free_cpus(host) -> float:
-    """CPUs of the cluster that no placement group holds."""
+    """CPUs of the cluster outside all placement groups."""
     script = "import ray; ray.init(log_to_driver=False); print(ray.available_resources()['CPU'])"
     done = host.run([sys.executable, "-c", script])
     return float(done.stdout.split()[-1]) if done.returncode == 0 else 0
@@ -108,12 +108,12 @@ def test_a_dead_worker_node_ends_the_server_and_a_repaired_cluster_serves_again(
             )
             client.stdin.write(json.dumps(token_prompts[:1]))
             client.stdin.close()
-            assert "tokens" in client.stderr.readline()  # it generates
+            assert "tokens" in client.stderr.readline()  # generation has started
             worker.end_processes()
             assert client.wait(FAILURE_LIMIT_S) != 0, client.stdout.read()
             assert until(lambda: status(head) != 200, FAILURE_LIMIT_S)
             assert server.wait(FAILURE_LIMIT_S) != 0, log.read_text()[-6000:]
-        assert until(lambda: free_cpus(head) == 1, FAILURE_LIMIT_S)  # of the node that is left
+        assert until(lambda: free_cpus(head) == 1, FAILURE_LIMIT_S)  # of the remaining node
 
         worker.start_ray(head=head.address, num_cpus=1)
         with serve(head, model, tmp_path / "second.log"):

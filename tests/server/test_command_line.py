@@ -1,4 +1,4 @@
-"""The `vllm` command: what a user's mistake ends with, the help, and a benchmark."""
+"""The `vllm` command: errors for a user's mistakes, the help, and a benchmark."""
 
 import json
 
@@ -28,7 +28,7 @@ def six_layers(random_llama):
         pytest.param(
             ["--speculative-model", "self:3", "--speculative-config", '{"model": "self:3"}'],
             ["--speculative-model", "self:3", "contradicts --speculative-config"],
-            id="said-twice",
+            id="set-twice",
             marks=pytest.mark.slow,
         ),
         pytest.param(

@@ -1,4 +1,4 @@
-"""`vllm serve MODEL --early-exit N` answers as transformers' model cut to N layers."""
+"""`vllm serve MODEL --early-exit N` gives the answers of transformers' model cut to N layers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Which exits are on, and their weights, against tables worked out by hand."""
+"""Active exits and their weights against hand-computed tables."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Packing, and every place documents come from."""
+"""Packing, and every source of documents."""
 
 import json
 
@@ -56,7 +56,7 @@ TEXTS = ["first document, é", "second"]
 
 @pytest.fixture
 def sources(tmp_path):
-    """The same two documents in every form."""
+    """The same two documents in every format."""
     for index, text in enumerate(TEXTS):
         (tmp_path / f"{index}.txt").write_text(text)
     lines = "".join(json.dumps({"body": text, "id": 1}) + "\n" for text in TEXTS)

@@ -1,4 +1,4 @@
-"""The training forward against its definition, written out with every logit in memory."""
+"""The training forward against its definition, computed with every logit in memory."""
 
 import subprocess
 import sys
@@ -188,7 +188,7 @@ print(memory("VmHWM") - before)
 
 
 def peak_kib(num_exits: int) -> int:
-    """Peak memory of training steps in a process of their own, above what it had before, in KiB."""
+    """Peak memory in KiB that training steps add, measured in a separate process."""
     weights = dict.fromkeys(range(10 - num_exits, 10), 1 / num_exits)
     code = PEAK.replace("{weights}", repr(weights))
     return int(subprocess.check_output([sys.executable, "-c", code], text=True))

@@ -1,4 +1,4 @@
-"""Layer dropout: how often, for whom, and what is computed."""
+"""Layer dropout: rates, dropped rows, and what is computed."""
 
 import math
 
@@ -59,7 +59,7 @@ def test_the_seed_decides():
 
 
 class Recorder(nn.Module):
-    """Adds one; remembers what it was given."""
+    """Adds one and records its inputs."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""What a recipe may say, and what is said of a bad one."""
+"""Valid recipes, and the errors of bad ones."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ GOOD = {
 
 
 def write(tmp_path, **changes):
-    """Write the good recipe with some keys changed: `section__key=value`, None to leave it out."""
+    """Write the good recipe with some keys changed: `section__key=value`, None removes a key."""
     recipe = yaml.safe_load(yaml.safe_dump(GOOD))
     for name, value in changes.items():
         *path, key = name.split("__")

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: what they equal, what they report, how they go on."""
+"""Whole runs on a tiny model: equivalences, reports and resuming."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ START_LIMIT_S = 300
 
 @pytest.fixture(scope="module")
 def reference(directory):
-    """The run that others are compared with: its recipe and its log."""
+    """Recipe and log of the run that others are compared with."""
     recipe = write_recipe(directory, "reference")
     return recipe, run(recipe)
 
@@ -43,7 +43,7 @@ def plain_trainer(recipe_path) -> Trainer:
 
 
 def test_without_dropout_and_exits_training_equals_the_plain_trainers(directory):
-    # Plain gradient descent: Adam turns the last bit of a small gradient into a visible step.
+    # Plain gradient descent, since Adam amplifies the last bit of a small gradient.
     arguments = {
         "layerskip": {"p_max": 0.0, "e_scale": 0.0},
         "gradient_accumulation_steps": 2,
@@ -105,7 +105,7 @@ def test_trained_and_evaluated_exits_are_reported(directory):
     )
     reports = run(recipe)
     trained = [{key for key in report if key.startswith("loss_exit")} for report in reports[:4]]
-    # Rotation 2 over the layers 0, 1, 2: layer 0 weighs nothing, and is not trained.
+    # Rotation 2 over layers 0, 1, 2: layer 0 has weight 0 and is not trained.
     assert trained == [{"loss_exit_3", "loss_exit_4"}, {"loss_exit_2", "loss_exit_4"}] * 2
     assert all(f"agreement_exit_{exit_}" in reports[0] for exit_ in (1, 2, 3))
     evaluation = next(report for report in reports if "eval_loss" in report)
@@ -141,7 +141,7 @@ def test_a_killed_run_resumes_with_the_same_results(directory):
     )
     deadline = time.monotonic() + START_LIMIT_S
     while not (directory / "killed" / "checkpoint-3" / "trainer_state.json").exists():
-        assert process.poll() is None, "it ended by itself"
+        assert process.poll() is None, "training ended before it was killed"
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -51,7 +51,7 @@ def test_agreements_past_the_last_cycle_change_nothing(agreements, num_tokens, k
 
 @given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 30), st.integers(1, 8))
 def test_no_draft_exceeds_max_tokens(agreements, max_tokens, k):
-    """Prefill emits one token, each cycle a token of its own: the rest may be drafts."""
+    """Prefill and each cycle emit one token; the others may be drafts."""
     counts = replay(agreements, max_tokens, max_tokens, k)
     assert counts.num_accepted + counts.num_drafts <= max(max_tokens - 1, 0)
 

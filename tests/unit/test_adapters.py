@@ -1,4 +1,4 @@
-"""Rows are mapped to adapters for a part of a step, and back for the rest of it."""
+"""Rows get other adapters for a part of a step, and the step's own for the rest."""
 
 from types import SimpleNamespace
 
@@ -10,13 +10,13 @@ from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
 
 STEP = ((7, 7, 9), (7, 7, 7, 9, 0))
-"""Adapters of a step's logits and of its tokens."""
+"""Adapters of a step's logits and tokens."""
 
 ADAPTER = LoRARequest("an adapter", 7, "nowhere")
 
 
 class Host:
-    """As much of vLLM's runner as takes part."""
+    """The parts of vLLM's runner that take part."""
 
     def __init__(self, lora_config: object):
         self.lora_config = lora_config

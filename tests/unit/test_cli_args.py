@@ -1,4 +1,4 @@
-"""`--early-exit` ends up in `--additional-config`, in whatever order the two are said."""
+"""`--early-exit` ends up in `--additional-config`, in either order."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`self:E`, early exit, their ranges and the options' names."""
+"""`self:E`, early exit, their ranges and the option names."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The repairs of vLLM's sampler and of its LoRA functions on CPU."""
+"""The repairs of vLLM's sampler and LoRA functions on CPU."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Measured times of a cycle, and estimates of others."""
+"""Measured and estimated times of a cycle."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_near_batch_sizes_share_their_times():
     times = make_times()
     times.observe(16, 0, 3.0)
     assert times.estimate(17)[0] == 3.0
-    assert times.estimate(32)[0] == 1.0  # another unit: nothing is known there
+    assert times.estimate(32)[0] == 1.0  # not measured, so in units of a forward
 
 
 def test_another_batch_size_starts_from_the_shape_of_the_nearest_one():

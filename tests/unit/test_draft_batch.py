@@ -18,11 +18,11 @@ def batch_of(start_positions, num_drafts) -> DraftBatch:
 
 @st.composite
 def outcomes(draw):
-    """Per request: computed tokens, verified drafts, accepted drafts, and how many may follow."""
+    """Per request: computed and scheduled tokens, verified and accepted drafts, draft limit."""
     reqs = []
     for _ in range(draw(st.integers(1, 6))):
         computed, max_drafts = draw(st.integers(0, 60)), draw(st.integers(-1, WIDTH))
-        if draw(st.booleans()):  # a prompt, or a part of one
+        if draw(st.booleans()):  # a prompt or a chunk of one
             reqs.append((computed, draw(st.integers(1, 20)), 0, 0, max_drafts))
         else:
             verified = draw(st.integers(0, WIDTH))
@@ -42,7 +42,7 @@ def test_a_batch_equals_a_loop_over_the_requests(reqs, data):
     expected = []
     for row, (c, s, v, a, most) in enumerate(reqs):
         position = c + s - (v - a)  # rejected drafts are not computed tokens
-        # A draft at the last but one position is the last that another token can follow.
+        # The last position must stay free for the token after the drafts.
         num_drafts = min(most, max_num_tokens[row] - 2 - position)
         if num_drafts >= 0:
             expected.append((row, position, 100 * row + a, num_drafts))

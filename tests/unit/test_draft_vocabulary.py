@@ -1,4 +1,4 @@
-"""The draft's vocabulary is dealt out to the tensor-parallel ranks."""
+"""The draft vocabulary is distributed over the tensor-parallel ranks."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""vLLM still has the internals that the plugin uses: `tests/unit/contract/`."""
+"""vLLM still has the internals that the plugin uses, as listed in `tests/unit/contract/`."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Exits against models that really end there, and statistics against plain loops."""
+"""Exits against models cut at the same layer, and statistics against plain loops."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def lens(model):
 
 
 def shorter(path, exit_layer):
-    """The checkpoint loaded as a model of E layers: what `cut` must equal."""
+    """The checkpoint loaded as a model of E layers, which `cut` must equal."""
     return AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, num_hidden_layers=exit_layer
     ).eval()
@@ -64,7 +64,7 @@ def test_a_cut_model_holds_the_same_parameters(model):
 
 
 def test_a_cut_model_decodes_with_its_cache(model):
-    """Speeds are measured on these steps, so they must be true decoding."""
+    """The lens times these steps, so they must be real decoding."""
     with torch.inference_mode():
         short = cut(model, 2)
         decoding, written = Decoding(short, PROMPTS[0]), []
@@ -78,7 +78,7 @@ def test_a_cut_model_decodes_with_its_cache(model):
 
 
 class FakeDecoding:
-    """Its step takes a second a layer, and far longer in the first round."""
+    """A step takes one second per layer, and far longer in the first round."""
 
     order: ClassVar[list[int]] = []
 
@@ -117,7 +117,7 @@ def test_a_stop_token_ends_the_continuation_and_is_part_of_it(model, lens):
     end = written.index(stop) + 1
     (trace,) = look(model, PROMPTS[:1], max_tokens=30, stop_ids={stop}).traces
     assert trace.num_new_tokens == end
-    # What lies beyond is decoded as well: drafts of the last cycle reach there.
+    # Decoding continues beyond it, as far as the last cycle's drafts reach.
     assert trace.token_ids.tolist() == PROMPTS[0] + written[: end + 7]
 
 

@@ -1,4 +1,4 @@
-"""`layerskip-vllm lens`: each bad input's error, and what a good run leaves behind."""
+"""`layerskip-vllm lens`: errors for bad input, and the results of a good run."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def record(record_file):
 
 @pytest.fixture
 def fails(capsys):
-    """`fails(*arguments)` -> the error's text, of a run that ends with exit code 2."""
+    """`fails(*arguments)` -> error text of a run, which must end with exit code 2."""
 
     def error(*arguments) -> str:
         assert main(["lens", *map(str, arguments)]) == 2

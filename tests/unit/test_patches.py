@@ -1,4 +1,4 @@
-"""Each diff in `patches/` applies to the installed vLLM, and the ledger is what the code says."""
+"""Each diff in `patches/` applies to the installed vLLM, and the ledger matches the code."""
 
 import importlib
 import importlib.util
@@ -29,7 +29,7 @@ needs_patch_command = pytest.mark.skipif(
 
 
 def site_packages() -> Path:
-    """The directory that holds `vllm/`, found without importing vLLM."""
+    """The directory with `vllm/`, found without importing vLLM."""
     return Path(importlib.util.find_spec("vllm").origin).parents[1]
 
 

@@ -1,4 +1,4 @@
-"""The policy against machines whose times and acceptance are known."""
+"""The policy on machines with known times and acceptance."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def test_outcomes_start_from_a_prior_and_follow_a_change():
 
 
 class Machine:
-    """Times and acceptance that do not change; runs the policy as the scheduler does."""
+    """Has constant times and acceptance, and runs the policy as the scheduler does."""
 
     def __init__(self, draft_seconds, verify_seconds, match_rate, seed=0):
         self.draft_seconds, self.verify_seconds = draft_seconds, verify_seconds
@@ -41,7 +41,7 @@ class Machine:
         self.last = 0
 
     def rate(self, batch_size, k):
-        """Tokens per second of a fixed K, exactly."""
+        """Exact tokens per second of a fixed K."""
         tokens = batch_size * (self.match_rate ** np.arange(k + 1)).sum()
         return tokens / (self.propose(batch_size, k) + self.verify_seconds(batch_size * (k + 1)))
 
@@ -53,7 +53,7 @@ class Machine:
         for _ in range(num_steps):
             k = policy.choose([MAX_DRAFTS] * batch_size)
             chosen.append(k)
-            # A step verifies what the one before has drafted, and then drafts.
+            # A step verifies the previous step's drafts, and then drafts.
             rows = batch_size * (self.last + 1)
             seconds = self.noisy(self.verify_seconds(rows) + self.propose(batch_size, k))
             self.seconds += seconds
@@ -67,12 +67,12 @@ class Machine:
         return chosen
 
     def noisy(self, seconds):
-        """Some steps take long, as on a shared machine."""
+        """Some steps take longer, as on a shared machine."""
         return seconds * self.random.choice([1, 1, 1, 1.02, 1.05, 3])
 
 
 def memory_then_arithmetic(rows):
-    """A forward of some rows: bound by the weights' traffic, then by arithmetic."""
+    """Time of a forward: bound by memory traffic, and with more rows by arithmetic."""
     return max(1.0, rows / 10)
 
 
@@ -86,7 +86,7 @@ def test_throughput_is_near_the_best_fixed_k_and_never_far_below_plain(
     machine = Machine(
         lambda rows: draft_cost * memory_then_arithmetic(rows), memory_then_arithmetic, match_rate
     )
-    machine.noisy = lambda seconds: seconds  # what is counted below is the choice, not the noise
+    machine.noisy = lambda seconds: seconds  # count the choices without noise
     policy = make_policy()
     machine.run(policy, batch_size, 400)
     machine.seconds = machine.num_tokens = 0.0
@@ -120,7 +120,7 @@ def test_noise_does_not_turn_drafting_off():
 
 
 def test_a_machine_that_slows_down_does_not_change_the_choice():
-    """Seldom measured choices keep their times from when the machine was faster, or slower."""
+    """Rarely measured choices keep times from when the machine was faster or slower."""
     machine = Machine(lambda rows: 0.25, memory_then_arithmetic, match_rate=0.8)
     policy = make_policy()
     chosen = []
@@ -145,7 +145,7 @@ def test_without_adaptive_all_drafts_are_made():
 
 
 def measured_policy() -> DraftPolicy:
-    """On a machine where a cycle of n requests takes 10 + n, and 4 more for each draft step."""
+    """On a machine where a cycle of n requests takes 10 + n, plus 4 for each draft step."""
     policy = make_policy()
     for batch_size in (1, 4, 41):
         for k in range(MAX_DRAFTS + 1):

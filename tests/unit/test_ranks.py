@@ -1,4 +1,4 @@
-"""Workers know their host and their version, and Ray on CPU refuses what it cannot do."""
+"""Workers know their host and version, and Ray on CPU refuses unsupported settings."""
 
 import pytest
 from vllm.config import ParallelConfig, VllmConfig

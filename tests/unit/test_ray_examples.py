@@ -1,4 +1,4 @@
-"""The example manifests, as far as tools without a cluster can tell."""
+"""The example manifests, checked without a cluster."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_the_kuberay_job_requests_one_gpu_per_rank():
     num_gpus = sum(int(c["resources"]["limits"]["nvidia.com/gpu"]) for c in containers)
     (tensor_parallel_size,) = re.findall(r"--tensor-parallel-size (\d+)", job["spec"]["entrypoint"])
     assert num_gpus == int(tensor_parallel_size)
-    # The volumes that containers mount are there.
+    # The volumes that containers mount exist.
     for node in nodes:
         spec = node["template"]["spec"]
         names = {volume["name"] for volume in spec["volumes"]}

@@ -1,4 +1,4 @@
-"""What one request may say of its drafts."""
+"""A request's own limits on its drafts."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ K = 4
         ({"kv_transfer_params": {}}, K),
         ({"layerskip": True}, K),
         ({"layerskip": False}, 0),
-        # Over HTTP, vLLM makes numbers of booleans.
+        # Over HTTP, vLLM turns booleans into numbers.
         ({"layerskip": 1}, K),
         ({"layerskip": 0}, 0),
         ({"num_speculative_tokens": 0}, 0),

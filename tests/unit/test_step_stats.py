@@ -1,4 +1,4 @@
-"""A step counts tokens and times, and `/metrics` shows them."""
+"""A step's token counts and times, and their way to `/metrics`."""
 
 from functools import partial
 from types import NoneType, SimpleNamespace
@@ -107,7 +107,7 @@ def test_stats_survive_serialization_to_the_front_end():
 
 @pytest.fixture
 def receivers():
-    """vLLM's two receivers of a connector's stats, in a process with the plugin."""
+    """vLLM's two receivers of a connector's stats, with the plugin registered."""
     from vllm.distributed.ec_transfer.ec_connector.metrics import (
         ECConnectorLogging,
         ECConnectorProm,
@@ -139,4 +139,4 @@ def test_the_log_omits_only_our_stats(receivers):
     log.observe({"layerskip": {"num_fresh_tokens": 1}})
     assert log.transfer_stats_accumulator is None
     with pytest.raises(AttributeError, match="connector_cls"):
-        log.observe({"of a connector": 1})  # vLLM's own answer where there is no connector
+        log.observe({"of a connector": 1})  # vLLM's own error without a connector

@@ -1,4 +1,4 @@
-"""Hooks wrap once, call the original, keep a method's kind, and are installed where needed."""
+"""Hooks wrap once, call the original, keep a method's kind, and are installed only if needed."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ print("REPORT", json.dumps(report))
 
 @pytest.fixture(scope="module")
 def report():
-    """What the probes say of vLLM in a process of its own, before and after installing."""
+    """Results of the probes in a separate process, before and after installing the hooks."""
     run = subprocess.run(
         [sys.executable, "-c", PROBES], capture_output=True, text=True, check=False
     )

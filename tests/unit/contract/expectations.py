@@ -1,7 +1,7 @@
-"""The kinds of expectation that the contract has of vLLM's internals.
+"""The kinds of expectation about vLLM's internals.
 
-Source is read where a name exists only inside a method: an instance attribute, or a call that vLLM
-makes to us. `resolve` is the one place that knows which vLLM is meant.
+Names that exist only inside a method, such as instance attributes or vLLM's calls to us, are
+checked in the source. Only `resolve` knows which vLLM is meant.
 """
 
 import ast
@@ -14,7 +14,7 @@ import typing
 
 
 def resolve(path: str) -> object:
-    """The object at `module:Class.method`, in the vLLM that this process imports."""
+    """The object at `module:Class.method` in the imported vLLM."""
     return pkgutil.resolve_name(path)
 
 
@@ -24,7 +24,7 @@ def quoted(names: typing.Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """One class or function of vLLM's, as `module:Class.method`, and why it must stay as it is."""
+    """A vLLM class or function, as `module:Class.method`, and why the plugin relies on it."""
 
     path: str
     reason: str
@@ -41,17 +41,17 @@ class Expectation:
         return resolve(self.path)
 
     def description(self) -> str:
-        """What is expected, for the ledger."""
+        """The expectation, for the ledger."""
         raise NotImplementedError
 
     def faults(self) -> list[str]:
-        """What the installed vLLM lacks."""
+        """What the installed vLLM is missing."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Takes(Expectation):
-    """A callable's first parameters, `self` left out, and those that we pass by name."""
+    """A callable's first parameters, without `self`, and those that we pass by name."""
 
     positional: tuple[str, ...] = ()
     keyword: tuple[str, ...] = ()
@@ -131,7 +131,7 @@ class Reads(Expectation):
 
 @dataclasses.dataclass(frozen=True)
 class Calls(Expectation):
-    """A call that a method makes, to us or for us, and how it passes the arguments."""
+    """A call in a method that the plugin relies on, and how it passes its arguments."""
 
     function: str
     num_positional: int = 0
@@ -161,7 +161,7 @@ class Calls(Expectation):
 
 @dataclasses.dataclass(frozen=True)
 class InOrder(Expectation):
-    """Expressions that a method evaluates one after the other, each for the first time."""
+    """Expressions that a method evaluates in this order, by their first occurrence."""
 
     expressions: tuple[str, ...]
 
@@ -196,7 +196,7 @@ def class_source(path: str) -> ast.ClassDef:
 
 
 def method_source(path: str) -> ast.FunctionDef:
-    """A method's own syntax tree, whatever decorators have put in its place."""
+    """A method's syntax tree, even if decorators replaced the method."""
     owner, _, name = path.rpartition(".")
     body = class_source(owner).body
     methods = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
