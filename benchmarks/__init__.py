@@ -1,1 +1,1 @@
-"""The yardstick: self-speculation against every alternative in one run, beside the ideal."""
+"""Benchmarks: self-speculation, every alternative and the ideal in one run."""

@@ -14,20 +14,20 @@ from benchmarks.systems import System
 PACKAGE = "layerskip_vllm"
 
 DRIVERS = "measure"
-"""The part of the package that measures; it is always this checkout's."""
+"""The package's measuring part, always taken from this checkout."""
 
 OTHER = "@other"
-"""Ends the names of systems that run another checkout's package."""
+"""Suffix of systems that run another checkout's package."""
 
 
 def with_other(
     systems: Mapping[str, System], checkout: Path | None, folder: Path
 ) -> dict[str, System]:
-    """Add each self-speculating system a second time, with another checkout's package.
+    """Add a copy of each self-speculating system that runs another checkout's package.
 
     Args:
         systems: By name.
-        checkout: Holds the package; None adds nothing.
+        checkout: Contains the package; None adds nothing.
         folder: As for `package_variables`.
     """
     if checkout is None:
@@ -43,19 +43,19 @@ def with_other(
 
 
 def package_variables(checkout: Path, folder: Path) -> dict[str, str]:
-    """Environment variables with which a child imports another checkout's package.
+    """Environment variables that make a child import another checkout's package.
 
     Args:
-        checkout: Holds the package.
-        folder: For a folder of links to it. Give every child the same one: the compile cache's key
-            contains the paths of source files.
+        checkout: Contains the package.
+        folder: Where a folder of links to it goes. Use the same one for every child: the compile
+            cache's key contains the paths of source files.
 
     Raises:
-        FileNotFoundError: The checkout holds no package.
+        FileNotFoundError: The checkout does not contain the package.
     """
     source = checkout.resolve() / PACKAGE
     if not (source / "__init__.py").exists():
-        raise FileNotFoundError(f"{checkout} is no checkout: {source}/__init__.py is missing")
+        raise FileNotFoundError(f"{checkout} is not a checkout: {source}/__init__.py is missing")
     links = folder.resolve() / "against" / PACKAGE
     shutil.rmtree(links, ignore_errors=True)
     links.mkdir(parents=True)
@@ -67,6 +67,6 @@ def package_variables(checkout: Path, folder: Path) -> dict[str, str]:
     folders = [str(links.parent), str(REPOSITORY), *([inherited] if inherited else [])]
     return {
         "PYTHONPATH": ":".join(folders),
-        # `python -m` puts the working directory first, which may hold a package as well.
+        # `python -m` puts the working directory first, which may contain the package too.
         "PYTHONSAFEPATH": "1",
     }

@@ -12,7 +12,7 @@ from benchmarks.environment import PRELOADS, installed_preloads
 
 
 def set_up_process() -> None:
-    """Log progress, and let SIGTERM unwind as Ctrl-C does, which stops the children."""
+    """Log progress, and handle SIGTERM like Ctrl-C, which stops the children."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     for name in ("benchmarks", "__main__"):
@@ -28,7 +28,7 @@ def positive(text: str) -> int:
 
 
 def add_process_arguments(group: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
-    """Declare how a benchmark's processes run; most is for `environment.child_variables`."""
+    """Declare how a benchmark's processes run, mostly for `environment.child_variables`."""
     group.add_argument("--eager", action="store_true", help="vLLM without compilation")
     group.add_argument(
         "--preload",
@@ -36,7 +36,7 @@ def add_process_arguments(group: argparse._ArgumentGroup | argparse.ArgumentPars
         choices=PRELOADS,
         default=installed_preloads(),
         metavar="NAME",
-        help=f"libraries, of {', '.join(PRELOADS)}; default: what is installed; empty for none",
+        help=f"libraries, of {', '.join(PRELOADS)}; default: all installed; empty for none",
     )
     group.add_argument(
         "--num-threads",
@@ -45,7 +45,7 @@ def add_process_arguments(group: argparse._ArgumentGroup | argparse.ArgumentPars
         metavar="N",
         help="OpenMP threads; default: one per core",
     )
-    group.add_argument("--bind", action="store_true", help="bind each thread to a core of its own")
+    group.add_argument("--bind", action="store_true", help="bind each thread to its own core")
 
 
 def add_against(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> None:
@@ -54,5 +54,5 @@ def add_against(parser: argparse._ArgumentGroup | argparse.ArgumentParser) -> No
         "--against",
         type=Path,
         metavar="CHECKOUT",
-        help="measure the package in that checkout as well",
+        help="also measure the package in that checkout",
     )

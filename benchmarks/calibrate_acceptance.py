@@ -1,4 +1,4 @@
-"""Calibrate acceptance: the scale of layers [E, L) at which drafts agree as often as wanted."""
+"""Calibrate acceptance: find the scale of layers [E, L) that gives the target agreement."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 NGRAM = 4
-"""Tokens by whose repetition a loop shows."""
+"""Length of the n-grams whose repetition shows a loop."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often exit E predicts what the whole model writes, on greedy text of its own.
+    """How often exit E predicts the next token of the whole model's greedy text.
 
-    Early layers only ever see accepted tokens, so this is the acceptance per token, whatever K.
+    Early layers only see accepted tokens, so this is the acceptance per token for any K.
 
     Attributes:
         mean: Over all positions, in [0, 1].
-        by_prompt: Of each prompt's text.
-        new_ngrams: Share of 4-grams that their text did not hold before; 1 where nothing loops.
+        by_prompt: One mean per prompt.
+        new_ngrams: Share of 4-grams that are new in their text; 1 if nothing loops.
     """
 
     mean: float
@@ -33,12 +33,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The scale that was found.
+    """Result of the bisection.
 
     Attributes:
         scale: Factor on the output projections of layers [E, L).
-        agreement: At that scale.
-        tries: (scale, mean agreement) in the order of trying.
+        agreement: Agreement at that scale.
+        tries: (scale, mean agreement) in the order tried.
     """
 
     scale: float
@@ -54,15 +54,15 @@ def calibrate_acceptance(
     high: float = 1.0,
     max_tries: int = 12,
 ) -> Calibration:
-    """Bisect for the scale at which agreement is `target`; it must fall as the scale rises.
+    """Bisect for the scale that gives the target agreement, which must fall as the scale rises.
 
     Args:
-        measure: Agreement at a scale.
-        target: Wanted mean agreement.
-        tolerance: How far off it may be.
-        low: A scale at which agreement is above the target.
-        high: One at which it is below.
-        max_tries: Before it gives up.
+        measure: Returns the agreement at a scale.
+        target: Target mean agreement.
+        tolerance: Accepted distance from the target.
+        low: A scale with agreement above the target.
+        high: A scale with agreement below it.
+        max_tries: Scales to try before giving up.
 
     Raises:
         ValueError: No scale tried came within the tolerance.
@@ -87,13 +87,13 @@ def measure_agreement(
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
 ) -> Agreement:
-    """Let the model write, and ask exit E at each position what it would have drafted.
+    """Generate greedily, and compare each token with exit E's draft of it.
 
     Args:
-        model: As dialled so far.
+        model: With its layers [E, L) scaled.
         exit_layer: E.
         prompts: Token ids, all of one length.
-        max_tokens: That it writes per prompt.
+        max_tokens: Tokens to generate per prompt.
     """
     import torch
 
@@ -108,7 +108,7 @@ def measure_agreement(
             pad_token_id=0,
         )
         agrees = []
-        for text in token_ids:  # one by one: logits of all would not fit at 128k tokens
+        for text in token_ids:  # one by one: with a 128k vocabulary, all logits would not fit
             states = model.model(text[None, :-1], output_hidden_states=True).hidden_states
             exit_states = model.model.norm(states[exit_layer][0, prompt_len:])
             drafted = model.lm_head(exit_states).argmax(dim=-1)
@@ -120,6 +120,6 @@ def measure_agreement(
 
 
 def new_ngrams(token_ids: Sequence[int]) -> float:
-    """Share of a text's 4-grams that it did not hold before."""
+    """Share of a text's 4-grams that do not repeat an earlier one."""
     ngrams = [tuple(token_ids[i : i + NGRAM]) for i in range(len(token_ids) - NGRAM + 1)]
     return len(set(ngrams)) / len(ngrams)

@@ -1,4 +1,4 @@
-"""Checkpoints in the cache: built once, whole or not at all; and the first E layers of one."""
+"""Cached checkpoints, built once and atomically, and checkpoints of the first E layers."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DIGEST_CHARS = 10
 
 
 def cached(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
-    """Return the cache's directory for a recipe, built first where it is not there.
+    """Return the cache directory of a recipe; build it if it is missing.
 
     Args:
         name: Start of the directory's name.
-        recipe: All that decides what is built; another recipe has another directory.
-        build: Fills the directory that it is given.
+        recipe: Everything that determines the result; each recipe has its own directory.
+        build: Fills the directory it gets.
     """
     digest = hashlib.sha256(recipe.encode()).hexdigest()[:DIGEST_CHARS]
     directory = cache_dir() / "benchmarks" / f"{name}-{digest}"
@@ -33,20 +33,20 @@ def cached(name: str, recipe: str, build: Callable[[Path], None]) -> Path:
             unfinished = Path(temporary) / directory.name
             unfinished.mkdir()
             build(unfinished)
-            # A rename is atomic: an interrupted build leaves no half directory behind.
+            # A rename is atomic: an interrupted build leaves no partial directory.
             unfinished.rename(directory)
     return directory
 
 
 def save_cut(model: LlamaForCausalLM, num_layers: int, directory: Path) -> None:
-    """Save a model without the layers from `num_layers` on, which it loses."""
+    """Drop a model's layers from `num_layers` on, in place, and save it."""
     model.model.layers = model.model.layers[:num_layers]
     model.config.num_hidden_layers = num_layers
     model.save_pretrained(directory)
 
 
 def cut(checkpoint: Path, num_layers: int) -> Path:
-    """Return a checkpoint's first layers with its embedding, final norm and LM head."""
+    """Return a checkpoint of the first layers, with embedding, final norm and LM head."""
     from transformers import AutoModelForCausalLM
 
     def build(directory: Path) -> None:
@@ -58,19 +58,19 @@ def cut(checkpoint: Path, num_layers: int) -> Path:
 
 
 def fingerprint(checkpoint: Path) -> str:
-    """What changes when a checkpoint does: its configuration, and size and time of its weights."""
+    """Identify a checkpoint's content by its configuration and the size and time of its weights."""
     files = sorted(checkpoint.glob("*.safetensors"))
     stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return f"{(checkpoint / 'config.json').read_text()} {stats}"
 
 
 def num_parameters(checkpoint: Path) -> int:
-    """Elements of all weights; what is tied counts once."""
+    """Number of elements in all weights; tied ones count once."""
     from safetensors import safe_open
 
     total = 0
     for file in checkpoint.glob("*.safetensors"):
         with safe_open(file, framework="pt") as weights:
-            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+            for name in weights.keys():  # noqa: SIM118 - not a mapping
                 total += math.prod(weights.get_slice(name).get_shape())
     return total

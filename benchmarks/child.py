@@ -22,27 +22,27 @@ STOP_LIMIT_S = 30
 
 
 class ChildError(RuntimeError):
-    """A child could not do what it was asked to."""
+    """A child failed to start or to run a command."""
 
 
 class Child:
-    """A started system. It computes only while a call runs; between calls it waits at its socket.
+    """A started system. It computes only during calls; between them it waits at its socket.
 
     Attributes:
-        start_s: Seconds from the start of the process, imports included, until it was ready.
-        ready: What it said then.
+        start_s: Seconds from the start of the process until it was ready, imports included.
+        ready: Its report when it was ready.
     """
 
     def __init__(self, system: System, env: Mapping[str, str], log: Path) -> None:
         """Start it and wait until it is ready.
 
         Args:
-            system: What to hold.
-            env: Environment of the process, but for the system's own variables.
-            log: File for what it prints.
+            system: The system to start.
+            env: Environment of the process, without the system's own variables.
+            log: File for its output.
 
         Raises:
-            ChildError: It did not get ready.
+            ChildError: It did not become ready.
         """
         self.name = system.name
         self.log = log
@@ -72,7 +72,7 @@ class Child:
         self.ready = ready
 
     def call(self, method: str, **arguments: object) -> object:
-        """Let the worker run a method of its own and return what that returns.
+        """Run one of the worker's methods and return its result.
 
         Raises:
             ChildError: The method raised, or the process ended.
@@ -81,13 +81,13 @@ class Child:
         return self._receive(method)
 
     def memory(self) -> Memory:
-        """Its memory since it was ready."""
+        """Memory of the child since it was ready."""
         memory = self.call("memory")
         assert isinstance(memory, Memory)
         return memory
 
     def close(self) -> None:
-        """End the process and whatever it started."""
+        """End the process and all processes that it started."""
         with contextlib.suppress(OSError):
             self._connection.send(None)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -111,7 +111,7 @@ class Child:
 def children(
     systems: Mapping[str, System], env: Mapping[str, str], log_dir: Path
 ) -> Generator[dict[str, Child]]:
-    """Start systems one after the other; leaves no process of theirs behind."""
+    """Start systems one after another, and stop all their processes at the end."""
     started: dict[str, Child] = {}
     try:
         for name, system in systems.items():

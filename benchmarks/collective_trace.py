@@ -1,4 +1,4 @@
-"""In a tensor-parallel rank: what it hands to its collectives. For `LLM.collective_rpc`."""
+"""Count the collectives of a tensor-parallel rank. These functions run by `LLM.collective_rpc`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ COLLECTIVES = (*LAYER_COLLECTIVES, *OTHER_COLLECTIVES, AMONG_PROCESSES)
 
 @dataclass
 class CollectiveTrace:
-    """What one rank hands to its collectives.
+    """Calls and input bytes of one rank's collectives.
 
     Attributes:
         num_calls: By collective.
-        num_bytes: Of the tensors that the rank hands in.
+        num_bytes: Of the input tensors, by collective.
     """
 
     num_calls: dict[str, int]
@@ -30,9 +30,9 @@ class CollectiveTrace:
 
 
 def start_trace(worker: WorkerBase) -> None:
-    """Count from now on what the rank's tensor-parallel group is handed.
+    """Start counting the collectives of the rank's tensor-parallel group.
 
-    Broadcasts through the processes' memory too: the group's own, of objects, are made of them.
+    `torch.distributed.broadcast` is counted too: the group broadcasts objects with it.
     """
     import torch
     from vllm.distributed.parallel_state import get_tp_group
@@ -60,11 +60,11 @@ def _counting(
 
 
 def reset_trace(worker: WorkerBase) -> None:
-    """Forget what was counted."""
+    """Reset the counts."""
     for counts in (worker.collective_trace.num_calls, worker.collective_trace.num_bytes):
         counts.update(dict.fromkeys(COLLECTIVES, 0))
 
 
 def trace_of(worker: WorkerBase) -> CollectiveTrace:
-    """What was counted."""
+    """Return the counts."""
     return worker.collective_trace

@@ -1,7 +1,7 @@
 """`python -m benchmarks.communication`: what tensor-parallel ranks send each other while decoding.
 
-Bytes and calls depend on the model's shape, on K and on what is accepted, and not on the machine;
-so one run of each system says it, and no clock is read. The ranks are two processes on this host.
+Bytes and calls depend on the model's shape, K and the acceptance, not on the machine, so one run of
+each system is enough and nothing is timed. The ranks are two processes on this host.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ COMPARED = ("plain", "self", LOCAL_ARGMAX, "self-recompute", "draft_model")
 
 @dataclass(frozen=True)
 class Communication:
-    """What a system's ranks exchange over some decoding, of one rank.
+    """What one rank of a system sends while decoding.
 
     Attributes:
         tokens: Output tokens of all requests.
-        acceptance_rate: Accepted / drafted; None where nothing was drafted.
+        acceptance_rate: Accepted / drafted; None if nothing was drafted.
     """
 
     trace: CollectiveTrace
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=1, metavar="N", help="requests at a time")
     parser.add_argument("--num-speculative-tokens", type=int, default=4, metavar="K")
     args = parser.parse_args(argv)
-    # vLLM's CPU ranks share memory where each is bound to a core of its own.
+    # vLLM's CPU ranks share memory only if each is bound to its own core.
     os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     model = MODELS[args.model].prepare()
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def compared_systems(model: PreparedModel, num_speculative_tokens: int) -> dict[str, System]:
-    """The systems by name, two ranks each; eager, since compilation changes no collective."""
+    """The systems by name, with two ranks each; eager, since compilation changes no collective."""
     systems = systems_of(model, num_speculative_tokens, eager=True)
     local_argmax = dict(systems["self"].arguments)
     local_argmax["speculative_config"] = {"use_local_argmax_reduction": True}
@@ -69,9 +69,9 @@ def compared_systems(model: PreparedModel, num_speculative_tokens: int) -> dict[
 
 
 def measure(model: PreparedModel, system: System, batch_size: int) -> Communication:
-    """Decode the model's first prompts and count from where all requests have a token.
+    """Decode the model's first prompts; start counting once all requests have a token.
 
-    The drafts that come with that token are left out; `self:E` makes none after the last one.
+    The drafts proposed with that token are not counted. `self:E` drafts nothing after the last one.
     """
     from layerskip_vllm.measure.engine import VllmEngine
 
@@ -97,7 +97,7 @@ def measure(model: PreparedModel, system: System, batch_size: int) -> Communicat
 
 
 def markdown(found: Mapping[str, Communication]) -> str:
-    """One row a system."""
+    """A Markdown table with one row per system."""
     header = ["system", "acceptance rate"]
     header += ["all-reduces per token", "their KiB", "gathers per token", "their KiB"]
     return table(header, [_row(name, communication) for name, communication in found.items()])

@@ -33,30 +33,30 @@ SMOKE = {
     "num_starts": 0,
     "eager": True,
 }
-"""What `--smoke` changes, unless it is said otherwise beside it."""
+"""Defaults under `--smoke`; explicit arguments override them."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 1 where a float32 text differs from plain's."""
+    """Run the command line; returns the exit code, 1 if a float32 text differs from plain's."""
     args = parse_arguments(argv)
     set_up_process()
     args.output.mkdir(parents=True, exist_ok=True)
     results = []
-    # All of them first: what is missing shows before hours of measuring.
+    # Prepare all first, so that anything missing fails before hours of measuring.
     for model in [prepare(name) for name in args.model]:
         result = measure_model(model, args)
         draw(result, args.output / f"{model.name}.png")
         results.append(result)
-        # After each model: what is measured so far outlives a failure of the next one.
+        # Save after each model, so that a later failure loses nothing.
         save(results, args.output / "results.json")
         (args.output / "report.md").write_text(markdown(results), encoding="utf-8")
         print(f"\n{model.name}: {result.description}\n\n{speeds(result)}\n", flush=True)
-    if plain_steps.HOPELESS in args.model and not args.no_plain_steps:
+    if plain_steps.UNTRAINED in args.model and not args.no_plain_steps:
         text = plain_steps.measure_all(args, against=args.against)
         with (args.output / "report.md").open("a", encoding="utf-8") as report:
             report.write(f"\n## Steps without drafts\n\n{text}\n")
         print(text, flush=True)
-    logger.info("everything is in %s", args.output)
+    logger.info("results are in %s", args.output)
     return int(any(result.dtype == "float32" and not result.is_exact for result in results))
 
 
@@ -72,7 +72,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     if max(row_counts(args)) > MAX_NUM_SEQS:
         parser.error(
             f"batch size * (K + 1) = {max(row_counts(args))} must be at most {MAX_NUM_SEQS}, the "
-            "most requests that run at a time"
+            "limit of concurrent requests"
         )
     return args
 
@@ -94,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=SYSTEMS,
         default=list(SYSTEMS),
         metavar="NAME",
-        help=f"of {', '.join(SYSTEMS)}; default: all; {REFERENCE} always takes part",
+        help=f"of {', '.join(SYSTEMS)}; default: all; {REFERENCE} is always included",
     )
     add_against(what)
     what.add_argument(
@@ -114,10 +114,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_argument_group("how long")
     length.add_argument("--num-rounds", type=positive, default=5, help="after one that warms up")
     length.add_argument(
-        "--max-tokens", type=positive, help="output per request; default: what suits the model"
+        "--max-tokens", type=positive, help="output per request; default depends on the model"
     )
     length.add_argument("--num-starts", type=int, default=3, help="timed starts; 0 for none")
-    length.add_argument("--smoke", action="store_true", help="a tiny model, to see that all works")
+    length.add_argument("--smoke", action="store_true", help="a tiny model, as a quick check")
     add_process_arguments(parser.add_argument_group("how every system runs"))
     parser.add_argument("--output", type=Path, default=Path("build/bench"), metavar="FOLDER")
 
@@ -138,7 +138,7 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
         else [
             name
             for name, system in systems.items()
-            # The stopwatch knows this checkout's package.
+            # The stopwatch only knows this checkout's package.
             if system.engine == "vllm" and not name.endswith(OTHER)
         ],
     )
@@ -153,7 +153,7 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
 
 
 def row_counts(args: argparse.Namespace) -> list[int]:
-    """Every M whose t(M) is wanted: the usual ones, and those of the batch sizes asked for."""
+    """Every M to measure: the default row counts and those of the requested batch sizes."""
     verify = {batch_size * (args.num_speculative_tokens + 1) for batch_size in args.batch_size}
     return sorted({*ROW_COUNTS, *args.batch_size, *verify})
 

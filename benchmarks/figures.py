@@ -1,4 +1,4 @@
-"""From what the rounds recorded to the figures of a result."""
+"""Turn the recordings of the rounds into a result's figures."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from layerskip_vllm.measure.decoding import Decoding, DraftCounts
 
 
 def group_of(groups: Iterable[Group], *names: str) -> Group | None:
-    """The first group in which these systems were measured side by side."""
+    """The first group that contains all these systems."""
     return next((group for group in groups if all(n in group.decodings for n in names)), None)
 
 
 def system_result(system: System, groups: Sequence[Group], starts: Sequence[Start]) -> SystemResult:
-    """One system's figures, from the first group that it was in.
+    """One system's figures, from the first group that contains it.
 
     Args:
-        system: Which.
-        groups: All of the run.
-        starts: Starts of it that served nothing else.
+        system: The system.
+        groups: All groups of the run.
+        starts: Its timed starts, which served nothing.
     """
     group = group_of(groups, system.name)
     assert group is not None
@@ -53,7 +53,7 @@ def system_result(system: System, groups: Sequence[Group], starts: Sequence[Star
 
 
 def batch_figures(decodings: Sequence[Decoding], plain: Sequence[Decoding]) -> BatchFigures:
-    """One system at one batch size, beside plain on the same prompts, turn by turn."""
+    """Figures of one system at one batch size, compared with plain turn by turn."""
     drafts = sum((decoding.drafts for decoding in decodings), DraftCounts())
     speeds = tokens_per_s(decodings)
     per_token_ms = [1000 * s for d in decodings for s in d.time_per_output_token_s]
@@ -81,7 +81,7 @@ def batch_figures(decodings: Sequence[Decoding], plain: Sequence[Decoding]) -> B
 
 
 def tokens_per_s(decodings: Iterable[Decoding]) -> list[float]:
-    """A value a turn."""
+    """One value per turn."""
     return [decoding.tokens_per_s for decoding in decodings]
 
 
@@ -91,13 +91,13 @@ def ideal_figures(
     num_speculative_tokens: int,
     decodings: Mapping[int, Sequence[Decoding]],
 ) -> list[IdealFigures]:
-    """The row-aware ideal of a system, one entry a batch size.
+    """The row-aware ideal of a system, one entry per batch size.
 
     Args:
-        model: Its E and L.
+        model: Gives E and L.
         times: t(M).
-        num_speculative_tokens: K, which the system must hold fixed.
-        decodings: Of that system, by batch size; they say how many tokens a cycle yields.
+        num_speculative_tokens: K, which must be fixed in the system.
+        decodings: Of that system, by batch size; they give the tokens per cycle.
     """
     ideals = []
     for batch_size, rounds in sorted(decodings.items()):
@@ -121,22 +121,22 @@ def model_result(
     groups: Sequence[Group],
     starts: Mapping[str, Sequence[Start]],
 ) -> ModelResult:
-    """Everything that a run found.
+    """All figures of a run.
 
     Args:
-        run: What was measured.
+        run: The run.
         num_speculative_tokens: K.
         environment: Of this process and its children.
-        group_names: Systems that were measured side by side.
-        groups: What each of these groups recorded.
-        starts: System -> starts of it that served nothing.
+        group_names: The systems of each group.
+        groups: The recordings of each group.
+        starts: System -> its timed starts, which served nothing.
     """
     model = run.model
     times = ForwardTimes.median(times for group in groups for times in group.forward_times)
-    judged = group_of(groups, FIXED_K)
+    group = group_of(groups, FIXED_K)
     ideals: list[IdealFigures] = []
-    if judged is not None and times.measured:
-        ideals = ideal_figures(model, times, num_speculative_tokens, judged.decodings[FIXED_K])
+    if group is not None and times.measured:
+        ideals = ideal_figures(model, times, num_speculative_tokens, group.decodings[FIXED_K])
     return ModelResult(
         name=model.name,
         description=model.description,

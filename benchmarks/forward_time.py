@@ -1,4 +1,4 @@
-"""t(M): how long plain vLLM's forward takes for M rows of decoding, layers and LM head apart."""
+"""t(M): the time of plain vLLM's forward for M decoding rows, layers and LM head separately."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from layerskip_vllm.measure.engine import VllmEngine
 
 ROW_COUNTS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 64, 80, 128)
-"""Batch sizes of 1 to 16, their verify batches of K + 1 rows, and what lies between."""
+"""Batch sizes from 1 to 16, their verify batches of K + 1 rows, and counts in between."""
 
 NUM_UNTIMED_STEPS = 1
-"""Steps at a new M before the timed ones."""
+"""Untimed steps at each new M."""
 
 FORWARD, HEAD = ("forward",), ("head",)
 
@@ -43,11 +43,11 @@ class ForwardTime:
 def measure_forward_times(
     engine: VllmEngine, prompts: Sequence[Sequence[int]], num_steps: int, row_counts: Iterable[int]
 ) -> dict[int, list[ForwardTime]]:
-    """Decode with the most rows first and abort requests on the way down: one prefill for all.
+    """Start with the most rows and abort requests on the way down, so that one prefill is enough.
 
     Args:
         engine: Plain vLLM.
-        prompts: As many as the most rows; short ones, as they are prefilled for nothing.
+        prompts: At least as many as the most rows; short ones keep the untimed prefill cheap.
         num_steps: Timed steps of each M.
         row_counts: Every M.
 
@@ -56,7 +56,7 @@ def measure_forward_times(
     """
     descending = sorted(row_counts, reverse=True)
     steps_per_count = NUM_UNTIMED_STEPS + num_steps
-    max_tokens = 2 + steps_per_count * len(descending)  # none may end by itself
+    max_tokens = 2 + steps_per_count * len(descending)  # no request may finish before its abort
     req_ids = engine.add(prompts[: descending[0]], max_tokens)
     stopwatch = Stopwatch()
     times: dict[int, list[ForwardTime]] = {}
@@ -85,7 +85,7 @@ class ForwardTimes:
     """t(M) for any M up to the largest measured one."""
 
     def __init__(self, measured: Mapping[int, ForwardTime]) -> None:
-        """Take what was measured.
+        """Keep the measured times.
 
         Args:
             measured: M -> its time, usually a median.
@@ -95,7 +95,7 @@ class ForwardTimes:
 
     @classmethod
     def median(cls, rounds: Iterable[Mapping[int, Sequence[ForwardTime]]]) -> ForwardTimes:
-        """Of all steps of all rounds."""
+        """Medians over all steps of all rounds."""
         steps: dict[int, list[ForwardTime]] = {}
         for times in rounds:
             for num_rows, timed in times.items():
@@ -114,14 +114,14 @@ class ForwardTimes:
         """t(M), by linear interpolation between measured neighbours.
 
         Raises:
-            ValueError: M was neither measured nor lies between what was.
+            ValueError: M is outside the measured range.
         """
         if num_rows in self.measured:
             return self.measured[num_rows]
         above = bisect_left(self._rows, num_rows)
         if not 0 < above < len(self._rows):
             raise ValueError(
-                f"{num_rows} rows must be in [{self._rows[0]}, {self._rows[-1]}], the measured ones"
+                f"{num_rows} rows must be in [{self._rows[0]}, {self._rows[-1]}], as measured"
             )
         low, high = self._rows[above - 1], self._rows[above]
         weight = (num_rows - low) / (high - low)

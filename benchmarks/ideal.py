@@ -1,4 +1,4 @@
-"""The row-aware ideal: a cycle that costs nothing but its share of plain forwards."""
+"""The row-aware ideal: a cycle that costs only its share of plain forwards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from benchmarks.forward_time import ForwardTimes
 
 @dataclass(frozen=True)
 class IdealCycle:
-    """One cycle of self-speculation at a fixed K, in seconds of plain vLLM's own forwards.
+    """One cycle of self-speculation at a fixed K, in seconds of plain vLLM's forwards.
 
     Attributes:
         draft_s: K draft steps: E/L of the layers at B rows, and the LM head at B rows.
-        early_s: Early layers of the verify, on one fresh token a request: E/L of them at B rows.
-        remaining_s: Remaining layers: (L-E)/L of them at B(K+1) rows.
+        early_s: Early layers on one more token per request: E/L of the layers at B rows.
+        remaining_s: Remaining layers: (L-E)/L of the layers at B(K+1) rows.
         head_s: LM head at B(K+1) rows.
         plain_s: A plain step at B rows.
     """
@@ -35,7 +35,7 @@ class IdealCycle:
         exit_layer: int,  # E
         num_layers: int,  # L
     ) -> IdealCycle:
-        """Add up from t(M)."""
+        """Compute it from t(M)."""
         early = exit_layer / num_layers
         at_batch = times.at(batch_size)
         at_verify = times.at(batch_size * (num_speculative_tokens + 1))
@@ -53,5 +53,5 @@ class IdealCycle:
         return self.draft_s + self.early_s + self.remaining_s + self.head_s
 
     def speedup(self, tokens_per_cycle: float) -> float:
-        """Over plain decoding, at a measured mean acceptance length."""
+        """Speed-up over plain decoding at a measured mean acceptance length."""
         return tokens_per_cycle * self.plain_s / self.total_s

@@ -24,10 +24,10 @@ class Arrival:
 
 @dataclass(frozen=True)
 class LoadFigures:
-    """What one system made of one load.
+    """One system's figures for one load.
 
     Attributes:
-        tokens_per_s: Output tokens, from the first arrival to the end of the last request.
+        tokens_per_s: Output tokens/s, from the first arrival to the end of the last request.
         time_per_output_token_ms: Median over the requests, each from its first to its last token.
         token_ids: Output of each request.
     """
@@ -49,12 +49,12 @@ def arrivals(
     """Draw a load.
 
     Args:
-        prompts: Taken in turn.
-        num_requests: Arrivals.
-        interval_s: Between two arrivals, on average.
-        max_tokens: Of a request; each has between half of it and all, so that they end at
-            different times.
-        poisson: Draw the intervals, instead of making them equal.
+        prompts: Used in turn.
+        num_requests: Number of arrivals.
+        interval_s: Mean interval between arrivals.
+        max_tokens: Longest output; each request draws between half of it and all of it, so that
+            they end at different times.
+        poisson: Draw random intervals instead of equal ones.
         seed: Of all draws.
     """
     rng = random.Random(seed)
@@ -67,7 +67,7 @@ def arrivals(
 
 
 def measure_load(engine: VllmEngine, load: Sequence[Arrival]) -> LoadFigures:
-    """Add each request when it arrives, and step while any runs."""
+    """Add each request when it arrives, and step while any request runs."""
     waiting = list(reversed(load))
     rows: dict[str, int] = {}
     token_ids: list[list[int]] = [[] for _ in load]

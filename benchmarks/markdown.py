@@ -10,7 +10,7 @@ NOT_MEASURED = "-"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; its first column is text, the others are figures."""
+    """A Markdown table with text in the first column and figures in the others."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

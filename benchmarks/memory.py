@@ -8,17 +8,17 @@ from pathlib import Path
 STATUS = Path("/proc/self/status")
 CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Written to clear_refs, sets the peak to the present size (proc_pid_clear_refs(5))."""
+"""Write it to clear_refs to set the peak to the current size (proc_pid_clear_refs(5))."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes.
+    """A process's memory.
 
     Attributes:
-        peak_rss_bytes: Most that was resident since the start, or since the last reset.
+        peak_rss_bytes: Peak resident size since the start, or since the last reset.
         anonymous_bytes: Resident now and backed by no file: weights, KV cache, buffers. Loading
-            maps the checkpoint's file, so a peak holds the weights twice; this does not.
+            maps the checkpoint's file, so the peak counts the weights twice; this does not.
     """
 
     peak_rss_bytes: int
@@ -26,13 +26,13 @@ class Memory:
 
     @classmethod
     def read(cls) -> Memory:
-        """This process, now."""
+        """Read this process's memory."""
         fields = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
         return cls(_in_bytes(fields["VmHWM"]), _in_bytes(fields["RssAnon"]))
 
 
 def reset_peak() -> None:
-    """Let the peak start anew from what is resident now."""
+    """Reset the peak to the current resident size."""
     CLEAR_REFS.write_text(RESET_PEAK)
 
 

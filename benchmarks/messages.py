@@ -1,4 +1,4 @@
-"""What a child process says to its parent beside the results of commands."""
+"""Messages from a child process to its parent, besides the results of commands."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from benchmarks.memory import Memory
 
 @dataclass(frozen=True)
 class Ready:
-    """The system can answer.
+    """The system is ready for commands.
 
     Attributes:
-        engine_start_s: Seconds that its constructor took: loading, compiling, caches.
-        starting: Memory until then.
-        kv_cache_tokens: That fit the budget; None where the system has no such budget.
+        engine_start_s: Seconds of the engine's constructor: loading, compiling, caches.
+        starting: Memory used until then.
+        kv_cache_tokens: Tokens that fit in the KV cache's budget; None if it has no budget.
     """
 
     engine_start_s: float

@@ -26,8 +26,8 @@ from layerskip_vllm.config import DEFAULT_NUM_SPECULATIVE_TOKENS
 logger = logging.getLogger(__name__)
 
 OVERLOAD = 2
-"""Requests that arrive by default for one that the first system serves: the slots stay full, so
-that output tokens/s is a system's capacity."""
+"""Default arrival rate, relative to what the first system can serve. Its slots stay full, so that
+output tokens/s is its capacity."""
 
 
 def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +43,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         choices=[name for name in SYSTEMS if not name.startswith("transformers")],
         default=["plain", "self"],
         metavar="NAME",
-        help="the others are compared with the first one",
+        help="the first one is the reference of the others",
     )
     parser.add_argument(
         "--num-speculative-tokens",
@@ -52,16 +52,16 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="K",
     )
     parser.add_argument("--num-rounds", type=positive, default=5, help="after one that warms up")
-    parser.add_argument("--num-requests", type=positive, default=24, help="a round")
+    parser.add_argument("--num-requests", type=positive, default=24, help="per round")
     parser.add_argument("--slots", type=positive, default=4, help="requests that run at a time")
     parser.add_argument("--arrivals", choices=("poisson", "fixed"), default="poisson")
     parser.add_argument(
         "--interval",
         type=float,
         metavar="SECONDS",
-        help="between arrivals, on average; default: half of what the first system needs",
+        help="mean interval; default: half the time that the first system needs per request",
     )
-    parser.add_argument("--max-tokens", type=positive, help="default: what suits the model")
+    parser.add_argument("--max-tokens", type=positive, help="default depends on the model")
     parser.add_argument("--seed", type=int, default=0)
     add_process_arguments(parser)
     add_against(parser)
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(model: PreparedModel, args: argparse.Namespace) -> dict[str, list[LoadFigures]]:
-    """Give all systems the same loads in turn, in every other round in reverse."""
+    """Give each system the same loads in turn, in reverse order every other round."""
     logs = args.output / "logs" / "mixed-load"
     logs.mkdir(parents=True, exist_ok=True)
     max_tokens = args.max_tokens or model.max_tokens
@@ -133,7 +133,7 @@ def _load(child: Child, load: list[Arrival]) -> LoadFigures:
 
 
 def markdown(found: Mapping[str, list[LoadFigures]]) -> str:
-    """One row a system; ratios are taken round by round."""
+    """A Markdown table with one row per system; ratios are taken round by round."""
     speeds = {name: [f.tokens_per_s for f in figures] for name, figures in found.items()}
     times = {name: [f.time_per_output_token_ms for f in figures] for name, figures in found.items()}
     first, texts = next(iter(found)), [f.token_ids for f in next(iter(found.values()))]

@@ -1,4 +1,4 @@
-"""The models on which systems are compared: checkpoints, prompts, settings that suit them."""
+"""The benchmarked models: checkpoints, prompts and settings."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 NUM_PROMPTS = 180
-"""As many as the default rounds and batch sizes need, none twice."""
+"""Enough for the default rounds and batch sizes without repetition."""
 
 KV_CACHE_TOKENS = 24_576
-"""What plain vLLM's KV cache holds: a block of 128 tokens for each of 128 requests, and more."""
-
+"""Capacity of plain vLLM's KV cache: more than a block of 128 tokens for each of 128 requests."""
 
 DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 
@@ -34,23 +33,23 @@ MAX_MODEL_LEN = 1024
 
 @dataclass(frozen=True)
 class PreparedModel:
-    """A model on disk, and how it is run.
+    """A model on disk and its settings.
 
     Attributes:
         name: On the command line and in tables.
         description: One line.
         path: The checkpoint.
         cut_path: Its first E layers with embedding, final norm and LM head, as a checkpoint.
-        dtype: That every system computes in.
+        dtype: Compute dtype of every system.
         exit_layer: E.
         num_layers: L.
-        weight_bytes: At that dtype.
+        weight_bytes: Size of the weights in that dtype.
         hidden_size: Elements of a hidden state.
         kv_cache_bytes: Budget of every system's KV cache.
-        max_model_len: Tokens of prompt and output together.
+        max_model_len: Most tokens of prompt and output together.
         prompts: Token ids.
         max_tokens: Output tokens per request.
-        draft_vocab: Options of a draft vocabulary, where the model is to show one.
+        draft_vocab: Options of `self-draft-vocab`; empty if the model does not run it.
         calibration: How its acceptance was calibrated; None if it was not.
     """
 
@@ -72,12 +71,12 @@ class PreparedModel:
 
     @classmethod
     def of(cls, checkpoint: Path, cut_checkpoint: Path, **settings) -> PreparedModel:  # type: ignore[no-untyped-def]
-        """Fill in what the checkpoint says.
+        """Read the model's dimensions from the checkpoint.
 
         Args:
             checkpoint: The model.
             cut_checkpoint: Its first layers.
-            **settings: The other attributes, named as in the class.
+            **settings: The other attributes.
         """
         config = json.loads((checkpoint / "config.json").read_text())
         head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
@@ -97,7 +96,7 @@ class PreparedModel:
 
 @dataclass(frozen=True)
 class CalibratedModel:
-    """A Llama of random weights whose acceptance is dialled."""
+    """A Llama with random weights and calibrated acceptance."""
 
     name: str
     description: str
@@ -106,7 +105,7 @@ class CalibratedModel:
     dtype: str = "bfloat16"
     acceptance: float = 0.80
     tolerance: float = 0.01
-    """Of the calibration; the measured acceptance may be 0.03 off."""
+    """Of the calibration; the measured acceptance can be off by 0.03."""
     prompt_len: int = 32
     max_tokens: int = 96
     num_calibration_prompts: int = 24
@@ -114,7 +113,7 @@ class CalibratedModel:
     draft_vocab_size: int | None = None
 
     def prepare(self) -> PreparedModel:
-        """Return it, made first where the cache does not hold it."""
+        """Return the model; build it if the cache does not have it."""
         recipe = (
             f"{self.shape} E={self.exit_layer} {self.dtype} {self.acceptance}+-{self.tolerance} "
             f"{self.num_calibration_prompts}x({self.prompt_len}+{self.calibration_tokens})"
@@ -155,7 +154,7 @@ class CalibratedModel:
 
         found = calibrate_acceptance(measure, self.acceptance, self.tolerance)
         (directory / "dial.json").write_text(json.dumps(asdict(found)))
-        # The LM head's rows are scaled so that low ids are frequent: no more than that is known.
+        # The LM head is scaled so that low ids are frequent; only their order is known.
         counts = {token_id: 1 / (1 + token_id) for token_id in range(self.shape.vocab_size)}
         (directory / "token_counts.json").write_text(json.dumps(counts))
         model.save_pretrained(directory / "model")
@@ -171,7 +170,7 @@ class CalibratedModel:
 
 @dataclass(frozen=True)
 class TextModel:
-    """A trained Llama with prompts of text: one of the demo's."""
+    """One of the demo's trained models, with text prompts."""
 
     name: str
     description: str
@@ -182,7 +181,7 @@ class TextModel:
     max_tokens: int = 96
 
     def prepare(self) -> PreparedModel:
-        """Return it, made first where the cache does not hold it."""
+        """Return the model; build it if the cache does not have it."""
         checkpoint = self.demo.prepare()
         return PreparedModel.of(
             checkpoint,
@@ -208,14 +207,14 @@ MODELS: dict[str, CalibratedModel | TextModel] = {
     for model in (
         CalibratedModel(
             name="dialled",
-            description="TinyLlama-1.1B's shape, random weights, acceptance dialled to 0.80",
+            description="TinyLlama-1.1B's shape, random weights, acceptance calibrated to 0.80",
             shape=TINYLLAMA,
             exit_layer=6,
         ),
         CalibratedModel(
             name="dialled-128k",
             description="Llama-3.2-1B's shape with its vocabulary of 128k, random weights, "
-            "acceptance dialled to 0.80",
+            "acceptance calibrated to 0.80",
             shape=LLAMA_128K,
             exit_layer=4,
             draft_vocab_size=36_864,
@@ -234,7 +233,7 @@ MODELS: dict[str, CalibratedModel | TextModel] = {
         ),
         CalibratedModel(
             name="small",
-            description="a tiny Llama of random weights in float32, for trials and tests",
+            description="a tiny Llama with random weights in float32, for trials and tests",
             shape=SMALL,
             exit_layer=2,
             dtype="float32",
@@ -248,7 +247,7 @@ DEFAULT_MODELS = ("dialled", "dialled-128k", "trained", "untrained")
 
 
 def prepare(name: str) -> PreparedModel:
-    """Prepare a model in a process of its own, whose memory is then free again."""
+    """Prepare a model in a separate process, which frees its memory at the end."""
     logger.info("%s: preparing", name)
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(max_workers=1, mp_context=context) as executor:

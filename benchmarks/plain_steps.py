@@ -1,8 +1,8 @@
-"""`python -m benchmarks.plain_steps`: what steps cost in which nothing is drafted.
+"""`python -m benchmarks.plain_steps`: the cost of steps without drafts.
 
-On a checkpoint whose drafts are hopeless, default settings soon stop drafting; from then on a step
-should cost what plain vLLM's costs. Speed differs from process to process more than within one, so
-every pair of figures comes from new processes, and the ratios of the pairs are reported.
+If drafts are almost never accepted, default settings soon stop drafting; a step should then cost as
+much as plain vLLM's. Speed varies more between processes than within one, so every pair of figures
+comes from new processes, and the report gives the ratios of the pairs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from benchmarks.systems import table as systems_of
 
 logger = logging.getLogger(__name__)
 
-HOPELESS = "untrained"
+UNTRAINED = "untrained"
 """The model whose drafts are almost never accepted."""
 
 OWN = "self-default"
@@ -42,10 +42,10 @@ class PlainSteps:
     """Median output tokens/s of each process, by system, and ratios pair by pair.
 
     Attributes:
-        tokens_per_s: Prefill included; an entry a process.
-        drafted: Share of the output tokens, drafted by all processes of a system.
-        ratios: System -> over plain.
-        own_over_other: This checkout's over the other's; None where there is no other.
+        tokens_per_s: System -> one entry per process; prefill included.
+        drafted: System -> drafted tokens per output token, over all its processes.
+        ratios: System -> its speed over plain's.
+        own_over_other: This checkout's speed over the other's; None without another checkout.
     """
 
     model: str
@@ -68,10 +68,10 @@ def measure(
     """Start plain and every other system in turn, `num_pairs` times.
 
     Args:
-        model: Its first prompt is decoded.
-        systems: Plain is the first.
+        model: The first prompt of this model is decoded.
+        systems: Plain first.
         env: Environment of their processes.
-        preload: Libraries that it preloads, for the record.
+        preload: Libraries that `env` preloads, for the report.
         num_pairs: Processes of each system.
         folder: For logs.
     """
@@ -101,7 +101,7 @@ def measure(
 
 
 def markdown(found: PlainSteps) -> str:
-    """One row a system; the ratios are medians, quartiles and extremes of the pairs."""
+    """A Markdown table with one row per system: median, quartiles and extremes of the ratios."""
     rows = []
     for name, speeds in found.tokens_per_s.items():
         ratio = found.ratios.get(name)
@@ -124,7 +124,7 @@ def measure_all(
     args: argparse.Namespace,
     *,
     preloads: Sequence[list[str]] | None = None,
-    model_name: str = HOPELESS,
+    model_name: str = UNTRAINED,
     num_pairs: int = NUM_PAIRS,
     against: Path | None = None,
 ) -> str:
@@ -132,10 +132,10 @@ def measure_all(
 
     Args:
         args: How the processes run, and the folder for results.
-        preloads: Lists of libraries to measure with; default: none, and those installed.
-        model_name: Whose first prompt is decoded.
+        preloads: Lists of libraries to measure with; default: none, then all installed.
+        model_name: The first prompt of this model is decoded.
         num_pairs: Processes of each system.
-        against: Another checkout to measure as well.
+        against: Another checkout to measure.
     """
     model = prepare(model_name)
     logs = args.output / "logs" / "plain-steps"
@@ -149,7 +149,7 @@ def measure_all(
         measured = measure(model, systems, env, preload=preload, num_pairs=num_pairs, folder=logs)
         found.append(measured)
     about = (
-        f"{model.description}; one prompt, {MAX_TOKENS} tokens, {NUM_GENERATIONS} generations a "
+        f"{model.description}; one prompt, {MAX_TOKENS} tokens, {NUM_GENERATIONS} generations per "
         f"process, {num_pairs} processes of each system in turn."
     )
     text = "\n\n".join([about, *map(markdown, found)])
@@ -173,9 +173,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.plain_steps",
-        description="Speed over plain vLLM where drafts do not pay and none are made.",
+        description="Speed over plain vLLM when drafts do not pay and drafting stops.",
     )
-    parser.add_argument("--model", choices=MODELS, default=HOPELESS, metavar="NAME")
+    parser.add_argument("--model", choices=MODELS, default=UNTRAINED, metavar="NAME")
     parser.add_argument("--pairs", type=positive, default=NUM_PAIRS, metavar="N")
     add_process_arguments(parser)
     parser.set_defaults(preload=None)

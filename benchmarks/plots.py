@@ -51,7 +51,7 @@ def draw(result: ModelResult, path: Path) -> None:
 
 
 def _draw_speedups(axes: Axes, result: ModelResult) -> None:
-    """Over the batch size, a line a system; bars from quartile to quartile."""
+    """Speed-up by batch size, one line per system; bars span the quartiles."""
     positions = {batch_size: i for i, batch_size in enumerate(result.batch_sizes)}
     for system in result.systems:
         spreads = [batch.speedup for batch in system.batches]
@@ -75,7 +75,7 @@ def _draw_speedups(axes: Axes, result: ModelResult) -> None:
 
 
 def _draw_ideal(axes: Axes, result: ModelResult) -> None:
-    """Measured and ideal speed-up of the fixed K, side by side."""
+    """Measured and ideal speed-up at fixed K, side by side."""
     own = result.system("self")
     if not result.ideals or own is None:
         axes.set_axis_off()
@@ -113,7 +113,7 @@ def _draw_forward_times(axes: Axes, result: ModelResult) -> None:
 
 
 def _draw_step_breakdown(axes: Axes, result: ModelResult) -> None:
-    """Milliseconds per output token of one request, by part, a bar a system and batch size."""
+    """Milliseconds per output token of a request, one bar per system and batch size."""
     bars = [
         (f"{system.name}, {breakdown.batch_size}", breakdown)
         for batch_size in reversed(result.batch_sizes)

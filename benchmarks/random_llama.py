@@ -1,4 +1,4 @@
-"""Llamas of random weights in shapes that real models have: speed depends on the shape alone."""
+"""Llamas with random weights in the shapes of real models: speed depends only on the shape."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the speed of a Llama, and what its random weights are drawn with.
+    """The dimensions of a Llama, and how its random weights are drawn.
 
     Attributes:
-        zipf_exponent: Row r of the LM head is scaled by (1 + r / 1024) ** -zipf_exponent: low ids
-            are then frequent in what the model writes, as in a real vocabulary; 0 leaves all equal.
+        zipf_exponent: Row r of the LM head is scaled by (1 + r / 1024) ** -zipf_exponent, which
+            makes low ids frequent in the output, as in a real vocabulary; 0 leaves all equal.
     """
 
     vocab_size: int
@@ -28,7 +28,7 @@ class Shape:
     seed: int = 1
 
     def config(self) -> LlamaConfig:
-        """Of transformers."""
+        """The configuration for transformers."""
         return LlamaConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -38,7 +38,7 @@ class Shape:
             num_key_value_heads=self.num_kv_heads,
             tie_word_embeddings=self.is_tied,
             max_position_embeddings=2048,
-            # Each projection then keeps the scale of what it reads, so that every layer counts.
+            # Each projection then keeps the scale of its input, so that every layer matters.
             initializer_range=self.hidden_size**-0.5,
             bos_token_id=None,
             eos_token_id=None,
@@ -46,7 +46,7 @@ class Shape:
 
     @torch.no_grad()
     def build(self, dtype: torch.dtype) -> LlamaForCausalLM:
-        """Draw the weights; equal shapes have equal ones."""
+        """Draw the weights; equal shapes get equal weights."""
         torch.manual_seed(self.seed)
         model = LlamaForCausalLM._from_config(self.config(), dtype=dtype)
         if self.zipf_exponent:
@@ -76,7 +76,7 @@ LLAMA_128K = Shape(
     is_tied=True,
     zipf_exponent=0.1,
 )
-"""Llama-3.2-1B: its LM head weighs as much as four of its layers."""
+"""Llama-3.2-1B: its LM head is as large as four of its layers."""
 
 SMALL = Shape(
     vocab_size=320,
@@ -86,17 +86,17 @@ SMALL = Shape(
     num_kv_heads=2,
     intermediate_size=384,
 )
-"""Starts in seconds: for tests and trials."""
+"""Starts in seconds, for tests and trials."""
 
 
 class LateLayers:
-    """Layers [E, L) of a model, whose say against the first E can be dialled in place."""
+    """Layers [E, L) of a model, whose contribution can be scaled in place."""
 
     def __init__(self, model: LlamaForCausalLM, exit_layer: int) -> None:
-        """Remember the weights as they are: scale 1.
+        """Keep a copy of the current weights, which are scale 1.
 
         Args:
-            model: Whose layers.
+            model: The model.
             exit_layer: E.
         """
         self._weights = [
@@ -107,6 +107,6 @@ class LateLayers:
 
     @torch.no_grad()
     def scale(self, factor: float) -> None:
-        """Scale what they add to the residual stream: at 0, the first E layers decide alone."""
+        """Scale what the layers add to the residual stream; 0 leaves only the first E layers."""
         for weight, original in self._weights:
             weight.copy_(original * factor)

@@ -54,9 +54,9 @@ def _about(result: ModelResult) -> str:
         agreement = result.calibration["agreement"]
         assert isinstance(agreement, dict)
         lines.append(
-            f"Dialled: output projections of layers [{result.exit_layer}, {result.num_layers}) "
+            f"Calibrated: output projections of layers [{result.exit_layer}, {result.num_layers}) "
             f"scaled by {result.calibration['scale']:.4f}; exit {result.exit_layer} then agrees "
-            f"with the last layer on {agreement['mean']:.3f} of its own text (by prompt "
+            f"with the last layer on {agreement['mean']:.3f} of the model's text (by prompt "
             f"{min(agreement['by_prompt']):.2f} to {max(agreement['by_prompt']):.2f}), and "
             f"{agreement['new_ngrams']:.1%} of the text's 4-grams are new."
         )
@@ -64,7 +64,7 @@ def _about(result: ModelResult) -> str:
 
 
 def speeds(result: ModelResult) -> str:
-    """Output tokens/s of every system, and its ratio to plain."""
+    """Output tokens/s of every system, and the ratio to plain."""
 
     def cell(figures: BatchFigures | None) -> str:
         if figures is None:
@@ -150,7 +150,7 @@ def _forward_times(result: ModelResult) -> str:
 
 
 def _ideals(result: ModelResult) -> str:
-    """The row-aware ideal beside what `self`, at the same fixed K, reached."""
+    """The row-aware ideal beside the measured speed-up of `self` at the same K."""
     own = result.system(FIXED_K)
     return table(
         [

@@ -1,4 +1,4 @@
-"""What one model's run found, as plain numbers: tables, plots and the JSON file show this."""
+"""The results of one model's run as plain numbers, for tables, plots and the JSON file."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ class BatchFigures:
 
     Attributes:
         batch_size: Concurrent requests.
-        tokens_per_s: Output tokens/s of decoding, all requests together, a value a turn.
-        speedup: Over plain, ratio by ratio.
-        tokens_per_step: Of one request; from the full steps, which are what is timed.
-        time_to_first_token_ms: Of one request; the values are the medians of the rounds.
+        tokens_per_s: Output tokens/s of decoding, all requests together, one value per turn.
+        speedup: Over plain, one ratio per turn.
+        tokens_per_step: Per request, over the full steps, the only timed ones.
+        time_to_first_token_ms: Per request; one median per turn.
         time_per_output_token_p50_ms: Median over all requests.
-        time_per_output_token_p99_ms: Of the slowest 1 % of all requests; with few of them, of the
+        time_per_output_token_p99_ms: 99th percentile over all requests; with few requests, the
             slowest one.
-        acceptance_rate: Accepted / drafted; null where nothing was drafted.
-        mean_acceptance_length: 1 + accepted / drafts; null where nothing was drafted.
+        acceptance_rate: Accepted / drafted; null if nothing was drafted.
+        mean_acceptance_length: 1 + accepted / drafts; null if nothing was drafted.
         acceptance_per_token: Accepted / (accepted + first rejections); null as above.
         num_texts: Outputs of all rounds.
-        num_texts_equal: Of these, equal to plain's, token by token.
+        num_texts_equal: Outputs that equal plain's, token by token.
     """
 
     batch_size: int
@@ -56,12 +56,12 @@ class SystemResult:
 
     Attributes:
         name: As in the table of systems.
-        arguments: What its engine was started with.
-        starts: Every start of it.
-        peak_rss_bytes: Most that was resident while it served.
+        arguments: Its engine's arguments.
+        starts: All its starts.
+        peak_rss_bytes: Peak resident size while it served.
         anonymous_bytes: Resident at the end and backed by no file.
-        batches: One entry a batch size.
-        step_breakdowns: One entry a batch size; empty where none was measured.
+        batches: One entry per batch size.
+        step_breakdowns: One entry per batch size; empty if not measured.
     """
 
     name: str
@@ -73,12 +73,12 @@ class SystemResult:
     step_breakdowns: list[StepBreakdown]
 
     def at(self, batch_size: int) -> BatchFigures | None:
-        """Figures at a batch size; None where it was not measured."""
+        """Figures at a batch size; None if not measured."""
         return next((batch for batch in self.batches if batch.batch_size == batch_size), None)
 
     @property
     def kv_cache_tokens(self) -> int | None:
-        """That fit the budget."""
+        """Tokens that fit in the KV cache's budget."""
         return self.starts[0].kv_cache_tokens
 
 
@@ -88,9 +88,9 @@ class IdealFigures:
 
     Attributes:
         batch_size: B.
-        cycle: Its seconds.
-        tokens_per_cycle: Measured, of `self`.
-        speedup: Ideal, over plain, at that length.
+        cycle: Times of its parts.
+        tokens_per_cycle: Measured on `self`.
+        speedup: Ideal speed-up over plain at that length.
     """
 
     batch_size: int
@@ -115,13 +115,13 @@ class ModelResult:
     num_rounds: int
     max_tokens: int
     environment: Environment
-    groups: list[list[str]]  # systems that were measured side by side
+    groups: list[list[str]]  # systems that ran side by side
     systems: list[SystemResult]
-    forward_times: dict[int, ForwardTime]  # M -> medians; empty where not measured
+    forward_times: dict[int, ForwardTime]  # M -> medians; empty if not measured
     ideals: list[IdealFigures]
 
     def system(self, name: str) -> SystemResult | None:
-        """A system's results; None where it was not measured."""
+        """A system's results; None if not measured."""
         return next((system for system in self.systems if system.name == name), None)
 
     @property
@@ -140,6 +140,6 @@ class ModelResult:
 
 
 def save(results: Sequence[ModelResult], path: Path) -> None:
-    """Write the JSON file: one key a field, the names as declared here."""
+    """Write the JSON file, with one key per field declared here."""
     text = json.dumps([dataclasses.asdict(result) for result in results], indent=1)
     path.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Systems take turns on the same prompts, round by round, so that a drifting machine hurts all."""
+"""Systems take turns on the same prompts in every round, so that drift affects all equally."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from layerskip_vllm.measure.decoding import Decoding
 logger = logging.getLogger(__name__)
 
 REFERENCE = "plain"
-"""The system to which every other is compared; it takes part in every group."""
+"""The system that all others are compared with; it is in every group."""
 
 MIN_TEXTS_PER_ROUND = 4
-"""Acceptance differs from text to text, and so does the speed of what speculates."""
+"""Acceptance varies between texts, and with it the speed of speculation."""
 
 FORWARD_PROMPT_LEN = 8
-"""Short: what t(M) is measured on is prefilled for nothing."""
+"""Short, since t(M) does not time the prefill."""
 
 NUM_BREAKDOWNS = 3
-"""Turns of each system; the one with the median step is kept."""
+"""Turns of each system; the one with the median step time is kept."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is measured, how often.
+    """What is measured, and how often.
 
     Attributes:
         batch_sizes: Concurrent requests.
-        num_rounds: Those that count; one more comes first and warms up.
+        num_rounds: Measured rounds; a warm-up comes first.
         max_tokens: Output tokens of each request.
-        row_counts: Every M of t(M); empty where it is not measured.
+        row_counts: Every M of t(M); empty to skip t(M).
         num_forward_steps: Timed steps of each M in each round.
-        with_breakdown: Systems of vLLM's whose step breakdown is measured after the rounds.
+        with_breakdown: vLLM systems whose step breakdown is measured after the rounds.
     """
 
     batch_sizes: Sequence[int]
@@ -51,7 +51,7 @@ class Schedule:
     with_breakdown: Collection[str] = ()
 
     def turns_per_round(self, batch_size: int) -> int:
-        """Batches that each system decodes in a round; one text alone would say little."""
+        """Batches that each system decodes in a round, so that it has enough texts."""
         return -(-MIN_TEXTS_PER_ROUND // batch_size)
 
     @property
@@ -62,13 +62,13 @@ class Schedule:
 
 @dataclass
 class Group:
-    """Systems that were measured side by side.
+    """Recordings of systems that ran side by side.
 
     Attributes:
-        decodings: System -> batch size -> one entry a turn.
-        forward_times: One entry a round: M -> timed steps.
-        step_breakdowns: System -> one entry a batch size.
-        memory: System -> after the last round.
+        decodings: System -> batch size -> one entry per turn.
+        forward_times: One entry per round: M -> timed steps.
+        step_breakdowns: System -> one entry per batch size.
+        memory: System -> its memory after the last round.
         starts: System -> its start.
     """
 
@@ -84,10 +84,10 @@ class Start:
     """How a system started.
 
     Attributes:
-        process_s: From the start of its process until it was ready, imports included.
-        engine_s: Of these, its engine's constructor.
-        memory: Until it was ready.
-        kv_cache_tokens: That fit its budget; None where it has none.
+        process_s: Seconds from the start of the process until it was ready, imports included.
+        engine_s: The part spent in the engine's constructor.
+        memory: Memory used until it was ready.
+        kv_cache_tokens: Tokens that fit in the KV cache's budget; None without a budget.
     """
 
     process_s: float
@@ -97,7 +97,7 @@ class Start:
 
     @classmethod
     def of(cls, child: Child) -> Start:
-        """What a child said when it was ready."""
+        """From a child's report when it was ready."""
         ready = child.ready
         return cls(child.start_s, ready.engine_start_s, ready.starting, ready.kv_cache_tokens)
 
@@ -111,9 +111,9 @@ def measure(
     """Run all rounds of one group.
 
     Args:
-        model: Whose prompts.
-        systems: In the order of their turns; every other round in reverse.
-        children: The same, started.
+        model: Gives the prompts.
+        systems: In the order of their turns, which every other round reverses.
+        children: Their processes.
         schedule: What to measure.
     """
     group = Group(starts={name: Start.of(child) for name, child in children.items()})
@@ -165,7 +165,7 @@ def _serving(systems: Iterable[System], batch_size: int) -> list[System]:
 
 
 def decode(child: Child, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
-    """Let a child decode one batch."""
+    """Decode one batch in a child."""
     decoding = child.call("decode", prompts=prompts, max_tokens=max_tokens)
     assert isinstance(decoding, Decoding)
     return decoding

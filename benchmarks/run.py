@@ -1,4 +1,4 @@
-"""One model's run: start systems, let them take turns, close them."""
+"""One model's run: start the systems, measure them in turns, close them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ TIMED_STARTS = (REFERENCE, "self-default", "draft_model")
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured, and how child processes are started.
+    """What is measured, and how child processes start.
 
     Attributes:
-        model: On which.
-        systems: All, the reference first.
-        schedule: What is measured, how often.
+        model: The model.
+        systems: All systems, the reference first.
+        schedule: What is measured, and how often.
         env: Environment of the child processes.
-        log_dir: For what they print.
+        log_dir: For their output.
     """
 
     model: PreparedModel
@@ -37,9 +37,9 @@ class Run:
     log_dir: Path
 
     def measure_starts(self, num_starts: int) -> dict[str, list[Start]]:
-        """Start and close the systems whose start counts in turn, `num_starts` times.
+        """Start and close the systems of TIMED_STARTS in turn, `num_starts` times.
 
-        One more round comes first and does not count: it fills page cache and compile cache.
+        An extra first round fills the page cache and the compile cache; it is not measured.
         """
         names = [name for name in TIMED_STARTS if name in self.systems]
         starts: dict[str, list[Start]] = {name: [] for name in names}
@@ -54,14 +54,14 @@ class Run:
         return starts
 
     def measure_groups(self, names: Sequence[Sequence[str]]) -> list[Group]:
-        """Run one group after the other."""
+        """Run one group after another."""
         return [
             self.measure_group(members, earlier={name for group in names[:i] for name in group})
             for i, members in enumerate(names)
         ]
 
     def group_names(self) -> list[list[str]]:
-        """Systems that are alive together; as many as memory holds."""
+        """Groups of systems that run together, as many as fit in memory."""
         return groups.split(
             {name: groups.child_bytes(self.model, self.systems[name]) for name in self.systems},
             groups.available_bytes() - groups.RESERVE_BYTES,
@@ -73,8 +73,8 @@ class Run:
 
         Args:
             names: Its systems.
-            earlier: Systems of the groups before it. They take part only for
-                comparison: their own figures are not measured again.
+            earlier: Systems of earlier groups. They run only for comparison; t(M) and step
+                breakdowns are not measured again.
         """
         logger.info("%s: starting %s", self.model.name, ", ".join(names))
         systems = {name: self.systems[name] for name in names}

@@ -1,4 +1,4 @@
-"""A figure that was measured several times: its median, and how far the turns lie apart."""
+"""Median, quartiles and range of a figure that was measured several times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread:
-        """Quartiles interpolate between the values, the least and the greatest included.
+        """Compute the statistics; quartiles interpolate, with minimum and maximum included.
 
         Raises:
             ValueError: There is no value.
@@ -34,12 +34,12 @@ class Spread:
 
 
 def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Ratio turn by turn, then its spread: what slows a whole turn down cancels out."""
+    """The spread of the ratios turn by turn: a slowdown of a whole turn cancels out."""
     return Spread.of(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The smallest value that at least `percent` % of them do not exceed."""
+    """The smallest value that at least `percent` % of the values do not exceed."""
     ordered = sorted(values)
     rank = -(-len(ordered) * percent // 100)  # ceiling
     return ordered[max(int(rank), 1) - 1]

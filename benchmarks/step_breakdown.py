@@ -25,16 +25,16 @@ PARTS: dict[str, tuple[Path, ...]] = {
     "batch preparation": (("batch",),),
     "outputs": (("outputs",),),
 }
-"""Part of a step -> the paths of timed calls that belong to it. Plain decoding's forward counts as
-a verification, of no drafts; so does that of a model that is not split."""
+"""Part of a step -> the paths of its timed calls. The forward of plain decoding, or of a model that
+is not split, counts as a verification without drafts."""
 
 REST = "rest"
-"""What no timed call holds, most of it the engine's loop."""
+"""Time outside all timed calls, mostly the engine's loop."""
 
 
 @dataclass(frozen=True)
 class StepBreakdown:
-    """Mean milliseconds per full step, by part; they add up to the step."""
+    """Mean milliseconds per full step, by part; the parts add up to the step."""
 
     batch_size: int
     step_ms: float
@@ -65,7 +65,7 @@ def measure_step_breakdown(
 
 
 def _methods(engine: VllmEngine) -> list[tuple[object, str, str]]:
-    """The engine's methods to time; those of a split model and of a draft where there is one."""
+    """The methods to time: the engine's, and those of its drafter and split model, if any."""
     runner, model = engine.runner, engine.model
     is_split = hasattr(model, "run_early_layers")
     methods: list[tuple[object, str, str]] = [

@@ -1,4 +1,4 @@
-"""Time spent in methods of live objects: each second counted once, where it was spent."""
+"""Time spent in methods of live objects; each second counts once, for the innermost call."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Path = tuple[str, ...]
 
 
 class Stopwatch:
-    """Seconds by path, without those of timed calls inside.
+    """Seconds by path, without the timed calls inside.
 
-    So where `forward` calls `early`, ("forward",) holds what `early` did not take, and the sum over
-    all paths is the time in timed calls.
+    If `forward` calls `early`, ("forward",) excludes the time of `early`. The sum over all paths is
+    the total time in timed calls.
     """
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Stopwatch:
         self._inner_s: list[float] = [0.0]
 
     def take(self) -> dict[Path, float]:
-        """Seconds since the last time."""
+        """Return the seconds since the last call of this method."""
         taken, self.seconds = dict(self.seconds), defaultdict(float)
         return taken
 
@@ -34,7 +34,7 @@ class Stopwatch:
         """Time methods while the block runs.
 
         Args:
-            methods: (object, name of a method of its, label) each.
+            methods: (object, method name, label) of each.
         """
         wrapped = []
         try:

@@ -1,4 +1,4 @@
-"""The systems that are compared: what each engine is started with."""
+"""The compared systems and their engine arguments."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ SYSTEMS = (
     "transformers",
     "transformers-early-exit",
 )
-"""Every name in the table."""
+"""All names, in the order of the table."""
 
 FIXED_K = "self"
-"""The system whose speed-up the report compares with the row-aware ideal; in every group."""
+"""The system that the report compares with the row-aware ideal; it is in every group."""
 
 FIXED: dict[str, object] = {"adaptive": False}
-"""Options of `self:E` under which it drafts exactly K tokens, whatever that costs."""
-
+"""Options that make `self:E` draft exactly K tokens in every step."""
 
 MAX_NUM_SEQS = 128
-"""Enough to measure a plain forward of so many rows."""
+"""Enough to measure a plain forward of 128 rows."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,10 @@ class System:
 
     Attributes:
         name: In tables and on the command line.
-        engine: Who decodes: "vllm" or "transformers".
-        arguments: What its constructor takes.
-        max_batch_size: Most concurrent requests that it can serve; None for any number.
-        variables: Environment variables of its process, over those of all.
+        engine: "vllm" or "transformers".
+        arguments: Of the engine's constructor.
+        max_batch_size: Limit of concurrent requests; None for no limit.
+        variables: Environment variables of its process, which override the common ones.
     """
 
     name: str
@@ -50,7 +49,7 @@ class System:
     variables: Mapping[str, str] = field(default_factory=dict)
 
     def serves(self, batch_size: int) -> bool:
-        """Whether it can decode so many requests at a time."""
+        """Whether it can decode this many requests at a time."""
         return self.max_batch_size is None or batch_size <= self.max_batch_size
 
 
@@ -76,7 +75,7 @@ def table(
 
 
 def _common(model: PreparedModel, eager: bool, seed: int) -> dict[str, object]:
-    """What all engines of vLLM's share."""
+    """Arguments of all vLLM engines."""
     return {
         "model": model.path,
         "dtype": model.dtype,
@@ -85,9 +84,9 @@ def _common(model: PreparedModel, eager: bool, seed: int) -> dict[str, object]:
         "kv_cache_memory_bytes": model.kv_cache_bytes,
         "enforce_eager": eager,
         "seed": seed,
-        # Prompts and outputs are token ids throughout: tokenizing is not what is compared.
+        # Prompts and outputs are token ids: tokenizing is not measured.
         "skip_tokenizer_init": True,
-        # A prompt that comes again would skip its prefill.
+        # A repeated prompt would skip its prefill.
         "enable_prefix_caching": False,
     }
 

@@ -12,24 +12,24 @@ from layerskip_vllm.measure.decoding import Decoding, DraftCounts, Recording
 
 
 class StepStreamer(BaseStreamer):
-    """Notes what `generate` hands out, step by step; the prompt comes first."""
+    """Records the tokens that `generate` streams, step by step; the prompt comes first."""
 
     def __init__(self) -> None:
         self.recording = Recording(batch_size=1)
         self._is_prompt = True
 
     def put(self, value) -> None:  # type: ignore[no-untyped-def]
-        """Take the prompt, or the tokens of one step."""
+        """Receive the prompt, or the tokens of one step."""
         if not self._is_prompt:
             self.recording.add_step({0: value.flatten().tolist()})
         self._is_prompt = False
 
     def end(self) -> None:
-        """Nothing is left to do."""
+        """Required by the base class; does nothing."""
 
 
 class TransformersEngine:
-    """One system of transformers', batch 1."""
+    """A transformers system, at batch size 1."""
 
     def __init__(
         self,
@@ -44,21 +44,21 @@ class TransformersEngine:
             model: The checkpoint's directory.
             dtype: Of the weights.
             exit_layer: E of the early-exit assistant; None decodes plainly.
-            num_speculative_tokens: K, where there is an assistant.
+            num_speculative_tokens: K of the assistant.
         """
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
         self.model.eval()
         config = self.model.generation_config
         config.eos_token_id = None
         # `generate` reads the assistant's settings here, not from its arguments. A confidence
-        # threshold would cut drafts short, and a schedule other than this one would change K.
+        # threshold would shorten drafts, and any other schedule would change K.
         config.num_assistant_tokens = num_speculative_tokens
         config.num_assistant_tokens_schedule = "constant"
         config.assistant_confidence_threshold = 0.0
         self.exit_layer = exit_layer
 
     def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
-        """Decode the one prompt greedily, to exactly `max_tokens` tokens."""
+        """Decode the only prompt greedily, to exactly `max_tokens` tokens."""
         (prompt,) = prompts
         streamer = StepStreamer()
         assistant = {} if self.exit_layer is None else {"assistant_early_exit": self.exit_layer}
@@ -83,7 +83,7 @@ class TransformersEngine:
         )
 
     def _drafts(self, num_new_tokens: Sequence[int]) -> DraftCounts:
-        """What the tokens of each step tell, the last left out: the end may have cut it off."""
+        """Draft counts from the tokens of each step, without the last one, which may be cut off."""
         if self.exit_layer is None:
             return DraftCounts()
         num_speculative_tokens = self.model.generation_config.num_assistant_tokens

@@ -1,6 +1,6 @@
-"""The child process that holds one system: it answers over a socket until told to close.
+"""The child process of one system: it runs commands from a socket until the parent closes it.
 
-Run by `benchmarks.child`; its standard output is a log file.
+`benchmarks.child` starts it, with a log file as its standard output.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from layerskip_vllm.measure.decoding import Decoding
 
 
 class TransformersWorker:
-    """Answers for a system of transformers'."""
+    """Runs a transformers system."""
 
     def __init__(self, arguments: Mapping[str, object]) -> None:
         from benchmarks.transformers_engine import TransformersEngine
@@ -35,12 +35,12 @@ class TransformersWorker:
         return self.engine.decode(prompts, max_tokens)
 
     def memory(self) -> Memory:
-        """Since the system was ready."""
+        """Memory since the system was ready."""
         return Memory.read()
 
 
 class VllmWorker:
-    """Answers for a system of vLLM's."""
+    """Runs a vLLM system."""
 
     def __init__(self, arguments: Mapping[str, object]) -> None:
         from layerskip_vllm.measure.engine import VllmEngine
@@ -55,11 +55,11 @@ class VllmWorker:
     def forward_times(
         self, prompts: Sequence[Sequence[int]], num_steps: int, row_counts: Sequence[int]
     ) -> dict[int, list[ForwardTime]]:
-        """t(M) of every M, as timed steps."""
+        """Measure t(M): M -> its timed steps."""
         return measure_forward_times(self.engine, prompts, num_steps, row_counts)
 
     def step_breakdown(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> StepBreakdown:
-        """Time of a step, by part."""
+        """Measure the time of a step, by part."""
         return measure_step_breakdown(self.engine, prompts, max_tokens)
 
     def load(self, load: Sequence[Arrival]) -> LoadFigures:
@@ -67,7 +67,7 @@ class VllmWorker:
         return measure_load(self.engine, load)
 
     def memory(self) -> Memory:
-        """Since the system was ready."""
+        """Memory since the system was ready."""
         return Memory.read()
 
 
@@ -78,7 +78,7 @@ WORKERS: dict[str, Callable[[Mapping[str, object]], TransformersWorker | VllmWor
 
 
 def main() -> None:
-    """Start the system that the first message names, then answer one command after the other."""
+    """Start the system that the first message names, then run one command after another."""
     logging.basicConfig()
     connection = Connection(int(sys.argv[1]))
     try:

@@ -20,7 +20,7 @@ def save_adapter(
     layers: Iterable[int],
     embeddings: tuple[str, ...] = EMBEDDINGS,
 ) -> str:
-    """Write an adapter of all projections of `layers`, and of the embeddings named.
+    """Write an adapter for all projections of `layers` and the given embeddings.
 
     It changes a weight of standard deviation 0.1 by about 0.04.
     """
@@ -45,7 +45,7 @@ def save_adapter(
 
 def factors(module: str, shape: list[int], generator: torch.Generator) -> dict[str, torch.Tensor]:
     """The two matrices whose product is added to a weight of this shape."""
-    rows, columns = shape  # of an embedding: tokens and their features
+    rows, columns = shape  # for an embedding: tokens, features
     looked_up = module.endswith("embed_tokens")
     first = torch.randn(RANK, rows if looked_up else columns, generator=generator)
     second = torch.randn(columns if looked_up else rows, RANK, generator=generator)

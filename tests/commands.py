@@ -1,4 +1,4 @@
-"""Our command, as installed beside this Python."""
+"""The `layerskip-vllm` command installed beside this Python."""
 
 import sys
 from pathlib import Path

@@ -1,10 +1,10 @@
-"""Settings that precede the import of vLLM, and the models that every suite uses."""
+"""Settings that must precede the import of vLLM, and models that all suites share."""
 
 import os
 
-# In one process an engine starts in seconds, and its workers' objects can be looked at.
+# In one process an engine starts in seconds, and tests can inspect its workers' objects.
 os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-# Two OpenMP threads wait for each other at every barrier: beside any other process they collapse.
+# Two OpenMP threads wait for each other at every barrier: very slow beside other processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Two test processes would both bind their thread to the first core.
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
@@ -17,17 +17,17 @@ import pytest
 
 from tests.models import RandomLlama, RandomModel
 
-# A machine that is busy with a server is no reason for an example to fail.
+# No deadline: an example must not fail because the machine is busy with a server.
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=40)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200)
-hypothesis.settings.load_profile("quick")  # `make test-all` names the other on its command line
+hypothesis.settings.load_profile("quick")  # `make test-all` selects the other
 
 
 SHARE_SERVERS = {f"tests/server/test_{name}.py" for name in ("api", "observability", "requests")}
 
 
 def pytest_xdist_make_scheduler(config, log):
-    """Run a file's tests in one process, and all files that share a pair of servers."""
+    """Run each file's tests in one process, and files that share a pair of servers in the same."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
@@ -45,7 +45,7 @@ def models_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def random_llama(models_dir):
-    """`random_llama(num_layers=..., tied=...)` -> path of that random checkpoint, made once."""
+    """`random_llama(num_layers=..., tied=...)` -> path of that random checkpoint, created once."""
 
     def path(**shape) -> str:
         return RandomLlama(**shape).save(models_dir)
@@ -65,7 +65,7 @@ def random_model(models_dir):
 
 @pytest.fixture(scope="session")
 def smollm2():
-    """A real 30-layer Llama. Not trained for early exit: it shows correctness, not speed."""
+    """A real 30-layer Llama, not trained for early exit: it shows correctness, not speed."""
     from layerskip_vllm.demo.smollm2 import prepare
 
     return str(prepare())

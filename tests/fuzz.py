@@ -1,4 +1,4 @@
-"""JSON values of all kinds, and what may become of them: taken, or refused with a message."""
+"""JSON values of all kinds, and a check that each is accepted or refused with a message."""
 
 from hypothesis import strategies as st
 
@@ -19,8 +19,8 @@ JSON = st.recursive(
 )
 
 
-def taken(function, *args) -> bool:
-    """Whether a value is taken; a refusal says something."""
+def is_accepted(function, *args) -> bool:
+    """Whether `function` accepts the arguments; a refusal needs a message."""
     refusal = None
     try:
         function(*args)

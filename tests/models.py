@@ -1,4 +1,4 @@
-"""Small random models, whose greedy output wanders enough to show a wrong cache."""
+"""Small random models whose greedy output varies enough to reveal a wrong cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ class RandomLlama:
     vocab_size: int = VOCAB_SIZE
     max_position_embeddings: int = 2048
     late_scale: float = 1.0
-    """Factor on the output projections of layers [late_from, L): at 0 the draft is the target."""
+    """Factor on the output projections of layers [late_from, L); at 0 draft and target agree."""
     late_from: int = 1
     eos_token_id: int = EOS_TOKEN_ID
     initializer_range: float = 0.1
@@ -82,13 +82,14 @@ class RandomLlama:
 
 @dataclass(frozen=True)
 class Family:
-    """A family's classes, and what its configuration says beside the shape."""
+    """A family's classes and settings."""
 
     config: type[PreTrainedConfig]
     model: type[PreTrainedModel]
     particulars: dict
+    """Settings besides the shape."""
     window: dict
-    """What makes all layers look back `sliding_window` tokens at most."""
+    """Settings that limit the attention of all layers to `sliding_window` tokens."""
 
 
 FAMILIES = {
@@ -106,7 +107,7 @@ FAMILIES = {
         {"rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "use_sliding_window": False},
         {"use_sliding_window": True, "max_window_layers": 0},
     ),
-    # Qwen/Qwen3-0.6B, whose heads are wider than the hidden size says.
+    # Qwen/Qwen3-0.6B; its heads are wider than hidden size / number of heads.
     "qwen3": Family(
         Qwen3Config,
         Qwen3ForCausalLM,
@@ -124,7 +125,7 @@ FAMILIES = {
 
 @dataclass(frozen=True)
 class RandomModel(RandomLlama):
-    """A random checkpoint of another family, by its published configuration made small."""
+    """A random checkpoint of another family, scaled down from its published configuration."""
 
     family: str = "mistral"
     sliding_window: int | None = None
@@ -135,7 +136,7 @@ class RandomModel(RandomLlama):
         config = family.particulars | (window if self.sliding_window else {})
         model = family.model(family.config(**(self._shape() | config)))
         for name, parameter in model.named_parameters():
-            # Biases start at 0 and norms at 1, which would not show a missing one.
+            # Biases start at 0 and norms at 1, which would hide a missing one.
             if name.endswith((".bias", "q_norm.weight", "k_norm.weight")):
                 parameter.add_(torch.randn_like(parameter), alpha=0.3)
         return model
@@ -150,7 +151,7 @@ def first_layers(path: str, num_layers: int) -> PreTrainedModel:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte, then the end of text: ids below 256 are the bytes' own."""
+    """One token per byte, with ids below 256, then the end of text."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
 """Options of `additional_config["layerskip"]` that tests share."""
 
 FIXED = {"adaptive": False}
-"""Every step drafts K tokens a request, so that drafts can be counted."""
+"""Every step drafts K tokens per request, which makes draft counts predictable."""

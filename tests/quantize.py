@@ -1,8 +1,8 @@
-"""Quantized checkpoints, made from a plain one by rounding: no calibration data, no GPU.
+"""Quantized checkpoints, rounded from a plain one without calibration data or a GPU.
 
-What a format says of a tensor is in vLLM's sources, `vllm/model_executor/layers/quantization/`:
+vLLM's sources in `vllm/model_executor/layers/quantization/` define the formats:
 `compressed_tensors/`, `auto_gptq.py`, `auto_awq.py`, `quark/`, `inc/` (AutoRound), `modelopt.py`.
-Compressed-tensors are written by the library of that name, which vLLM depends on.
+The library `compressed-tensors`, on which vLLM depends, writes its format.
 """
 
 import json
@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 GROUP_SIZE = 32
 INPUT_SCALE = 0.05
-"""Of static activations, about what these models' lie in: 127 steps of it, and outliers cut off."""
+"""Scale of static activations: 127 steps cover these models' activations except outliers."""
 
 AWQ_ORDER = [0, 2, 4, 6, 1, 3, 5, 7]
-"""Which of eight neighbouring columns each four bits of an int32 hold, the lowest first."""
+"""The column, of eight neighbours, in each four bits of an int32, lowest bits first."""
 
 Tensors = dict[str, torch.Tensor]
 
@@ -44,7 +44,7 @@ COMPRESSED_TENSORS = {
 
 
 def quantized(model: str, directory: Path, name: str) -> str:
-    """Write the checkpoint with its decoder layers' projections in the format of that name."""
+    """Write the checkpoint with its decoder layers' projections in the named format."""
     path = directory / f"{Path(model).name}-{name}"
     shutil.copytree(model, path, ignore=shutil.ignore_patterns("*.safetensors", "*.png"))
     tensors: Tensors = {}
@@ -66,13 +66,13 @@ def scale_and_zero_point(
     weight: torch.Tensor,  # [output_size, input_size], float32
     args: QuantizationArgs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of each group of columns, or of each row: [output_size, num_groups]."""
+    """Scale and zero point of each group of columns, or of each row: [output_size, num_groups]."""
     groups = weight.unflatten(1, (-1, args.group_size or weight.shape[1]))
     return calculate_qparams(groups.amin(dim=-1), groups.amax(dim=-1), args)
 
 
 def compressed(format_name: str, weights: dict, inputs: dict | None):
-    """A writer of that scheme of compressed-tensors."""
+    """A writer of a compressed-tensors scheme."""
     scheme = QuantizationScheme(
         targets=["Linear"],
         weights=QuantizationArgs(**weights),
@@ -96,7 +96,7 @@ def gptq(weight: torch.Tensor) -> Tensors:
     args = QuantizationArgs(**GROUPS)
     scale, zero_point = scale_and_zero_point(weight, args)
     rounded = round_to_grid(weight, scale, zero_point, args, dtype=torch.int8)
-    # A zero point is written less one: 8 - 1, in all eight places of an int32.
+    # The format stores zero points minus one: 8 - 1, in all eight places of an int32.
     zeros = torch.full(scale.T.shape, 7 - 8, dtype=torch.int8)
     return {
         "qweight": pack_to_int32(rounded.T, 4, packed_dim=0),
@@ -107,7 +107,7 @@ def gptq(weight: torch.Tensor) -> Tensors:
 
 
 def awq(weight: torch.Tensor) -> Tensors:
-    """Asymmetric, packed along the output dimension in an order of its own."""
+    """Asymmetric, packed along the output dimension in AWQ_ORDER."""
     args = QuantizationArgs(**(GROUPS | ASYMMETRIC))
     scale, zero_point = scale_and_zero_point(weight, args)
     rounded = round_to_grid(weight, scale, zero_point, args, dtype=torch.int8)
@@ -124,7 +124,7 @@ def awq(weight: torch.Tensor) -> Tensors:
 
 
 def quark_int4(weight: torch.Tensor) -> Tensors:
-    """As AWQ, by other names; `CONFIGS` says "reorder" for the same order."""
+    """AWQ's tensors under other names; "reorder" in `CONFIGS` means the same order."""
     tensors = awq(weight)
     return {
         "weight": tensors["qweight"],
@@ -173,7 +173,7 @@ def _config(format_name: str, weights: dict, inputs: dict | None) -> dict:
 WRITERS = {name: compressed(*scheme) for name, scheme in COMPRESSED_TENSORS.items()} | {
     "gptq": gptq,
     "awq": awq,
-    # The same tensors under another name.
+    # Same tensors as GPTQ.
     "auto-round": gptq,
     "quark-w8a8": compressed(*COMPRESSED_TENSORS["w8a8"]),
     "quark-w8a8-fp8": fp8_with_a_flat_scale,

@@ -5,7 +5,7 @@
 It writes `train.jsonl` and `heldout.jsonl` (one object per file: text, path, source, license),
 `prompts.jsonl` (beginnings of definitions in held-out files), `SOURCES.md` (sources with licences)
 and `tokenizer/` (a byte-level BPE trained on the training files). A hash of the path selects
-held-out files, so runs on the same versions split alike.
+held-out files, so equal package versions give the same split.
 """
 
 import hashlib
@@ -115,7 +115,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 
 
 def prompts(held_out: list[dict[str, str]], tokenizer: PreTrainedTokenizerFast) -> list[dict]:
-    """Cut one prompt from each of some held-out files, at the start of a definition."""
+    """Cut prompts from some held-out files, one per file, at the start of a definition."""
     chosen = []
     for document in held_out:
         starts = [found.start() for found in re.finditer(r"^(def|class) ", document["text"], re.M)]

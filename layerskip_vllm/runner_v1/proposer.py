@@ -131,15 +131,9 @@ class LayerSkipProposer(DraftModelProposer):
         drafts, probs = [], []
         with set_forward_context(None, self.vllm_config, num_tokens=len(input_ids)):
             for num_reqs, same_size in groupby(range(len(steps)), steps.num_reqs.__getitem__):
-                num_rows = max(num_reqs, self.min_rows)
                 with self._adapters_of(batch.rows[:num_reqs]):
                     for k in same_size:
-                        self._enter_draft_step(k, steps, block_table)
-                        exit_state, hidden_states = self._run_early_layers(
-                            input_ids[:num_rows], steps.positions[k, :num_rows]
-                        )
-                        if self.use_exit_query_cache:
-                            self.exit_query_cache.store(k, exit_state.first(num_reqs))
+                        hidden_states = self._run_early_step(k, steps, input_ids, block_table)
                         num_drafting = int(np.count_nonzero(batch.num_drafts > k))
                         if num_drafting:
                             chosen, its_probs = self._choose_drafts(
@@ -153,6 +147,28 @@ class LayerSkipProposer(DraftModelProposer):
         batch.sampling_probs = None if probs[0] is None else pad_sequence(probs)
         if self.use_exit_query_cache:
             self.exit_query_cache.publish(batch)
+
+    def _run_early_step(
+        self,
+        step: int,
+        steps: DraftSteps,
+        input_ids: torch.Tensor,  # [num_rows of the first step], int32
+        block_table: torch.Tensor,  # [num_reqs, max_num_blocks], int32
+    ) -> torch.Tensor:
+        """Run the early layers on one token of each request that is still in the batch.
+
+        Returns:
+            [num_rows, hidden_size], after the final norm: what the LM head takes.
+        """
+        num_reqs = steps.num_reqs[step]
+        num_rows = max(num_reqs, self.min_rows)
+        self._enter_draft_step(step, steps, block_table)
+        exit_state, hidden_states = self._run_early_layers(
+            input_ids[:num_rows], steps.positions[step, :num_rows]
+        )
+        if self.use_exit_query_cache:
+            self.exit_query_cache.store(step, exit_state.first(num_reqs))
+        return hidden_states
 
     def _run_early_layers(
         self,

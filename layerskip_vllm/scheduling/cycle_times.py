@@ -36,15 +36,16 @@ class CycleTimes:
         """Add the time of a step that verified one K and then proposed another, or the same.
 
         Two steps from one K to another and back take as long as a cycle with each, so a K is timed
-        without being kept.
+        without being kept. What is left for the other K is no time where the known cycle was a
+        disturbed one, longer than both steps; then nothing is learnt.
         """
         change, self._change = self._change, None
         if num_verified == num_proposed:
             self.observe(batch_size, num_proposed, seconds)
         elif change is not None and change[:3] == (batch_size, num_proposed, num_verified):
             usual = self._seconds.get(_bucket_of(batch_size), {}).get(num_proposed)
-            if usual is not None:
-                self.observe(batch_size, num_verified, max(0.0, change[3] + seconds - usual))
+            if usual is not None and change[3] + seconds > usual:
+                self.observe(batch_size, num_verified, change[3] + seconds - usual)
         else:
             self._change = batch_size, num_verified, num_proposed, seconds
 

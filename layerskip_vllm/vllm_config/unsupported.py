@@ -107,8 +107,10 @@ def refuse_unsupported(
         engine_args.quantization, None
     ):
         found.append("--quantization-config, which quantizes layers differently")
-    heeds_kv_cache = engine_args.kv_cache_dtype in ("auto", *FP8_KV_CACHES)
-    found += refused_quantization(model_config, heeds_kv_cache=heeds_kv_cache)
+    kv_cache_follows_checkpoint = engine_args.kv_cache_dtype in ("auto", *FP8_KV_CACHES)
+    found += refused_quantization(
+        model_config, kv_cache_follows_checkpoint=kv_cache_follows_checkpoint
+    )
     if model_config.runner_type != "generate":
         found.append(f"the {model_config.runner_type} runner")
     if found:
@@ -118,13 +120,16 @@ def refuse_unsupported(
         )
 
 
-def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> list[str]:
+def refused_quantization(
+    model_config: ModelConfig, *, kv_cache_follows_checkpoint: bool
+) -> list[str]:
     """Describe the unsupported parts of the checkpoint's quantization.
 
     Args:
         model_config: The target's.
-        heeds_kv_cache: Whether vLLM follows the checkpoint's quantization of the KV cache: if the
-            engine arguments do not set it, or set fp8, for which it takes the checkpoint's scales.
+        kv_cache_follows_checkpoint: Whether vLLM follows the checkpoint's quantization of the KV
+            cache: if the engine arguments do not set it, or set fp8, for which it takes the
+            checkpoint's scales.
     """
     config = model_config.model_arch_config.quantization_config or {}
     if config.get("quant_method") == "torchao":
@@ -137,7 +142,7 @@ def refused_quantization(model_config: ModelConfig, *, heeds_kv_cache: bool) -> 
     found = []
     export = config.get("export") or {}  # Quark's
     kv_cache_keys = (config.get("kv_cache_scheme"), config.get("kv_cache_quant_algo"))
-    if heeds_kv_cache and any((*kv_cache_keys, export.get("kv_cache_group"))):
+    if kv_cache_follows_checkpoint and any((*kv_cache_keys, export.get("kv_cache_group"))):
         found.append("the checkpoint's quantized KV cache")
     if _torchao_scales_the_whole_batch(model_config) or any(
         _is_scaled_by_the_whole_batch(inputs) for inputs in _activations(config)

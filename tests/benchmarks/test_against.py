@@ -1,4 +1,4 @@
-"""Another checkout's package, measured by this checkout's benchmarks."""
+"""This checkout's benchmarks measure another checkout's package."""
 
 import os
 import subprocess
@@ -52,11 +52,11 @@ def test_links_to_an_earlier_checkout_are_replaced(checkout, tmp_path):
 
 
 def test_a_folder_without_the_package_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="is no checkout"):
+    with pytest.raises(FileNotFoundError, match="is not a checkout"):
         package_variables(tmp_path, tmp_path)
 
 
-def test_each_self_speculating_system_comes_twice(checkout, tmp_path):
+def test_each_self_speculating_system_is_measured_twice(checkout, tmp_path):
     systems = {name: System(name, "vllm", {"seed": 1}) for name in ("plain", "self", "ngram")}
     found = with_other(systems, checkout, tmp_path)
     assert list(found) == ["plain", "self", "self@other", "ngram"]

@@ -1,4 +1,4 @@
-"""The bisection, on a function whose answer is known; what a loop looks like; agreement itself."""
+"""Bisection on a function with a known answer, loop detection, and agreement."""
 
 from itertools import pairwise
 
@@ -33,7 +33,7 @@ def test_every_try_halves_the_interval():
     assert widths == [0.5 ** (i + 2) for i in range(len(widths))]
 
 
-def test_a_target_out_of_reach_is_an_error_that_shows_the_tries():
+def test_an_unreachable_target_is_an_error_that_lists_the_tries():
     with pytest.raises(ValueError, match=r"no scale gives 0.8 .*\(0.5, 0.1\)"):
         calibrate_acceptance(lambda scale: Agreement(0.1, [], 1.0), target=0.8, tolerance=0.01)
 

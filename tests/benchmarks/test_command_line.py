@@ -8,19 +8,19 @@ from benchmarks.systems import SYSTEMS, table
 from tests.benchmarks.prepared import model
 
 
-def test_smoke_yields_to_what_is_said_beside_it():
+def test_explicit_flags_override_smoke():
     args = parse_arguments(["--smoke", "--num-rounds", "3"])
     assert (args.model, args.num_rounds, args.num_starts) == (["small"], 3, 0)
 
 
-def test_what_is_installed_is_preloaded_unless_something_else_is_said(monkeypatch):
+def test_installed_libraries_are_preloaded_by_default(monkeypatch):
     monkeypatch.setattr(arguments, "installed_preloads", lambda: ["tcmalloc"])
     assert parse_arguments([]).preload == ["tcmalloc"]
     assert parse_arguments(["--preload", "iomp"]).preload == ["iomp"]
     assert parse_arguments(["--preload"]).preload == []
 
 
-def test_rows_are_those_of_batches_and_of_their_verification():
+def test_row_counts_cover_batches_and_their_verification():
     args = parse_arguments(["--batch-size", "3", "--num-speculative-tokens", "6"])
     assert {3, 21} <= set(row_counts(args))
 
@@ -34,25 +34,25 @@ def test_rows_are_those_of_batches_and_of_their_verification():
         (["--model", "gpt"], "invalid choice: 'gpt'"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(argv, message, capsys):
+def test_invalid_arguments_are_refused(argv, message, capsys):
     with pytest.raises(SystemExit):
         parse_arguments(argv)
     assert message in capsys.readouterr().err
 
 
-def test_every_system_has_its_place_in_the_table():
+def test_the_table_lists_every_system_in_order():
     with_vocab = model(draft_vocab={"draft_vocab_size": 4})
     assert tuple(table(with_vocab, 4, eager=True)) == SYSTEMS
     assert set(SYSTEMS) - set(table(model(), 4, eager=True)) == {"self-draft-vocab"}
 
 
-def test_default_settings_name_nothing_but_the_exit_layer():
+def test_default_settings_set_only_the_exit_layer():
     systems = table(model(), 4, eager=True)
     extra = dict(systems["self-default"].arguments.items() - systems["plain"].arguments.items())
     assert extra == {"spec_model": "self:2"}
 
 
-def test_all_systems_of_vllm_share_every_other_argument():
+def test_vllm_systems_share_all_of_plains_arguments():
     systems = table(model(), 4, eager=True)
     plain = systems["plain"].arguments
     for system in systems.values():

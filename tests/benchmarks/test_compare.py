@@ -1,6 +1,6 @@
-"""The yardstick itself, end to end: real engines in processes of their own, on a tiny model.
+"""The benchmark end to end: real engines in separate processes, on a tiny model.
 
-In float32 every system must write the same text. That is what makes their speeds comparable.
+In float32 all systems must generate the same text; only then are their speeds comparable.
 """
 
 import json
@@ -42,15 +42,15 @@ def systems(result):
     return {system["name"]: system for system in result["systems"]}
 
 
-def test_every_system_writes_plain_text(systems):
+def test_every_systems_output_equals_plain(systems):
     assert list(systems) == ["plain", *SYSTEMS[:-1], "transformers", SYSTEMS[-1]]
     for system in systems.values():
         for batch in system["batches"]:
-            assert batch["num_texts"] == 4  # in the one round
+            assert batch["num_texts"] == 4  # of the only round
             assert batch["num_texts_equal"] == batch["num_texts"], system["name"]
 
 
-def test_batch_sizes_are_those_that_a_system_serves(systems):
+def test_systems_decode_the_batch_sizes_they_support(systems):
     sizes = {
         name: [batch["batch_size"] for batch in system["batches"]]
         for name, system in systems.items()
@@ -59,14 +59,14 @@ def test_batch_sizes_are_those_that_a_system_serves(systems):
     assert sizes["transformers"] == sizes["transformers-early-exit"] == [1]
 
 
-def test_acceptance_is_what_was_dialled(result, systems):
+def test_acceptance_is_as_calibrated(result, systems):
     assert abs(result["calibration"]["agreement"]["mean"] - 0.8) <= 0.01
     for name in ("self", "draft_model", "transformers-early-exit"):
         assert 0.6 < systems[name]["batches"][0]["acceptance_per_token"] < 0.95, name
 
 
 def test_equal_drafts_are_accepted_equally(systems):
-    """A checkpoint of the first E layers drafts what exit E does, so vLLM must count the same."""
+    """A checkpoint of the first E layers drafts what exit E drafts, so the counts must be equal."""
     counted = [
         [batch[key] for key in ("acceptance_rate", "mean_acceptance_length")]
         for name in ("self", "draft_model")
@@ -81,14 +81,14 @@ def test_plain_decodes_one_token_a_step(systems):
         assert systems[name]["batches"][0]["acceptance_rate"] is None
 
 
-def test_self_speculation_leaves_plain_its_kv_cache_and_a_draft_model_does_not(systems):
+def test_only_a_draft_model_shrinks_the_kv_cache(systems):
     tokens = {name: system["starts"][0]["kv_cache_tokens"] for name, system in systems.items()}
     assert tokens["self"] == tokens["self-default"] == tokens["plain"]
     assert tokens["draft_model"] < tokens["plain"]
     assert tokens["transformers"] is None
 
 
-def test_ideal_rests_on_measured_rows(result):
+def test_the_ideal_uses_measured_row_counts(result):
     assert {"1", "2", "5", "10", "128"} <= set(result["forward_times"])
     for ideal in result["ideals"]:
         assert ideal["speedup"] == pytest.approx(
@@ -124,6 +124,6 @@ def test_parts_of_a_step_add_up(systems, name, parts):
         assert breakdown["parts_ms"]["rest"] > 0
 
 
-def test_report_and_picture_lie_beside_the_figures(folder):
+def test_report_and_picture_are_written_beside_the_results(folder):
     assert "## small" in (folder / "report.md").read_text()
     assert (folder / "small.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""The figures of a batch, from its steps."""
+"""A batch's figures follow from its steps."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from layerskip_vllm.measure.decoding import Decoding, DraftCounts
 
 
 def decoding(num_new_tokens, step_s=None):
-    """Steps of a batch; its outputs are as long as its steps make them."""
+    """A batch with these steps, whose outputs have matching lengths."""
     totals = [sum(row) for row in zip(*num_new_tokens, strict=True)]
     return Decoding(
         step_s=step_s or [1.0] * len(num_new_tokens),
@@ -36,7 +36,7 @@ def test_a_batch_that_ends_at_once_is_refused():
         decoding([[1, 1], [1, 1]]).full_steps()
 
 
-def test_acceptance_per_token_does_not_see_tokens_behind_a_rejection():
+def test_acceptance_per_token_ignores_tokens_after_a_rejection():
     # Drafts of 4: one accepted whole, one rejected at its first token.
     counts = DraftCounts(num_drafts=2, num_drafted=8, num_accepted=4, num_cut_short=1)
     assert counts.acceptance_rate == 0.5

@@ -1,4 +1,4 @@
-"""Which systems share memory."""
+"""Systems are grouped by the memory they need."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from benchmarks.groups import split
 SIZES = {"plain": 3, "self": 3, "a": 3, "b": 3, "c": 2, "d": 1}
 
 
-def test_all_systems_are_one_group_where_memory_holds_them():
+def test_all_systems_are_one_group_if_they_fit_in_memory():
     assert split(SIZES, 15, ["plain", "self"]) == [["plain", "self", "a", "b", "c", "d"]]
 
 
@@ -22,6 +22,6 @@ def test_the_reference_alone_is_a_group():
     assert split({"plain": 3}, 4, ["plain", "self"]) == [["plain"]]
 
 
-def test_a_system_that_never_fits_is_named():
+def test_a_system_that_does_not_fit_is_named():
     with pytest.raises(ValueError, match="b needs"):
         split({"plain": 3 << 20, "b": 9 << 20}, 10 << 20, ["plain"])

@@ -1,4 +1,4 @@
-"""The row-aware ideal, against sums done by hand."""
+"""The row-aware ideal against hand-computed sums."""
 
 import pytest
 
@@ -26,13 +26,13 @@ def test_cycle_is_drafts_then_fresh_rows_then_remaining_layers_then_head():
     assert cycle.total_s == pytest.approx(0.112 + 0.024 + 0.080 + 0.005)
 
 
-def test_speedup_is_tokens_of_a_cycle_at_the_price_of_plain_steps():
+def test_speedup_compares_a_cycle_with_plain_steps_for_its_tokens():
     cycle = IdealCycle(draft_s=2, early_s=1, remaining_s=4, head_s=1, plain_s=4)
     assert cycle.speedup(tokens_per_cycle=3) == 1.5
 
 
-def test_free_layers_leave_the_layer_count_model():
-    """Rows and head for nothing: the cost of a cycle in full forwards is (K*E + L) / L."""
+def test_with_free_rows_and_head_only_the_layer_count_matters():
+    """A cycle then costs (K*E + L) / L full forwards."""
     flat = ForwardTimes({1: ForwardTime(1.0, 0.0), 128: ForwardTime(1.0, 0.0)})
     cycle = IdealCycle.of(flat, batch_size=8, num_speculative_tokens=4, exit_layer=6, num_layers=22)
     assert cycle.total_s == pytest.approx((4 * 6 + 22) / 22)
@@ -45,7 +45,7 @@ def test_between_measured_rows_times_are_interpolated():
 
 
 @pytest.mark.parametrize("num_rows", [0, 11])
-def test_beyond_measured_rows_there_is_no_time(num_rows):
+def test_row_counts_out_of_range_are_refused(num_rows):
     with pytest.raises(ValueError, match=r"must be in \[1, 10\]"):
         TIMES.at(num_rows)
 

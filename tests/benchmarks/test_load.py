@@ -1,4 +1,4 @@
-"""A mixed load: what arrives when, and what is counted."""
+"""A mixed load: arrival times and counts."""
 
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ def test_requests_have_between_half_and_all_of_the_tokens():
 
 
 class Engine:
-    """Gives every running request a token a step."""
+    """Gives every running request one token per step."""
 
     def __init__(self):
         self.engine, self.running, self.most = self, {}, 0
@@ -96,7 +96,7 @@ def test_a_table_shows_ratios_to_the_first_system():
     assert lines[3].endswith("| 0 of 1 |")
 
 
-def test_engines_of_transformers_are_refused(capsys):
+def test_transformers_systems_are_refused(capsys):
     with pytest.raises(SystemExit):
         parse_arguments(["--system", "transformers"])
     assert "invalid choice" in capsys.readouterr().err

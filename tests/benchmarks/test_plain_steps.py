@@ -1,4 +1,4 @@
-"""The cost of steps without drafts: which processes run, and what the table says."""
+"""The cost of steps without drafts: the processes that run and the table."""
 
 from contextlib import contextmanager
 from types import SimpleNamespace

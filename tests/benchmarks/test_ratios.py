@@ -1,6 +1,6 @@
-"""Two ratios that no noise should turn over: a gross loss fails, a busy machine does not.
+"""Two ratios with a wide margin: a gross loss fails, a busy machine does not.
 
-What they are on an idle machine stands in docs/performance.md; here they are printed.
+The tests print them; docs/performance.md has the figures of an idle machine.
 """
 
 import statistics
@@ -18,7 +18,7 @@ PROMPTS = random_prompts([16, 16])
 
 @pytest.fixture(scope="module")
 def engines(random_llama):
-    """On a model whose remaining layers add nothing, so that every draft is accepted."""
+    """Engines of a model whose remaining layers add nothing, so that every draft is accepted."""
     common = {
         "model": random_llama(num_layers=NUM_LAYERS, late_scale=0.0, late_from=EXIT_LAYER),
         "dtype": "float32",
@@ -67,7 +67,7 @@ def test_no_gross_loss_to_plain(decodings, name, capsys):
     assert ratio > LEAST_RATIO
 
 
-def test_every_draft_is_accepted_where_the_remaining_layers_add_nothing(decodings):
+def test_every_draft_is_accepted_if_the_remaining_layers_add_nothing(decodings):
     for decoding in decodings["self"]:
         assert decoding.drafts.acceptance_rate == 1
         assert decoding.tokens_per_step == NUM_SPECULATIVE_TOKENS + 1

@@ -1,4 +1,4 @@
-"""What a reader sees."""
+"""The report, the picture and the JSON file."""
 
 import dataclasses
 import json
@@ -129,6 +129,6 @@ def test_picture_is_written(tmp_path, changes):
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_text_that_differs_is_seen():
+def test_a_differing_text_makes_the_result_inexact():
     assert not result().is_exact
     assert result(systems=[system("plain", 1.0)]).is_exact

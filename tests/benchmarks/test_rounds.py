@@ -1,4 +1,4 @@
-"""In which order systems are measured, and what of it is kept."""
+"""The order in which systems are measured, and the results that are kept."""
 
 from types import SimpleNamespace
 
@@ -9,7 +9,7 @@ from tests.benchmarks.prepared import model
 
 
 class Child:
-    """A system's process that says what was scripted and keeps in which order it was asked."""
+    """A system's process with scripted answers, which records the order of calls."""
 
     start_s = 0.0
     ready = SimpleNamespace(engine_start_s=0.0, starting=None, kv_cache_tokens=None)
@@ -31,7 +31,7 @@ def test_step_breakdowns_are_measured_in_turns_and_the_median_one_is_kept():
         "plain": Child("plain", [3.0, 1.0, 9.0], asked),
         "self": Child("self", [8.0, 2.0, 4.0], asked),
     }
-    # They serve no batch, so nothing is decoded but for the breakdown.
+    # They serve no batch, so they only decode for the breakdown.
     systems = {name: System(name, "vllm", {}, max_batch_size=0) for name in children}
     schedule = Schedule(batch_sizes=[1], num_rounds=1, max_tokens=8, with_breakdown=list(systems))
     group = measure(model(), systems, children, schedule)

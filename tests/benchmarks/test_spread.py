@@ -15,7 +15,7 @@ def test_one_value_is_its_own_spread():
     assert Spread.of([7.0]) == Spread(7, 7, 7, 7, 7)
 
 
-def test_no_value_has_no_spread():
+def test_a_spread_needs_a_value():
     with pytest.raises(ValueError, match="at least one"):
         Spread.of([])
 

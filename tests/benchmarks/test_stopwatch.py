@@ -1,4 +1,4 @@
-"""Each second is counted once, where it was spent."""
+"""Each second counts once, for the innermost timed call."""
 
 import time
 
@@ -16,7 +16,7 @@ class Engine:
         return "logits"
 
 
-def test_inner_calls_are_taken_out_of_outer_ones():
+def test_inner_calls_are_subtracted_from_outer_ones():
     engine, stopwatch = Engine(), Stopwatch()
     with stopwatch.timing([(engine, "step", "step"), (engine, "forward", "forward")]):
         started = time.perf_counter()
@@ -36,7 +36,7 @@ def test_the_same_method_has_a_path_for_each_caller():
     assert ("forward",) in stopwatch.seconds
 
 
-def test_take_starts_anew():
+def test_take_resets_the_stopwatch():
     engine, stopwatch = Engine(), Stopwatch()
     with stopwatch.timing([(engine, "forward", "forward")]):
         engine.forward()
@@ -44,7 +44,7 @@ def test_take_starts_anew():
         assert stopwatch.take() == {}
 
 
-def test_afterwards_the_methods_are_the_class_own_again():
+def test_the_original_methods_are_restored():
     engine = Engine()
     with Stopwatch().timing([(engine, "step", "step")]):
         assert "step" in vars(engine)

@@ -1,4 +1,4 @@
-"""What engine tests share: plain outputs, and the closing of engines that a failure left open."""
+"""Engine tests share plain outputs, and close the engines that a failed test left open."""
 
 import os
 
@@ -20,9 +20,9 @@ def kept_plain_outputs(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def close_what_the_test_opened():
+def close_engines_left_open():
     opened_by_fixtures = list(engines.OPEN)
     yield
-    # Later on it would take the process's groups down.
+    # Closed later, they would destroy the process groups of newer engines.
     for llm in [llm for llm in engines.OPEN if llm not in opened_by_fixtures]:
         engines.close(llm)

@@ -1,4 +1,4 @@
-"""What early exit is compared with: transformers' model, cut to its first layers."""
+"""The reference for early exit: transformers' model, cut to its first layers."""
 
 import torch
 
@@ -14,7 +14,7 @@ def early_exit(num_layers: int) -> dict:
 
 
 @torch.inference_mode()
-def by_transformers(path: str, num_layers: int, prompts=PROMPTS) -> list[list[int]]:
+def transformers_outputs(path: str, num_layers: int, prompts=PROMPTS) -> list[list[int]]:
     """Greedy tokens of transformers' model of the first layers."""
     model = first_layers(path, num_layers)
     outputs = []

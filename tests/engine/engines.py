@@ -1,4 +1,4 @@
-"""Real vLLM engines on CPU, and what their runs yield."""
+"""Real vLLM engines on CPU, their outputs and counts."""
 
 import gc
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ COUNTERS = {
 
 
 OPEN: list[LLM] = []
-"""Engines that are not closed yet; tests/engine/conftest.py closes what a failing test leaves."""
+"""Open engines; tests/engine/conftest.py closes those that a failing test leaves."""
 
 
 def make_llm(model: str, **overrides) -> LLM:
@@ -48,7 +48,7 @@ def make_self_llm(
     options: dict | None = None,
     **overrides,
 ) -> LLM:
-    """An engine that drafts K tokens in every step, unless `options` say otherwise."""
+    """An engine that drafts K tokens in every step, unless `options` override it."""
     return make_llm(
         model,
         spec_model=f"self:{exit_layer}",
@@ -82,7 +82,7 @@ def generate(llm: LLM, prompts, params, lora_request=None) -> list[list[int]]:
 def generate_plainly(
     model: str, prompts, params, lora_request=None, **overrides
 ) -> list[list[int]]:
-    """Output token ids of an engine without speculation, which starts once in a test run."""
+    """Output token ids of an engine without speculation, computed once in a test run."""
 
     def compute() -> list[list[int]]:
         llm = make_llm(model, **overrides)
@@ -112,7 +112,7 @@ class Counts:
 
 
 def counts(llm: LLM) -> Counts:
-    """vLLM keeps its counters in a registry of the process: compare with an earlier reading."""
+    """Current counts. vLLM's counters are per process: subtract an earlier reading."""
     metrics = {metric.name: metric for metric in llm.get_metrics()}
     result = Counts(
         **{name: metrics[key].value for key, name in COUNTERS.items() if key in metrics}
@@ -130,7 +130,7 @@ def both(
     lora_request=None,
     **overrides,
 ):
-    """Outputs of a plain and of a self-speculating engine, and what the latter counted."""
+    """Outputs of a plain and a self-speculating engine, and the counts of the latter."""
     expected = generate_plainly(model, prompts, params, lora_request, **overrides)
     llm = make_self_llm(model, exit_layer, num_speculative_tokens, **overrides)
     before = counts(llm)

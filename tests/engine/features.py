@@ -1,4 +1,4 @@
-"""Models and engine settings that every scenario of test_scenarios.py runs with."""
+"""Models and engine settings for the scenarios of test_scenarios.py."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from tests.quantize import quantized
 NUM_LAYERS, EXIT_LAYER = 6, 3
 WINDOW = 48
 LORA = {"enable_lora": True, "max_loras": 4}
-"""A slot more than there are adapters: where all are taken, stock vLLM on a CPU gives the last
-adapter to requests that have none (patches/README.md)."""
+"""One slot more than adapters: if all slots are taken, stock vLLM on a CPU applies the last adapter
+to requests without one (patches/README.md)."""
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A model whose drafts are accepted about half of the time, and what is special about it."""
+    """A special property of a model; its drafts are accepted about half of the time."""
 
     shape: dict
-    """Of the random checkpoint; one with a `family` is no Llama."""
+    """Of the random checkpoint; without a `family` it is a Llama."""
     quantization: str | None = None
     """A format of tests/quantize.py."""
     adapted_embeddings: tuple[str, ...] | None = None
-    """Requests take turns with adapters, which change these besides all projections."""
+    """Embeddings that the adapters change besides all projections; None: no adapters."""
     min_cached_tokens: int = 96
-    """How much of a shared prefix of 96 tokens a second run finds in the cache at least."""
+    """Least number of tokens of a shared 96-token prefix that a second run finds in the cache."""
 
     chunk_size: int = 16
-    """Prompt tokens that a step has room for, where prompts come in chunks."""
+    """Token budget of a step in the scenario with chunked prompts."""
 
     @property
     def settings(self) -> dict:
@@ -60,7 +60,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A feature's checkpoint on disk, and the adapters that requests take turns with."""
+    """A feature's checkpoint on disk, and the adapters that its requests use in turn."""
 
     model: str
     adapters: list[LoRARequest | None] = field(default_factory=lambda: [None])
@@ -77,7 +77,7 @@ IN_ALL_SCENARIOS = {
     "w8a8": Feature({}, quantization="w8a8"),
 }
 
-# The published Qwen models of these shapes tie their heads.
+# The published Qwen models of these shapes have tied heads.
 IN_ONE_SCENARIO = {
     "tied-head": Feature({"tied": True}),
     "multi-head-attention": Feature({"num_kv_heads": 4}),
@@ -87,7 +87,7 @@ IN_ONE_SCENARIO = {
     "qwen2-window": Feature({"family": "qwen2", "tied": True, "sliding_window": WINDOW}),
     "qwen3": Feature({"family": "qwen3", "tied": True}),
     "qwen3-window": Feature({"family": "qwen3", "tied": True, "sliding_window": WINDOW}),
-    # vLLM's Mistral and Qwen2 take no adapters of embeddings.
+    # vLLM's Mistral and Qwen2 do not support adapters of embeddings.
     "mistral-adapters": Feature({"family": "mistral"}, adapted_embeddings=()),
     "qwen2-adapters": Feature({"family": "qwen2"}, adapted_embeddings=()),
     "qwen3-adapters": Feature({"family": "qwen3"}, adapted_embeddings=EMBEDDINGS),

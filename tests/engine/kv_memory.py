@@ -1,4 +1,4 @@
-"""The KV cache of an engine in this process, read and compared slot by slot."""
+"""Read and compare the KV cache of an engine in this process, slot by slot."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 
 CANARY = 12345.678
-"""What memory that is nobody's is filled with: finite, since a kernel may multiply it by 0."""
+"""Fills unused memory; finite, since a kernel may multiply it by 0."""
 
 
 class KvMemory:
-    """All layers' keys and values, addressed by block and slot whatever the kernel's layout is."""
+    """All layers' keys and values, addressed by block and slot for any kernel layout."""
 
     def __init__(self, its_runner) -> None:
         self.layers = its_runner.kv_caches
@@ -21,7 +21,7 @@ class KvMemory:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Layers, blocks, slots in a block."""
+        """(layers, blocks, slots per block)."""
         return len(self.layers), self.num_blocks, self.block_size
 
     def snapshot(self) -> torch.Tensor:
@@ -29,7 +29,7 @@ class KvMemory:
         return torch.stack([layer.flatten(1) for layer in self.layers])
 
     def changed_slots(self, before: torch.Tensor) -> torch.Tensor:
-        """Which slots hold other bytes than in a snapshot: [num_layers, num_blocks, block_size]."""
+        """Slots whose bytes differ from a snapshot: bool [num_layers, num_blocks, block_size]."""
         changed = before.view(torch.int32) != self.snapshot().view(torch.int32)
         return changed[:, :, self._elements].any(dim=-1)
 
@@ -42,7 +42,7 @@ class KvMemory:
     def slots(
         self, block_ids: Sequence[int], positions: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where a request's positions are, as far as it has blocks for them: blocks, slots."""
+        """(blocks, slots) of a request's positions, as far as it has blocks for them."""
         end = len(block_ids) * self.block_size
         held = torch.tensor([p for p in positions if p < end], dtype=torch.int64)
         blocks = torch.tensor(block_ids, dtype=torch.int64)[held // self.block_size]
@@ -50,16 +50,16 @@ class KvMemory:
 
     @torch.inference_mode()
     def fill(self, slots: torch.Tensor) -> None:
-        """Write the canary to some slots, bool [num_layers, num_blocks, block_size]."""
+        """Write the canary to the given slots, bool [num_layers, num_blocks, block_size]."""
         for layer, chosen in zip(self.layers, slots, strict=True):
             blocks, in_block = chosen.nonzero(as_tuple=True)
             layer.view(self.num_blocks, -1)[blocks[:, None], self._elements[in_block]] = CANARY
 
 
 def slot_elements(its_runner) -> torch.Tensor:
-    """Which elements of a flat block are a slot's: [block_size, elements in a slot].
+    """The elements of each slot in a flat block: [block_size, elements in a slot].
 
-    Found out by writing one token to each slot of a blank block: the kernel may interleave slots.
+    Writes one token to each slot of a blank block, since the kernel may interleave slots.
     """
     layer = next(iter(its_runner.compilation_config.static_forward_context.values()))
     _, num_kv_heads, block_size, width = its_runner.kv_caches[0].shape

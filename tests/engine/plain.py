@@ -1,4 +1,4 @@
-"""What plain decoding yields, computed once in a test run whichever of its processes asks first."""
+"""Outputs of plain decoding, computed once per test run and shared by its processes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
 directory: Path | None = None
-"""Where the outputs of this run are; tests/engine/conftest.py sets it. Without one none is kept."""
+"""Where this run keeps outputs, set by tests/engine/conftest.py; None keeps nothing."""
 
 
 def kept(compute: Callable[[], list[list[int]]], model: str, *settings) -> list[list[int]]:
-    """Token ids that `compute` yields for the files of a model and some settings."""
+    """Return the kept token ids for a model's files and some settings, or compute them."""
     if directory is None:
         return compute()
     key = hashlib.sha256(_digest_of_files(model))
@@ -39,7 +39,7 @@ def _digest_of_files(folder: str) -> bytes:
 
 
 def _comparable(value: object) -> object:
-    """A value whose `repr` is the same for all that is equal, in every process."""
+    """Convert a value so that equal values have the same `repr` in every process."""
     if isinstance(value, dict):
         return sorted((repr(key), _comparable(inner)) for key, inner in value.items())
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""A drafter that says what a script wants, and a ledger of every exit state that it leaves."""
+"""A drafter whose drafts follow a script, and a record of every exit state that it publishes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.models import VOCAB_SIZE
 
 
 class StateOf(NamedTuple):
-    """The token whose state an entry of the exit query cache holds."""
+    """The token that an entry of the exit query cache belongs to."""
 
     req_id: str
     position: int
@@ -19,17 +19,16 @@ class StateOf(NamedTuple):
 
 
 class ScriptedDrafts:
-    """Stands between a runner and its drafter.
+    """Sits between a runner and its drafter.
 
-    A request's first `num_right` drafts of a step are what the target will say, and the others are
-    not; a request of which the script says nothing drafts as it would. What is wrong with the use
-    of exit states is noted and raised later: an exception inside of a step would leave the engine
-    in the middle of it.
+    In each step, a request's first `num_right` drafts are the target's tokens and the others are
+    not; requests that are not in the script draft as usual. Wrong uses of exit states go to
+    `faults`, since an exception inside a step would leave the engine in the middle of it.
     """
 
-    def __init__(self, its_runner, target_says: Callable[[str, int], int]) -> None:
+    def __init__(self, its_runner, target_token: Callable[[str, int], int]) -> None:
         self._runner, drafter = its_runner, its_runner.drafter
-        self._target_says = target_says
+        self._target_token = target_token
         self._propose, self._choose = drafter.propose_drafts, drafter._choose_drafts
         self._verify = drafter.verify
         drafter.propose_drafts, drafter._choose_drafts = self._propose_drafts, self._choose_drafts
@@ -39,10 +38,10 @@ class ScriptedDrafts:
         self._published: dict[tuple[int, int], StateOf] = {}
         self.faults: list[str] = []
         self.num_used = 0
-        """Exit states that a verification resumed from, so far."""
+        """Exit states from which verification has resumed."""
 
     def begin_step(self, num_right: Mapping[str, int]) -> None:
-        """Say how good each request's coming drafts are. Older states are dead from now on."""
+        """Set how many of each request's next drafts are right, and expire older states."""
         self._num_right = num_right
         self._usable, self._published = self._published, {}
 
@@ -67,7 +66,7 @@ class ScriptedDrafts:
 
     def _scripted_token(self, row: int) -> int:
         req_id = self._batch.req_ids[row]
-        right = self._target_says(req_id, int(self._batch.start_positions[row]) + self._step + 1)
+        right = self._target_token(req_id, int(self._batch.start_positions[row]) + self._step + 1)
         return right if self._step < self._num_right[req_id] else (right + 1) % VOCAB_SIZE
 
     def _verify_and_note(self, entries, positions):

@@ -1,4 +1,4 @@
-"""An engine that is stepped by hand, its memory and its exit states looked at after each step."""
+"""An engine that is stepped by hand; its memory and exit states are checked after each step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.engine.scripted_drafts import ScriptedDrafts
 
 @dataclass(frozen=True)
 class Scheduled:
-    """What one step runs of one request."""
+    """A request's part in one step."""
 
     num_computed: int  # before the step
     num_tokens: int
@@ -23,7 +23,7 @@ class Scheduled:
 
 
 class ScheduleRecorder:
-    """Keeps what the scheduler decided, by the request's id inside of the engine."""
+    """Records the scheduler's decisions by the request's internal id."""
 
     def __init__(self, llm) -> None:
         self.scheduler = scheduler(llm)
@@ -48,7 +48,7 @@ class ScheduleRecorder:
 
 @dataclass(frozen=True)
 class KnownSequence:
-    """A prompt, what greedy decoding goes on with, and the KV of a prefill of all of it."""
+    """A prompt, its greedy continuation, and the KV of a prefill of both."""
 
     num_prompt_tokens: int
     token_ids: list[int]
@@ -58,7 +58,7 @@ class KnownSequence:
 def computed_kv(llm, prompts: list[list[int]], num_tokens: int) -> tuple[list, list]:
     """Outputs of a run, and the KV of each request, read after its last step.
 
-    Not later: the blocks of a request that has ended are the first to be taken again.
+    Later would be too late: a finished request's blocks are reused first.
     """
     recorder, memory = ScheduleRecorder(llm), KvMemory(runner(llm))
     engine, outputs, kv = llm.llm_engine, {}, {}
@@ -76,7 +76,7 @@ def computed_kv(llm, prompts: list[list[int]], num_tokens: int) -> tuple[list, l
 
 
 def known_sequences(model: str, prompts: list[list[int]], num_tokens: int) -> list[KnownSequence]:
-    """By stock vLLM, without prefix caching: each sequence is prefilled as a whole, and afresh."""
+    """Sequences from stock vLLM without prefix caching, so that each is prefilled from scratch."""
     llm = make_llm(model, enable_prefix_caching=False)
     outputs = generate(llm, as_prompts(prompts), greedy(num_tokens, ignore_eos=True))
     wholes = [prompt + output for prompt, output in zip(prompts, outputs, strict=True)]
@@ -86,10 +86,10 @@ def known_sequences(model: str, prompts: list[list[int]], num_tokens: int) -> li
 
 
 def batching_difference(model: str, sequences: Sequence[KnownSequence]) -> float:
-    """How far the KV of stock vLLM's decoding and chunked prefill is from that of a prefill.
+    """Largest difference between the KV of stock vLLM's chunked decoding and of one prefill.
 
-    The same numbers are computed in forwards of 1 to 16 rows instead of one of all rows: whatever
-    is different is float32's rounding in another order, and none of it ours.
+    Forwards of 1 to 16 rows compute the same numbers as one of all rows, so any difference is
+    float32 rounding in another order, and not caused by speculation.
     """
     llm = make_llm(model, enable_prefix_caching=False, max_num_batched_tokens=16, max_num_seqs=8)
     num_tokens = min(len(s.token_ids) - s.num_prompt_tokens for s in sequences)
@@ -105,7 +105,7 @@ def batching_difference(model: str, sequences: Sequence[KnownSequence]) -> float
 
 
 class SteppedEngine:
-    """Adds, aborts, preempts and steps; `step` checks what must be true after every step."""
+    """Adds, aborts, preempts and steps; `step` checks the invariants after every step."""
 
     def __init__(
         self, llm, sequences: Sequence[KnownSequence], exit_layer: int, kv_tolerance: float
@@ -116,13 +116,13 @@ class SteppedEngine:
         self.num_speculative_tokens = its_runner.num_spec_tokens
         self.memory = KvMemory(its_runner)
         self.recorder = ScheduleRecorder(llm)
-        self.drafts = ScriptedDrafts(its_runner, self._target_says)
+        self.drafts = ScriptedDrafts(its_runner, self._target_token)
         self.live: dict[str, KnownSequence] = {}
-        """By the request's id inside of the engine."""
+        """By the request's internal id."""
         self._inner_ids: dict[str, str] = {}
-        self.num_finished = self.num_sent_back = 0
+        self.num_finished = self.num_forced_preemptions = 0
 
-    def _target_says(self, req_id: str, position: int) -> int:
+    def _target_token(self, req_id: str, position: int) -> int:
         token_ids = self.live[req_id].token_ids
         return token_ids[min(position, len(token_ids) - 1)]
 
@@ -140,15 +140,15 @@ class SteppedEngine:
         del self.live[req_id]
 
     def preempt_all(self) -> None:
-        self.num_sent_back += len(self.recorder.scheduler.running)
+        self.num_forced_preemptions += len(self.recorder.scheduler.running)
         self.engine.reset_prefix_cache(reset_running_requests=True)
 
     def step(self, num_right: Sequence[int]) -> None:
-        """Run one step; the i-th request's drafts are right as often as the script says."""
+        """Run one step; the first `num_right[i]` drafts of the i-th request are right."""
         self.drafts.begin_step(
             {req_id: num_right[i % len(num_right)] for i, req_id in enumerate(self.live)}
         )
-        self.memory.fill(self._nobodys_slots())
+        self.memory.fill(self._unused_slots())
         before, self.recorder.last = self.memory.snapshot(), {}
         outputs = self.engine.step()
         assert self.drafts.faults == []
@@ -159,18 +159,18 @@ class SteppedEngine:
             self._check_request(req_id, known)
 
     def clear(self) -> None:
-        """Leave the engine as it was before the first request."""
+        """Return the engine to its state before the first request."""
         self.engine.abort_request(list(self.live), internal=True)
         self.live.clear()
         self.drafts.faults.clear()
         assert not self.engine.has_unfinished_requests()
         assert self.engine.reset_prefix_cache()
 
-    def _nobodys_slots(self) -> torch.Tensor:
-        """Slots with no valid KV in them: bool [num_layers, num_blocks, block_size].
+    def _unused_slots(self) -> torch.Tensor:
+        """Slots without valid KV: bool [num_layers, num_blocks, block_size].
 
-        Valid are a request's computed positions, in early layers also t and
-        its drafts, and blocks in the prefix cache. Rejected drafts' KV is not.
+        Valid are computed positions, cached blocks and, in early layers, t and its drafts. The KV
+        of rejected drafts is not.
         """
         slots = torch.ones(self.memory.shape, dtype=torch.bool)
         for req_id in self.live:
@@ -187,7 +187,7 @@ class SteppedEngine:
         return slots
 
     def _check_writes(self, changed: torch.Tensor) -> None:
-        """A request writes to its own blocks only, and to no position that it has computed."""
+        """A request writes only to its own blocks, and to no position that it has computed."""
         allowed = torch.zeros(self.memory.shape, dtype=torch.bool)
         for scheduled in self.recorder.last.values():
             start, end = scheduled.num_computed, scheduled.num_computed + scheduled.num_tokens
@@ -196,20 +196,20 @@ class SteppedEngine:
             drafted = range(start, end + self.num_speculative_tokens + 1)
             blocks, in_block = self.memory.slots(scheduled.block_ids, drafted)
             allowed[: self.num_early_layers, blocks, in_block] = True
-        strange = (changed & ~allowed).nonzero().tolist()
-        assert not strange, f"written at [layer, block, slot] {strange}, by {self.recorder.last}"
+        stray = (changed & ~allowed).nonzero().tolist()
+        assert not stray, f"stray writes at [layer, block, slot] {stray}, by {self.recorder.last}"
 
     def _check_output(self, output) -> None:
-        """What a client gets is what the target says; a finished request is gone."""
+        """The output equals the target's; finished requests are no longer live."""
         req_id = self._inner_ids[output.request_id]
-        known, said = self.live[req_id], list(output.outputs[0].token_ids)
-        assert said == known.token_ids[known.num_prompt_tokens :][: len(said)]
+        known, received = self.live[req_id], list(output.outputs[0].token_ids)
+        assert received == known.token_ids[known.num_prompt_tokens :][: len(received)]
         if output.finished:
             del self.live[req_id]
             self.num_finished += 1
 
     def _check_request(self, req_id: str, known: KnownSequence) -> None:
-        """Its tokens are the target's, and every computed position has its KV in all layers."""
+        """Its tokens equal the target's, and every computed position has its KV in all layers."""
         request = self.recorder.scheduler.requests[req_id]
         token_ids = list(request.all_token_ids)
         assert token_ids == known.token_ids[: len(token_ids)]
@@ -219,4 +219,4 @@ class SteppedEngine:
             assert kv.shape[1] == num_computed
             difference = (kv - known.kv[:, :num_computed]).abs().amax(dim=2)
             wrong = (difference > self.kv_tolerance).nonzero().tolist()
-            assert not wrong, f"{req_id}: KV at [layer, position] {wrong} is not a prefill's"
+            assert not wrong, f"{req_id}: KV at [layer, position] {wrong} differs from a prefill's"

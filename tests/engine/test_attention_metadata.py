@@ -1,8 +1,8 @@
 """The early layers' attention metadata against an independent oracle.
 
-xFormers' block-diagonal masks state which key a packed query may see; PyTorch's attention applies
-them to keys and values laid out without any paging. vLLM's kernel must agree when it is given our
-metadata for one early step, and vLLM's own for a verify batch, over a cache with shuffled blocks.
+xFormers' block-diagonal masks define which keys each packed query attends to; PyTorch's attention
+applies them to unpaged keys and values. vLLM's kernel must agree over a cache with shuffled blocks,
+with our metadata for an early step and vLLM's own for a verify batch.
 """
 
 from contextlib import contextmanager
@@ -36,7 +36,7 @@ def drafter(request, random_llama, random_model):
 
 
 class PagedBatch:
-    """Random keys and values of a batch, paged through a layer of the real engine and flat."""
+    """Random keys and values of a batch, both flat and paged in a layer of the real engine."""
 
     def __init__(self, drafter, seq_lens, seed):
         torch.manual_seed(seed)
@@ -52,7 +52,7 @@ class PagedBatch:
         self.values = [torch.randn(n, KV_HEADS, HEAD_SIZE) for n in seq_lens]
 
     def common_metadata(self, query_lens) -> CommonAttentionMetadata:
-        """What vLLM's runner builds where the last `query_lens` tokens of each request run."""
+        """What vLLM's runner builds if the last `query_lens` tokens of each request run."""
         starts = (self.seq_lens - torch.tensor(query_lens)).tolist()
         positions = torch.cat(
             [torch.arange(s, n) for s, n in zip(starts, self.seq_lens, strict=True)]
@@ -127,7 +127,7 @@ def batches(draw):
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches())
-def test_verified_tokens_see_what_the_block_diagonal_mask_allows(drafter, batch):
+def test_verified_tokens_attend_as_the_block_diagonal_mask_allows(drafter, batch):
     reqs, seed = batch
     context, scheduled = map(np.array, zip(*reqs, strict=True))
     ends = (context + scheduled).tolist()
@@ -169,7 +169,7 @@ def early_step(drafter, step, steps, block_table):
     st.lists(st.tuples(st.integers(1, 120), st.integers(1, 3)), min_size=1, max_size=6),
     st.integers(0, 2**32 - 1),
 )
-def test_each_early_step_sees_all_before_it_and_itself(drafter, reqs, seed):
+def test_each_early_step_attends_to_itself_and_all_before_it(drafter, reqs, seed):
     reqs = sorted(reqs, key=lambda req: -req[1])
     context, num_drafts = map(list, zip(*reqs, strict=True))
     paged = PagedBatch(drafter, [n + k + 1 for n, k in reqs], seed)
@@ -206,7 +206,7 @@ def test_a_request_that_has_all_its_drafts_leaves_the_batch(drafter):
     assert all(row[1:] == [PADDING_SLOT_ID] * (least - 1) for row in slots[2:])
 
 
-def test_idle_rows_write_nowhere_and_are_no_requests(drafter):
+def test_idle_rows_write_nothing_and_are_not_requests(drafter):
     paged = PagedBatch(drafter, [9, 9], seed=0)
     steps = draft_steps([3, 4], [4, 4], paged.block_table, drafter.min_rows - 2)
     with early_step(drafter, 1, steps, paged.block_table) as context_now:

@@ -1,4 +1,4 @@
-"""Bad input is named with its value, the range and the way out, before anything loads."""
+"""Errors name the bad value, the range and the remedy before anything loads."""
 
 import json
 from importlib.metadata import EntryPoint
@@ -27,7 +27,7 @@ EXIT = early_exit(3)
 
 
 def create_engine_config(model: str, **flags):
-    """What the process that the user started does, before any engine starts or weight loads."""
+    """What the user's process does before any engine starts or weight loads."""
     return EngineArgs(model, max_model_len=64, **flags).create_engine_config()
 
 
@@ -204,7 +204,7 @@ TABLE = [
 
 
 def type_name(value: object) -> str:
-    """Stands for what JSON cannot say: an id must be the same in every process of the suite."""
+    """Represents a value that JSON cannot: test ids must be the same in every process."""
     return type(value).__name__
 
 
@@ -227,29 +227,29 @@ def test_an_unsupported_architecture_lists_the_supported_ones(tmp_path, flags):
 
 
 def test_a_multimodal_model_is_refused_by_its_architecture():
-    # A stand-in for vLLM's ModelConfig: the real one of a multimodal model needs torchvision,
-    # which has no build for this PyTorch.
+    # A stand-in, since vLLM's ModelConfig of a multimodal model needs torchvision, which has no
+    # build for this PyTorch.
     config = SimpleNamespace(architecture="LlavaForConditionalGeneration")
     with pytest.raises(ValueError, match="LlavaForConditionalGeneration; supported: Llama"):
         num_layers_of(config, feature="self-speculation")
 
 
-def test_model_runner_v2_is_refused_where_it_is_forced(random_llama, monkeypatch):
+def test_model_runner_v2_is_refused_when_forced(random_llama, monkeypatch):
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(ValueError, match="does not support model runner V2"):
         create_engine_config(random_llama(), spec_model="self:3")
 
 
 def test_the_rust_front_end_is_refused(random_llama, monkeypatch):
-    """It has no plugins: nothing would check what a request says of its drafts."""
+    """It loads no plugins, so nothing would check a request's draft options."""
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
     with pytest.raises(ValueError, match=r"does not support the Rust front end \(VLLM_USE_RUST"):
         create_engine_config(random_llama(), spec_model="self:3")
 
 
-def test_sleep_mode_is_refused_where_vllm_has_it(random_llama):
-    (is_asked_for,) = (asks for name, asks in SELF_SPECULATION_UNSUPPORTED if name == "sleep mode")
-    assert is_asked_for(EngineArgs(random_llama(), enable_sleep_mode=True))
+def test_sleep_mode_is_refused_where_vllm_supports_it(random_llama):
+    (is_used,) = (used for name, used in SELF_SPECULATION_UNSUPPORTED if name == "sleep mode")
+    assert is_used(EngineArgs(random_llama(), enable_sleep_mode=True))
 
 
 def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
@@ -261,8 +261,8 @@ def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
     assert "LayerSkip self-speculation" not in unsupported()
 
 
-def test_a_logits_processor_that_is_installed_is_refused(random_llama, monkeypatch):
-    """vLLM itself would leave it out without a word."""
+def test_an_installed_logits_processor_is_refused(random_llama, monkeypatch):
+    """vLLM would silently ignore it."""
     installed = {LOGITSPROCS_GROUP: [EntryPoint("mine", "a.b:C", LOGITSPROCS_GROUP)]}
     monkeypatch.setattr(unsupported, "entry_points", lambda group: installed[group])
     words = r"custom logits processors \(mine=a.b:C, which a package has installed\)"

@@ -1,4 +1,4 @@
-"""Early exit equals transformers' model cut to its first layers, and costs what those cost."""
+"""Early exit equals transformers' model cut to its first layers, in output and memory."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import default_loader
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from tests.engine.cut_models import MAX_TOKENS, PROMPTS, by_transformers, early_exit
+from tests.engine.cut_models import MAX_TOKENS, PROMPTS, early_exit, transformers_outputs
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -56,25 +56,25 @@ def all_layers(model):
 
 @pytest.mark.parametrize("num_layers", [1, 2, NUM_LAYERS])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied-head", "tied-head"])
-def test_tokens_are_those_of_the_cut_model(random_llama, tied, num_layers):
+def test_output_equals_the_cut_models(random_llama, tied, num_layers):
     model = random_llama(num_layers=NUM_LAYERS, tied=tied)
     llm = make_llm(model, **early_exit(num_layers))
     outputs = generated(llm)
     close(llm)
-    assert outputs == by_transformers(model, num_layers)
-    assert (outputs == by_transformers(model, NUM_LAYERS)) == (num_layers == NUM_LAYERS)
+    assert outputs == transformers_outputs(model, num_layers)
+    assert (outputs == transformers_outputs(model, NUM_LAYERS)) == (num_layers == NUM_LAYERS)
 
 
 def parameters(llm) -> dict[str, torch.Tensor]:
     return dict(runner(llm).get_model().named_parameters())
 
 
-def is_of_a_later_layer(name: str) -> bool:
+def is_in_a_later_layer(name: str) -> bool:
     return name.startswith(tuple(f"model.layers.{n}." for n in range(2, NUM_LAYERS)))
 
 
 def test_only_the_first_layers_have_parameters(all_layers, two_layers):
-    expected = {n: p for n, p in parameters(all_layers).items() if not is_of_a_later_layer(n)}
+    expected = {n: p for n, p in parameters(all_layers).items() if not is_in_a_later_layer(n)}
     assert len(expected) < len(parameters(all_layers))
     assert parameters(two_layers).keys() == expected.keys()
     for name, parameter in parameters(two_layers).items():
@@ -87,7 +87,7 @@ def test_only_the_first_layers_have_a_kv_cache(all_layers, two_layers):
         f"model.layers.{index}.self_attn.attn" for index in range(2)
     ]
     assert len(runner(two_layers).kv_caches) == 2
-    # Of the same memory.
+    # The same memory holds more blocks.
     assert config.num_blocks // 3 == runner(all_layers).kv_cache_config.num_blocks
 
 
@@ -98,7 +98,7 @@ def test_worker_and_runner_are_stock_vllm(two_layers):
 def test_prefix_cache_hits_change_nothing(model, two_layers):
     (prefix,) = random_prompts([96], seed=3)
     prompts = [prefix + tail for tail in random_prompts([1, 7, 33, 40], seed=4)]
-    expected = by_transformers(model, 2, prompts)
+    expected = transformers_outputs(model, 2, prompts)
     assert generated(two_layers, prompts) == expected
     second = two_layers.generate(as_prompts(prompts), greedy(MAX_TOKENS), use_tqdm=False)
     assert all(output.num_cached_tokens >= 96 for output in second)
@@ -109,11 +109,11 @@ def test_chunked_prompts_change_nothing(model):
     llm = make_llm(model, max_num_batched_tokens=16, max_num_seqs=8, **early_exit(2))
     outputs = generated(llm)
     close(llm)
-    assert outputs == by_transformers(model, 2)
+    assert outputs == transformers_outputs(model, 2)
 
 
-def test_vllms_own_speculation_verifies_by_the_cut_model(random_llama, model):
-    """A second model drafts, with all of its own layers."""
+def test_vllms_own_speculation_verifies_with_the_cut_model(random_llama, model):
+    """A second model drafts, with all its layers."""
     draft = {"model": random_llama(num_layers=3), "num_speculative_tokens": 3}
     llm = make_llm(model, speculative_config=draft, **early_exit(2))
     before = counts(llm)
@@ -121,12 +121,12 @@ def test_vllms_own_speculation_verifies_by_the_cut_model(random_llama, model):
     counted = counts(llm).since(before)
     num_draft_layers = len(runner(llm).drafter.model.model.layers)
     close(llm)
-    assert outputs == by_transformers(model, 2)
+    assert outputs == transformers_outputs(model, 2)
     assert counted.num_drafted > 0
     assert num_draft_layers == 3
 
 
-def test_files_that_hold_later_layers_only_are_not_read(model, tmp_path, monkeypatch):
+def test_files_with_only_later_layers_are_not_read(model, tmp_path, monkeypatch):
     files_read = []
     read = default_loader.safetensors_weights_iterator
 
@@ -134,7 +134,7 @@ def test_files_that_hold_later_layers_only_are_not_read(model, tmp_path, monkeyp
         files_read.extend(Path(file).name for file in files)
         return read(files, *args, **kwargs)
 
-    expected = by_transformers(model, 2)
+    expected = transformers_outputs(model, 2)
     first_layers(model, NUM_LAYERS).save_pretrained(tmp_path, max_shard_size="500KB")
     for file in Path(model).glob("tokenizer*"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
@@ -143,7 +143,7 @@ def test_files_that_hold_later_layers_only_are_not_read(model, tmp_path, monkeyp
     llm = make_llm(str(tmp_path), **early_exit(2))
     outputs = generated(llm)
     close(llm)
-    wanted = {f for name, f in index["weight_map"].items() if not is_of_a_later_layer(name)}
+    wanted = {f for name, f in index["weight_map"].items() if not is_in_a_later_layer(name)}
     assert outputs == expected
     assert set(files_read) == wanted < set(index["weight_map"].values())
 

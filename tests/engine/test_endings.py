@@ -1,4 +1,4 @@
-"""Requests that end in the middle of an accepted run, at the model's limit, or by an abort."""
+"""Requests that end inside an accepted run, at the model's limit, or by an abort."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def model(random_llama):
-    """Layers [3, L) add nothing: every draft is accepted, and ends fall inside of a run."""
+    """Layers [3, L) add nothing: every draft is accepted, so requests end inside a run."""
     return random_llama(late_from=3, late_scale=0.0)
 
 
@@ -40,7 +40,7 @@ def plain(model):
 
 @pytest.fixture(scope="module")
 def llm(model, plain):
-    # After `plain`: an engine that starts takes vLLM's counters over from the one before it.
+    # After `plain`: a new engine takes over vLLM's counters.
     llm = make_self_llm(model, 3, K)
     yield llm
     close(llm)
@@ -48,11 +48,11 @@ def llm(model, plain):
 
 @pytest.fixture(scope="module")
 def outputs(plain, prompts):
-    """What plain decoding yields where nothing stops it: the material to choose stops from."""
+    """Plain outputs without stops, from which the tests choose stops."""
     return generate(plain, prompts, greedy(40, ignore_eos=True))
 
 
-def test_every_draft_is_accepted_where_the_remaining_layers_add_nothing(llm, prompts, outputs):
+def test_every_draft_is_accepted_if_the_remaining_layers_add_nothing(llm, prompts, outputs):
     max_tokens = 1 + 5 * (K + 1)
     before = counts(llm)
     assert generate(llm, prompts, greedy(max_tokens, ignore_eos=True)) == [
@@ -76,7 +76,7 @@ def test_max_tokens_cuts_an_accepted_run(llm, plain, prompts, max_tokens):
 def test_no_draft_follows_the_last_token(llm, prompts, max_tokens):
     before = counts(llm)
     generate(llm, prompts[:1], greedy(max_tokens, ignore_eos=True))
-    # The first token comes with the prompt, and the last one is the bonus: all drafts are right.
+    # The first token comes with the prompt, and the last one is the bonus token.
     most_drafts = max(0, max_tokens - 2)
     assert counts(llm).since(before).num_drafted == min(K, most_drafts)
 
@@ -104,7 +104,7 @@ def test_a_stop_token_cuts_an_accepted_run(llm, plain, prompts, outputs, positio
 
 @pytest.mark.parametrize("position", range(K + 2, 2 * (K + 1) + 3))
 def test_a_stop_string_cuts_an_accepted_run(llm, plain, prompts, outputs, position):
-    # The model's bytes are random: a stop is the first text of one ASCII character from there on.
+    # The model's bytes are random: stop at the first ASCII character from this position on.
     decode = llm.get_tokenizer().decode
     stops = [
         next(text for text in (decode([i]) for i in ids[position:]) if text and text.isascii())
@@ -117,7 +117,7 @@ def test_a_stop_string_cuts_an_accepted_run(llm, plain, prompts, outputs, positi
 
 
 def test_a_request_may_end_right_after_min_tokens(llm, plain):
-    """Not a token later, wherever in a step that is."""
+    """At no later token, wherever it is in a step."""
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20, 6, 11], seed=9))
     eos = plain.get_tokenizer().eos_token_id
     params = [greedy(40, min_tokens=10 + n, logit_bias={eos: 100}) for n in range(len(prompts))]
@@ -144,7 +144,7 @@ def test_the_end_of_text_token_cuts_an_accepted_run(random_llama, prompts, outpu
 @pytest.mark.parametrize(
     ("max_model_len", "num_speculative_tokens"), [(64, 4), (65, 4), (66, 4), (67, 7), (96, 9)]
 )
-def test_a_request_reaches_max_model_len_while_another_drafts_on(
+def test_a_request_reaches_max_model_len_while_another_keeps_drafting(
     model, max_model_len, num_speculative_tokens
 ):
     prompts = as_prompts(random_prompts([max_model_len - 9, 5, max_model_len - 1], seed=8))
@@ -160,7 +160,7 @@ def test_a_request_reaches_max_model_len_while_another_drafts_on(
     assert counted.num_accepted == counted.num_drafted > 0
 
 
-def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
+def test_aborts_do_not_affect_other_requests(random_llama):
     model = random_llama(late_scale=0.3)
     prompts = random_prompts([20, 7, 33, 12, 5, 28], seed=9)
     expected = generate_plainly(model, as_prompts(prompts), greedy(60, ignore_eos=True))
@@ -175,7 +175,7 @@ def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
             if output.finished:
                 finished[output.request_id] = list(output.outputs[0].token_ids)
         steps += 1
-        if steps in (4, 9):  # two prompts leave while their drafts are waiting to be verified
+        if steps in (4, 9):  # abort two requests while their drafts wait for verification
             engine.abort_request([f"r{steps % 4}", f"r{steps % 4 + 2}"])
             engine.add_request(
                 f"again{steps}", {"prompt_token_ids": prompts[0]}, greedy(20, ignore_eos=True)
@@ -187,11 +187,11 @@ def test_aborts_in_mid_generation_leave_the_others_alone(random_llama):
     close(llm)
 
 
-def test_running_requests_that_are_sent_back_do_not_resume(random_llama):
-    """All are preempted and scheduled anew in the next step: same ids, other blocks."""
+def test_preempted_requests_do_not_resume(random_llama):
+    """All are preempted and rescheduled in the next step, with the same ids and other blocks."""
     model = random_llama(late_scale=0.3)
     prompts = random_prompts([31, 31, 31, 64], seed=10)
-    prompts[1] = prompts[0]  # so that one finds the other's blocks in the prefix cache
+    prompts[1] = prompts[0]  # one finds the other's blocks in the prefix cache
     params = greedy(80, ignore_eos=True)
     expected = generate_plainly(model, as_prompts(prompts), params)
 

@@ -1,4 +1,4 @@
-"""What an engine may be started with beside `self:E`, and what may be done to it as it runs."""
+"""Engine settings that work with `self:E`, and operations on a running engine."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ WEIGHTS = "model.safetensors"
 
 needs_fp8 = pytest.mark.skipif(
     not torch.cpu._is_avx512_supported(),
-    reason="vLLM's CPU attention reads an fp8 KV cache with AVX-512 alone (cpu_attn.py)",
+    reason="vLLM's CPU attention needs AVX-512 for an fp8 KV cache (cpu_attn.py)",
 )
 
 
@@ -40,7 +40,7 @@ def model(random_llama):
 
 @needs_fp8
 @pytest.mark.parametrize("kv_cache_dtype", ["fp8", "fp8_e5m2"])
-def test_a_kv_cache_in_fp8(model, kv_cache_dtype):
+def test_fp8_kv_cache(model, kv_cache_dtype):
     prompts = as_prompts(random_prompts([5, 17, 40]))
     expected, actual, counted = both(model, prompts, greedy(30), kv_cache_dtype=kv_cache_dtype)
     assert actual == expected
@@ -48,7 +48,7 @@ def test_a_kv_cache_in_fp8(model, kv_cache_dtype):
 
 
 def embedded_prompts(model: str) -> list[dict]:
-    """Prompts of tokens, of embeddings that are no token's, and of both."""
+    """Prompts of tokens, of embeddings that match no token, and of both."""
     table = load_file(Path(model) / WEIGHTS)["model.embed_tokens.weight"]
     noise = torch.Generator().manual_seed(0)
     tokens, *rest = random_prompts([20, 5, 40, 33])
@@ -69,8 +69,8 @@ def embedded_prompts(model: str) -> list[dict]:
     ]
 
 
-def test_prompts_of_embeddings(model):
-    """In chunks beside decodes, and once more from the prefix cache."""
+def test_prompt_embeddings(model):
+    """Chunked beside decodes, and a second time from the prefix cache."""
     prompts = embedded_prompts(model) * 2
     flags = {"enable_prompt_embeds": True, "max_num_batched_tokens": 32, "max_num_seqs": 4}
     expected, actual, counted = both(model, prompts, greedy(40), **flags)
@@ -93,7 +93,7 @@ def test_priorities_decide_who_is_preempted(model, monkeypatch):
 
     monkeypatch.setattr(its_scheduler, "_preempt_request", preempt)
     before = counts(llm)
-    # The last is the most urgent, and would be the first to go if all were equal.
+    # The last is the most urgent; with equal priorities it would be preempted first.
     outputs = llm.generate(prompts, params, priority=[9, 9, 9, 9, 9, 0], use_tqdm=False)
     counted = counts(llm).since(before)
     close(llm)
@@ -103,7 +103,7 @@ def test_priorities_decide_who_is_preempted(model, monkeypatch):
 
 
 def changed(model: str, directory: Path) -> str:
-    """A copy of a checkpoint with another first layer, whose LM head says the next token id."""
+    """A copy of a checkpoint with a changed first layer, whose LM head gives the next token id."""
     shutil.copytree(model, directory)
     weights = load_file(directory / WEIGHTS)
     weights["model.layers.0.mlp.down_proj.weight"] *= -1
@@ -112,8 +112,8 @@ def changed(model: str, directory: Path) -> str:
     return str(directory)
 
 
-def reload_in_mid_generation(llm, path: str, num_tokens: int) -> tuple[list[int], int]:
-    """Output of a request, and how many of its tokens were there when the weights changed."""
+def reload_during_generation(llm, path: str, num_tokens: int) -> tuple[list[int], int]:
+    """Output of a request, and its number of tokens when the weights changed."""
     engine, num_before, token_ids = llm.llm_engine, 0, []
     prompt = {"prompt_token_ids": random_prompts([40], seed=6)[0]}
     engine.add_request("reload", prompt, greedy(60, ignore_eos=True))
@@ -126,10 +126,10 @@ def reload_in_mid_generation(llm, path: str, num_tokens: int) -> tuple[list[int]
     return token_ids, num_before
 
 
-def test_nothing_of_the_old_weights_is_left_after_a_reload(random_llama, tmp_path):
-    """Not even where requests are half-way, and keep the KV that they have.
+def test_a_reload_replaces_all_old_weights(random_llama, tmp_path):
+    """Also for running requests, which keep their KV.
 
-    Layers [3, L) add nothing, so every draft is accepted whose layers and LM head are the target's.
+    Layers [3, L) add nothing, so drafts are accepted if their layers and LM head are the target's.
     """
     model = random_llama(late_from=3, late_scale=0.0)
     other = changed(model, tmp_path / "changed")
@@ -143,8 +143,8 @@ def test_nothing_of_the_old_weights_is_left_after_a_reload(random_llama, tmp_pat
     plain, llm = make_llm(model), make_self_llm(model, 3, 3, options)
     assert generate(plain, prompts, params) != expected
 
-    half_way, num_tokens = reload_in_mid_generation(llm, other, num_tokens=12)
-    assert (half_way, num_tokens) == reload_in_mid_generation(plain, other, num_tokens)
+    output, num_tokens = reload_during_generation(llm, other, num_tokens=12)
+    assert (output, num_tokens) == reload_during_generation(plain, other, num_tokens)
     for engine in (plain, llm):
         engine.reset_prefix_cache()
     before = counts(llm)
@@ -163,7 +163,7 @@ def small_model(random_llama):
 
 
 NUM_TOKENS = 20
-"""Of the compiled engine's requests."""
+"""Output length of the compiled engine's requests."""
 
 
 def plain_output(model: str, prompts: list[dict], **flags) -> list[list[int]]:
@@ -177,14 +177,14 @@ def expected_of_embeddings(small_model):
 
 @pytest.fixture(scope="module")
 def reloaded(small_model, tmp_path_factory):
-    """Another checkpoint, and what it says."""
+    """Another checkpoint and its plain output."""
     other = changed(small_model, tmp_path_factory.mktemp("changed") / "model")
     return other, plain_output(other, as_prompts(random_prompts([5, 17, 40])))
 
 
 @pytest.fixture(scope="module")
 def compiled(small_model, expected_of_embeddings, reloaded, tmp_path_factory):
-    """Opened after the plain engines: one that is closed takes the process's groups with it."""
+    """Opened after the plain engines: closing one destroys the process groups."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CACHE_ROOT", str(tmp_path_factory.mktemp("cache")))
         llm = make_self_llm(small_model, 2, 3, enable_prompt_embeds=True, enforce_eager=False)
@@ -199,16 +199,14 @@ def assert_output(compiled, prompts: list[dict], expected: list[list[int]]) -> N
 
 
 @pytest.mark.slow
-def test_prompts_of_embeddings_where_both_segments_are_compiled(
-    compiled, small_model, expected_of_embeddings
-):
-    """They are compiled once, so drafts must come to them as prompts do."""
+def test_prompt_embeddings_with_compiled_segments(compiled, small_model, expected_of_embeddings):
+    """Segments compile once, so drafts and prompts must have the same input form."""
     assert_output(compiled, embedded_prompts(small_model), expected_of_embeddings)
 
 
 @pytest.mark.slow
-def test_weights_are_reloaded_where_both_segments_are_compiled(compiled, reloaded):
-    """On a CPU the weights are packed, and the packed ones are replaced."""
+def test_weights_reload_with_compiled_segments(compiled, reloaded):
+    """On a CPU the weights are packed; the reload must replace the packed ones."""
     other, expected = reloaded
     compiled.collective_rpc("reload_weights", kwargs={"weights_path": other})
     compiled.reset_prefix_cache()

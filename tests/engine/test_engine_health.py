@@ -1,4 +1,4 @@
-"""The engine's own counts, and the warning about drafts that do not pay."""
+"""The engine's counts, and the warning about drafts that do not pay."""
 
 import logging
 import time
@@ -40,7 +40,7 @@ def test_a_bad_acceptance_rate_logs_one_warning(random_llama, warnings, late_sca
         generate(llm, prompts, greedy(60, ignore_eos=True))
     counted, seen = counts(llm).since(before), scheduler(llm).acceptance
     close(llm)
-    # Ours and vLLM's counts are of the same thing.
+    # Our counts equal vLLM's.
     assert (seen.num_drafted, seen.num_accepted) == (counted.num_drafted, counted.num_accepted)
     assert seen.num_drafted > 1000
     assert len(warnings) == (1 if warns else 0)
@@ -59,7 +59,7 @@ def test_metrics_count_every_position(random_llama):
     close(llm)
     assert accepted == sorted(accepted, reverse=True)
     assert sum(accepted) == counted.num_accepted
-    # A token comes with each prompt; each cycle adds its accepted tokens and one more.
+    # Each prompt's step yields one token; each cycle yields its accepted tokens and one more.
     delivered = sum(map(len, outputs))
     last_run_may_be_cut = 4 * len(outputs)
     produced = len(outputs) + counted.num_drafts + counted.num_accepted
@@ -101,14 +101,14 @@ def test_worker_counts_agree_with_vllms_metrics(random_llama):
         [now - then for now, then in zip(ours[name], ours_before[name], strict=True)]
         for name in ("draft_time_seconds", "verify_time_seconds")
     )
-    # A step verifies what the one before it drafted.
+    # A step verifies the drafts of the previous one.
     assert 0 < num_verifying <= num_drafting < len(scheduled)
     assert draft_seconds > 0
     assert verify_seconds > 0
     assert draft_seconds + verify_seconds < elapsed
 
 
-def test_a_plain_engine_has_no_metrics_of_ours(random_llama):
+def test_a_plain_engine_has_none_of_our_metrics(random_llama):
     llm = make_llm(random_llama())
     generate(llm, as_prompts(random_prompts([5])), greedy(4))
     assert layerskip_metrics(llm) == {}

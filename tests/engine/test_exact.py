@@ -90,7 +90,7 @@ def test_both_segments_and_the_whole_model_compile_once(random_llama, monkeypatc
     with compilation_counter.expect(num_aot_compiles=3):
         llm = make_self_llm(model, 2, 3, enforce_eager=False)
     before = counts(llm)
-    # Nothing is compiled while it serves, whatever the shapes of the steps.
+    # No step compiles anything, whatever its shape.
     with compilation_counter.expect(num_aot_compiles=0, num_inductor_compiles=0):
         assert generate(llm, prompts, params) == expected
     assert_speculated(counts(llm).since(before))
@@ -99,7 +99,7 @@ def test_both_segments_and_the_whole_model_compile_once(random_llama, monkeypatc
     assert len(artifacts) == 3
 
 
-def test_a_draft_length_that_follows_the_batch_size(mixed_model):
+def test_draft_length_by_batch_size(mixed_model):
     schedule = [(1, 2, 4), (3, 4, 2), (5, 5, 1), (6, 32, 0)]
     prompts = as_prompts(random_prompts([9] * 9, seed=6))
     params = [greedy(10 + 8 * i, ignore_eos=True) for i in range(9)]

@@ -1,4 +1,4 @@
-"""Mistral, Qwen2 and Qwen3, and attention that looks back a window only."""
+"""Mistral, Qwen2 and Qwen3, and sliding-window attention."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 from vllm.engine.arg_utils import EngineArgs
 
 from layerskip_vllm.models.mistral import EarlyExitMistralForCausalLM
-from tests.engine.cut_models import MAX_TOKENS, PROMPTS, by_transformers, early_exit
+from tests.engine.cut_models import MAX_TOKENS, PROMPTS, early_exit, transformers_outputs
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
@@ -33,13 +33,13 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_early_exit_is_the_cut_model_of_transformers(random_model, shape):
+def test_early_exit_equals_transformers_cut_model(random_model, shape):
     model = random_model(**shape)
     llm = make_llm(model, **early_exit(2))
     outputs = generate(llm, as_prompts(PROMPTS), greedy(MAX_TOKENS))
     close(llm)
-    assert outputs == by_transformers(model, 2)
-    assert outputs != by_transformers(model, NUM_LAYERS)
+    assert outputs == transformers_outputs(model, 2)
+    assert outputs != transformers_outputs(model, NUM_LAYERS)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def windowed(random_model):
 
 
 def test_a_window_changes_the_output(random_model, windowed):
-    """Otherwise the tests with a window would show nothing."""
+    """Otherwise the tests with a window would prove nothing."""
     prompts = as_prompts(random_prompts([90, 70]))
     models = (windowed, random_model(family="mistral", late_scale=0.3))
     outputs = [generate_plainly(model, prompts, greedy(40)) for model in models]
@@ -57,7 +57,7 @@ def test_a_window_changes_the_output(random_model, windowed):
 
 @pytest.fixture(scope="module")
 def alternating(random_llama, tmp_path_factory):
-    """A Llama of which every other layer has a window, as its `layer_types` say."""
+    """A Llama in which every other layer has a sliding window, set by its `layer_types`."""
     path = tmp_path_factory.mktemp("alternating") / "model"
     shutil.copytree(random_llama(num_layers=NUM_LAYERS, late_scale=0.3), path)
     config = json.loads((path / "config.json").read_text())
@@ -89,7 +89,7 @@ def test_layers_of_two_types_share_their_blocks(alternating, exit_layer):
     assert (groups, groups_of_plain) == (1, 2)
 
 
-def test_blocks_of_their_own_for_each_type_of_layer_are_refused(alternating):
+def test_separate_blocks_per_layer_type_are_refused(alternating):
     args = EngineArgs(
         alternating,
         max_model_len=64,
@@ -102,7 +102,7 @@ def test_blocks_of_their_own_for_each_type_of_layer_are_refused(alternating):
 
 
 @pytest.mark.slow
-def test_local_argmax_drafts_the_same_tokens_of_qwen2(random_model):
+def test_local_argmax_drafts_the_same_tokens_with_qwen2(random_model):
     """vLLM's Qwen2 has no such method; ours does."""
     model = random_model(family="qwen2", tied=True, late_scale=0.3)
     prompts = as_prompts(random_prompts(LENGTHS))

@@ -1,4 +1,4 @@
-"""Two tenants in one batch: nothing of one depends on whether, or how well, the other drafts."""
+"""Two tenants in one batch: neither is affected by whether or how well the other drafts."""
 
 from dataclasses import dataclass
 
@@ -20,10 +20,10 @@ from tests.engine.stepped import batching_difference, known_sequences
 
 K, MAX_TOKENS, NUM_LOGPROBS = 4, 40, 3
 LOGPROB_TOLERANCE = 1e-4
-"""How far log-probabilities may be apart where vLLM's own are.
+"""Allowed difference of log-probabilities if stock vLLM's also depend on the batch.
 
-The number of rows in a batch may decide which kernel multiplies, and in which order it sums. Where
-stock vLLM computes the same, to the last bit, in batches of few rows and of many, so must we.
+The number of rows in a batch can change the kernel and its order of summation. If stock vLLM's
+results are bit-identical in small and large batches, ours must be too.
 """
 
 
@@ -34,7 +34,7 @@ def model(random_llama):
 
 @pytest.fixture(scope="module")
 def tenants():
-    """Prompts of tenants A and B, all with one beginning: two blocks of it are shared memory."""
+    """Prompts of tenants A and B with a common prefix, two blocks of which share memory."""
     (shared,) = random_prompts([70], seed=21)
     tails = random_prompts([3, 17, 33, 5, 9, 40, 12], seed=22)
     prompts = [shared + tail for tail in tails]
@@ -43,7 +43,7 @@ def tenants():
 
 @pytest.fixture(scope="module")
 def plain_outputs(model, tenants):
-    """What stock vLLM says to A and to B."""
+    """Outputs of stock vLLM for A and for B."""
     llm = make_llm(model)
     outputs = [generate(llm, as_prompts(p), greedy(MAX_TOKENS, ignore_eos=True)) for p in tenants]
     close(llm)
@@ -52,14 +52,14 @@ def plain_outputs(model, tenants):
 
 @pytest.fixture(scope="module")
 def logprob_tolerance(model):
-    """0 where rows do not depend on each other in stock vLLM, as its KV shows."""
+    """0 if stock vLLM's KV shows that rows do not depend on each other."""
     sequences = known_sequences(model, random_prompts([5, 33, 70, 18], seed=23), 24)
     return LOGPROB_TOLERANCE if batching_difference(model, sequences) else 0.0
 
 
 @dataclass
 class Seen:
-    """Everything that one request gets to see."""
+    """Everything that the client of one request sees."""
 
     token_ids: list[int]
     logprobs: torch.Tensor  # [num_tokens, NUM_LOGPROBS]
@@ -83,7 +83,7 @@ class Seen:
 
 
 class Batch:
-    """An engine in which B's drafts are decided by the test, and A's by the model."""
+    """An engine in which the test decides B's drafts, and the model A's."""
 
     def __init__(self, llm, tenants, plain_outputs) -> None:
         self.engine, self.tenants = llm.llm_engine, tenants
@@ -91,13 +91,13 @@ class Batch:
         self._num_right: int | None = None
         self._drafts_allowed = True
         its_runner = runner(llm)
-        self._b_says = [p + o for p, o in zip(tenants[1], plain_outputs[1], strict=True)]
-        self._script = ScriptedDrafts(its_runner, self._target_says)
+        self._b_sequences = [p + o for p, o in zip(tenants[1], plain_outputs[1], strict=True)]
+        self._script = ScriptedDrafts(its_runner, self._target_token)
         self._propose = its_runner.propose_draft_token_ids
         self._input_batch = its_runner.input_batch
         its_runner.propose_draft_token_ids = self._propose_for_some
 
-    def _target_says(self, req_id: str, position: int) -> int:
+    def _target_token(self, req_id: str, position: int) -> int:
         token_ids = self._of_b[req_id]
         return token_ids[min(position, len(token_ids) - 1)]
 
@@ -118,7 +118,7 @@ class Batch:
             self.engine.add_request(f"a{i}", {"prompt_token_ids": prompt}, params)
         for i, prompt in enumerate(self.tenants[1]):
             inner_id = self.engine.add_request(f"b{i}", {"prompt_token_ids": prompt}, params)
-            self._of_b[inner_id] = self._b_says[i]
+            self._of_b[inner_id] = self._b_sequences[i]
         finished = {}
         while self.engine.has_unfinished_requests():
             script = {} if num_right is None else dict.fromkeys(self._of_b, num_right)
@@ -162,8 +162,8 @@ def test_a_tenant_does_not_see_how_the_other_drafts(
     assert largest <= logprob_tolerance
 
 
-def test_a_row_hardly_depends_on_how_many_there_are(model, record_property):
-    """Each product of the model, of 1 to 64 rows: what makes log-probabilities differ, if any."""
+def test_rows_barely_depend_on_the_row_count(model, record_property):
+    """Checks each of the model's matrix products with 1 to 64 rows, the source of differences."""
     llm = make_llm(model)
     decoder = runner(llm).model
     first = decoder.model.layers[0]

@@ -1,4 +1,4 @@
-"""The lens, which runs no vLLM, tells vLLM's speculation counters to the last draft."""
+"""The lens predicts vLLM's speculation counters exactly, without running vLLM."""
 
 import pytest
 import torch
@@ -35,7 +35,7 @@ def model(path):
 
 @pytest.fixture(scope="module")
 def stop_token_ids(model):
-    """Two tokens that some continuations hold and others do not, so that requests end unequally."""
+    """Two tokens in some continuations but not all, so that requests end at different times."""
     lens = look(model, PROMPTS, max_tokens=MAX_TOKENS)
     written = [set(t.token_ids[t.num_prompt_tokens + 1 :].tolist()) for t in lens.traces]
     some = {i for i in set.union(*written) if 0 < sum(i in ids for ids in written) < 4}
@@ -75,7 +75,7 @@ def test_counters_are_as_predicted(path, model, exit_layer, num_speculative_toke
     assert (outputs, expected) == counted(path, exit_layer, num_speculative_tokens)
 
 
-def test_counters_are_as_predicted_where_requests_end_early(path, model, stop_token_ids):
+def test_counters_are_as_predicted_when_requests_end_early(path, model, stop_token_ids):
     stop_ids = {EOS_TOKEN_ID, *stop_token_ids}
     outputs, expected = predicted(model, 5, 6, stop_ids)
     assert len({len(output) for output in outputs}) > 2

@@ -1,4 +1,4 @@
-"""Adapters apply in draft, early and remaining layers, each to its own requests."""
+"""Adapters apply to drafts, early and remaining layers, each to its own requests."""
 
 import pytest
 from vllm.lora.request import LoRARequest
@@ -57,7 +57,7 @@ def plain_outputs(model, prompts, mixture):
 def test_plain_decoding_gives_each_request_its_own_adapter(
     model, prompts, adapters, mixture, plain_outputs
 ):
-    """What the other tests compare with is right: no adapter is the base, and each is different."""
+    """Validates the reference: without an adapter the base model answers; all adapters differ."""
     without = generate_plainly(model, prompts, greedy(60))
     for adapter, actual, expected in zip(mixture, plain_outputs, without, strict=True):
         assert (actual == expected) == (adapter is None)
@@ -79,7 +79,7 @@ def test_several_adapters_and_none_in_one_batch(model, prompts, mixture, plain_o
     assert_speculated(counted)
 
 
-def test_requests_without_an_adapter_get_none_where_every_slot_is_taken(
+def test_requests_without_an_adapter_get_none_when_every_slot_is_taken(
     model, prompts, mixture, plain_outputs
 ):
     llm = make_self_llm(model, EXIT_LAYER, K, **(LORA | {"max_loras": 3}))
@@ -98,8 +98,8 @@ def test_adapters_take_turns_in_too_few_slots(model, prompts, mixture, plain_out
     assert_speculated(counted)
 
 
-def test_the_draft_has_the_adapter_of_early_layers_and_embeddings(random_llama, tmp_path):
-    """Later layers add nothing and have no adapter: a draft with all of its own is the target."""
+def test_drafts_use_the_adapter_in_early_layers_and_embeddings(random_llama, tmp_path):
+    """Later layers add nothing and have no adapter, so a correct draft equals the target."""
     model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
     a, b = (
         LoRARequest(str(n), n, save_adapter(model, tmp_path / str(n), n, range(EXIT_LAYER)))
@@ -126,10 +126,10 @@ def with_a_request(engine, adapter) -> None:
 
 
 def decode_and_swap(llm, prompt, old, new, swap, num_before: int | None = None):
-    """Tokens of a request whose adapter is replaced after the step that reaches a number of them.
+    """Decode a request, and replace its adapter once it has `num_before` tokens, by default 10.
 
     Returns:
-        (all tokens, how many there were at that time).
+        (all tokens, number of tokens at the replacement).
     """
     engine = llm.llm_engine
     engine.add_request("r", prompt, greedy(60, ignore_eos=True), lora_request=old)
@@ -146,8 +146,8 @@ def decode_and_swap(llm, prompt, old, new, swap, num_before: int | None = None):
 
 
 @pytest.mark.parametrize("swap", [by_itself, with_a_request])
-def test_states_of_an_adapter_that_was_replaced_are_not_resumed(random_llama, tmp_path, swap):
-    """Drafts are all right, so some are pending whenever the other adapter takes its place."""
+def test_states_of_a_replaced_adapter_are_not_resumed(random_llama, tmp_path, swap):
+    """All drafts are right, so some are pending when the adapter is replaced."""
     model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
     old, new = (
         LoRARequest("a", 1, save_adapter(model, tmp_path / str(n), n, range(EXIT_LAYER)))
@@ -162,7 +162,7 @@ def test_states_of_an_adapter_that_was_replaced_are_not_resumed(random_llama, tm
 
 
 def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, plain_outputs):
-    """Idle rows fill up a forward of two: they must be no third run of rows with one adapter."""
+    """Idle rows that pad a forward of two must not form a third run of rows with one adapter."""
     llm = make_self_llm(model, EXIT_LAYER, K, max_num_seqs=2, **LORA)
     before = counts(llm)
     outputs = generate(llm, prompts, greedy(60), mixture)
@@ -172,8 +172,8 @@ def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, pl
     assert_speculated(counted)
 
 
-def test_a_prompts_log_probabilities_are_its_adapters(model, adapters):
-    """vLLM computes them after the drafts, with the adapters that the step began with."""
+def test_prompt_logprobs_use_the_requests_adapter(model, adapters):
+    """vLLM computes them after drafting, with the adapters from the start of the step."""
     prompts, params = as_prompts(random_prompts([20])), greedy(12, prompt_logprobs=0)
 
     def ids_and_logprobs(llm) -> tuple[list[int], list[float]]:

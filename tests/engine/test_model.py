@@ -1,4 +1,4 @@
-"""The split model holds the stock model's weights, once."""
+"""The split model has exactly the stock model's weights, without copies."""
 
 import json
 
@@ -52,7 +52,7 @@ def test_layers_of_both_segments_are_the_targets_own(random_llama):
     assert all(a is b for a, b in zip(layers, model.model.layers, strict=True))
 
 
-def test_the_kv_cache_holds_as_many_tokens_as_without(random_llama):
+def test_speculation_leaves_the_kv_cache_size_unchanged(random_llama):
     plain, llm = make_llm(random_llama()), make_self_llm(random_llama(), 2, 3)
     blocks = [runner(x).kv_cache_config.num_blocks for x in (plain, llm)]
     close(plain)

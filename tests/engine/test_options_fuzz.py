@@ -1,16 +1,16 @@
-"""Random `self:E` settings give an engine's configuration or an error that names them."""
+"""Random `self:E` settings give an engine configuration or an error that names them."""
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, given, settings
 from vllm.engine.arg_utils import EngineArgs
 
-from tests.fuzz import JSON, SCALARS, taken
+from tests.fuzz import JSON, SCALARS, is_accepted
 
 NUM_LAYERS = 6
 
 
 def mostly(good, bad=JSON):
-    """Values of which more than half are good: with all at random the first one ends it."""
+    """Mostly good values: with only random ones, the first one would end every example."""
     return st.one_of(good, good, bad)
 
 
@@ -46,7 +46,7 @@ LAYERSKIP = st.fixed_dictionaries(
     speculative_config=st.none() | SPECULATIVE_CONFIG,
     layerskip=mostly(LAYERSKIP),
 )
-def test_settings_make_a_configuration_or_a_value_error(
+def test_settings_give_a_configuration_or_a_value_error(
     random_llama, model, spec_tokens, speculative_config, layerskip
 ):
     args = EngineArgs(
@@ -63,4 +63,4 @@ def test_settings_make_a_configuration_or_a_value_error(
         assert 1 <= config.layerskip.exit_layer < NUM_LAYERS
         assert 1 <= config.num_speculative_tokens <= 128
 
-    taken(configure)
+    is_accepted(configure)

@@ -1,4 +1,4 @@
-"""Under a release series of vLLM that we do not support, nothing of ours works or disturbs."""
+"""On an unsupported vLLM release our features are refused, and plain vLLM is unaffected."""
 
 import json
 import subprocess
@@ -38,9 +38,9 @@ print("RESULT", json.dumps(refusals + [refusal(parser.parse_args, line) for line
 
 @pytest.fixture(scope="module")
 def refusals(random_llama):
-    """What another version of vLLM is told, flag by flag; None where it is told nothing.
+    """Errors under another vLLM version, by flag; None if there is none.
 
-    In one process: each imports vLLM for 9 s.
+    One process runs all cases, since importing vLLM takes 9 s.
     """
     command_lines = [["--speculative-model", "self:3"], ["--early-exit", "3"]]
     cases = json.dumps([random_llama(), [SELF, early_exit(3), {}], command_lines])
@@ -57,16 +57,16 @@ def refusals(random_llama):
 
 
 @pytest.mark.parametrize("feature", ["self:3", "early exit"])
-def test_another_vllm_version_is_refused_where_something_of_ours_is_asked_for(refusals, feature):
+def test_our_features_are_refused_on_another_vllm_version(refusals, feature):
     assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in refusals[feature]
 
 
-def test_another_vllm_version_works_without_us(refusals):
+def test_plain_vllm_of_another_version_works(refusals):
     assert refusals["plain"] is None
 
 
 @pytest.mark.parametrize("flag", ["--speculative-model", "--early-exit"])
-def test_another_vllm_version_has_no_such_flags(refusals, flag):
+def test_our_flags_are_refused_on_another_vllm_version(refusals, flag):
     last_line = refusals[flag].splitlines()[-2]
     assert f"argument {flag}: layerskip_vllm" in last_line
     assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line

@@ -1,4 +1,4 @@
-"""Greedy float32 output stays plain decoding's, whatever decides how far to draft."""
+"""Greedy float32 output equals plain decoding's, however the draft length is chosen."""
 
 import json
 from types import SimpleNamespace
@@ -45,7 +45,7 @@ def plain_outputs(model, prompts):
 
 @pytest.fixture
 def run(model, prompts, plain_outputs):
-    """Generate with some options, compare with plain decoding; returns counts and runner."""
+    """Generate with some options and compare with plain decoding; returns counts and runner."""
 
     def run(options, exit_layer=3, num_speculative_tokens=4, **overrides):
         llm = make_self_llm(model, exit_layer, num_speculative_tokens, options, **overrides)
@@ -74,7 +74,7 @@ def chosen(monkeypatch):
 
 @pytest.fixture
 def _layers_take_time(monkeypatch):
-    """The policy's clock: a decoder layer takes a millisecond, and nothing else takes any."""
+    """The policy's clock: each decoder layer takes a millisecond, everything else no time."""
     original, seconds = LlamaDecoderLayer.forward, [0.0]
 
     def forward(self, *args, **kwargs):
@@ -90,7 +90,7 @@ def test_the_defaults(run):
     assert counted.num_drafts > 0
 
 
-def test_a_draft_length_that_changes_in_every_step(run, monkeypatch):
+def test_a_draft_length_that_changes_every_step(run, monkeypatch):
     lengths = iter([4, 0, 1, 3, 0, 0, 2] * 1000)
     monkeypatch.setattr(DraftPolicy, "choose", lambda *args: next(lengths))
     counted, _ = run({"adaptive": True})
@@ -99,8 +99,8 @@ def test_a_draft_length_that_changes_in_every_step(run, monkeypatch):
 
 
 @pytest.mark.usefixtures("_layers_take_time")
-def test_adaptive_stops_where_drafts_are_hopeless(random_llama, chosen):
-    """Random layers: a draft costs nearly a step, and few are right."""
+def test_adaptive_stops_drafting_when_drafts_fail(random_llama, chosen):
+    """With random layers a draft costs nearly a full step, and few are right."""
     llm = make_self_llm(random_llama(num_layers=6), 5, 4, {"adaptive": True})
     generate(llm, as_prompts(random_prompts([9])), greedy(200, ignore_eos=True))
     close(llm)
@@ -108,8 +108,8 @@ def test_adaptive_stops_where_drafts_are_hopeless(random_llama, chosen):
 
 
 @pytest.mark.usefixtures("_layers_take_time")
-def test_adaptive_goes_on_where_drafts_are_right(random_llama, chosen):
-    """Layers [1, L) add nothing, and there are many of them: one layer drafts for 24."""
+def test_adaptive_keeps_drafting_when_drafts_are_right(random_llama, chosen):
+    """Layers [1, L) add nothing, so one layer drafts correctly for 24."""
     llm = make_self_llm(
         random_llama(num_layers=24, late_scale=0.0), 1, 4, {"adaptive": True}, max_num_seqs=4
     )
@@ -118,7 +118,7 @@ def test_adaptive_goes_on_where_drafts_are_right(random_llama, chosen):
     assert sum(k > 0 for k in chosen) > 0.5 * len(chosen)
 
 
-def test_a_draft_vocabulary_costs_drafts_only(run, tmp_path):
+def test_a_draft_vocabulary_affects_only_drafts(run, tmp_path):
     full, _ = run({})
     file = tmp_path / "counts.json"
     file.write_text(json.dumps({str(i): 1000 - i for i in range(100)}))
@@ -129,7 +129,7 @@ def test_a_draft_vocabulary_costs_drafts_only(run, tmp_path):
     assert part.num_resumed > 0
 
 
-def test_a_draft_vocabulary_of_one_token_leads_nobody(run, tmp_path):
+def test_a_draft_vocabulary_of_one_token_leaves_output_unchanged(run, tmp_path):
     file = tmp_path / "counts.json"
     file.write_text("{}")
     options = {"draft_vocab_size": 1, "draft_vocab_counts": str(file)}
@@ -137,7 +137,7 @@ def test_a_draft_vocabulary_of_one_token_leads_nobody(run, tmp_path):
     assert counted.num_drafted > 0
 
 
-def test_the_whole_vocabulary_drafts_as_without_one(run, tmp_path):
+def test_a_full_draft_vocabulary_changes_no_draft(run, tmp_path):
     file = tmp_path / "counts.json"
     file.write_text("{}")
     full, _ = run({})
@@ -147,7 +147,7 @@ def test_the_whole_vocabulary_drafts_as_without_one(run, tmp_path):
 
 
 @pytest.mark.parametrize("exit_query_cache", [True, False])
-def test_all_of_them_together(run, tmp_path, exit_query_cache):
+def test_all_options_together(run, tmp_path, exit_query_cache):
     file = tmp_path / "counts.json"
     file.write_text(json.dumps({str(i): 1 for i in range(200)}))
     counted, _ = run(

@@ -1,4 +1,4 @@
-"""The checkpoint that ships: trained for early exit, and worth drafting with."""
+"""The shipped checkpoint, which is trained for early exit and drafts well."""
 
 import json
 
@@ -24,8 +24,8 @@ def prompts():
     return [json.loads(line)["prompt"] for line in lines]
 
 
-def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
-    """0.50 at E = 4, K = 4, greedy, on prompts from held-out files: the least that may ship."""
+def test_acceptance_rate_is_at_least_50_percent(prompts):
+    """At E = 4, K = 4, greedy, on held-out prompts: the minimum for shipping."""
     expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128))
     llm = make_self_llm(str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS)
     before = counts(llm)
@@ -37,8 +37,8 @@ def test_drafts_are_accepted_as_the_model_card_says_at_least(prompts):
 
 
 @pytest.mark.slow
-def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(prompts):
-    """Where nothing is drafted every forward has plain's shape, so not a bit may differ."""
+def test_compiled_segments_equal_one_graph_in_bfloat16(prompts):
+    """Without drafts every forward has plain's shape, so every bit must be equal."""
     compiled = {"dtype": "bfloat16", "enforce_eager": False}
     expected = generate_plainly(str(PYTHON_10M), prompts, greedy(128), **compiled)
     llm = make_self_llm(
@@ -49,7 +49,7 @@ def test_compiled_in_bfloat16_the_two_segments_compute_what_one_graph_does(promp
     close(llm)
 
 
-def test_what_ships_is_small_and_complete():
+def test_the_shipped_checkpoint_is_small_and_complete():
     files = {path.name: path.stat().st_size for path in PYTHON_10M.iterdir()}
     assert sum(files.values()) <= 25_000_000
     assert {"README.md", "SOURCES.md", "curves.png", "prompts.jsonl", "tokenizer.json"} <= {*files}

@@ -1,6 +1,6 @@
-"""Quantized weights and activations: output is plain decoding's of the same checkpoint.
+"""With quantized weights and activations, output equals plain decoding of the same checkpoint.
 
-test_scenarios.py runs the formats whose weights and activations are integers.
+test_scenarios.py tests the formats with integer weights and activations.
 """
 
 import json
@@ -19,15 +19,15 @@ from tests.engine.features import IN_ALL_SCENARIOS, IN_ONE_SCENARIO
 from tests.quantize import CONFIGS, quantized
 
 TRAINED = [
-    # vLLM multiplies 4-bit weights on a CPU in 16 bits only. At that precision a batch of another
-    # shape can round differently; a trained model's choices are clear enough to stand that.
+    # vLLM multiplies 4-bit weights on a CPU only in 16 bits, where the batch shape can change the
+    # rounding. A trained model's choices are clear enough to tolerate that.
     ("w4a16", "float16"),
     pytest.param("w4a16-asymmetric", "float16", marks=pytest.mark.slow),
     pytest.param("gptq", "float16", marks=pytest.mark.slow),
     ("awq", "float16"),
     ("w8a8-fp8", "float32"),
     pytest.param("auto-round", "float16", marks=pytest.mark.slow),
-    # vLLM takes 16 bits only of these.
+    # vLLM supports these only in 16 bits.
     pytest.param("quark-w8a8", "bfloat16", marks=pytest.mark.slow),
     pytest.param("quark-w8a8-fp8", "bfloat16", marks=pytest.mark.slow),
     pytest.param("quark-w4a16", "float16", marks=pytest.mark.slow),
@@ -41,7 +41,7 @@ def test_every_format_is_tested():
 
 
 @pytest.mark.slow
-def test_integers_where_both_segments_are_compiled(random_llama, tmp_path, monkeypatch):
+def test_integers_with_compiled_segments(random_llama, tmp_path, monkeypatch):
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "cache"))
     model = quantized(random_llama(num_layers=3, late_scale=0.3), tmp_path, "w8a8")
     prompts = as_prompts(random_prompts([5, 33, 9]))
@@ -55,7 +55,7 @@ def test_a_trained_checkpoint(tmp_path, name, dtype):
     assert_equal_on_code(quantized(str(PYTHON_10M), tmp_path, name), dtype=dtype)
 
 
-def test_weights_that_are_rounded_as_they_are_loaded():
+def test_weights_rounded_on_load():
     assert_equal_on_code(str(PYTHON_10M), dtype="bfloat16", quantization="fp8_per_channel")
 
 
@@ -74,8 +74,8 @@ def create_engine_config(model: str, **arguments):
     return engine_args.create_engine_config()
 
 
-def of_checkpoint(model: str, **changes) -> str:
-    """The checkpoint whose quantization says this as well."""
+def change_quantization(model: str, **changes) -> str:
+    """Update the checkpoint's quantization configuration in place; returns its path."""
     path = Path(model) / "config.json"
     config = json.loads(path.read_text())
     config["quantization_config"] |= changes
@@ -94,7 +94,7 @@ def test_a_checkpoint_that_quantizes_the_kv_cache_is_refused(
 ):
     model = quantized(random_llama(), tmp_path, "w8a8")
     assert create_engine_config(model).model_config.quantization == "compressed-tensors"
-    of_checkpoint(model, kv_cache_scheme=FP8_KV)
+    change_quantization(model, kv_cache_scheme=FP8_KV)
     with pytest.raises(ValueError, match="does not support the checkpoint's quantized KV cache"):
         create_engine_config(model, kv_cache_dtype=kv_cache_dtype)
 
@@ -110,14 +110,19 @@ def test_a_checkpoint_that_quantizes_the_kv_cache_is_refused(
 )
 def test_other_quantized_kv_checkpoints_are_refused(name, changes):
     config = CONFIGS[name]
-    assert refused_quantization(of_model(config), heeds_kv_cache=True) == []
-    found = refused_quantization(of_model(config | changes), heeds_kv_cache=True)
+    assert refused_quantization(model_config_with(config), kv_cache_follows_checkpoint=True) == []
+    found = refused_quantization(
+        model_config_with(config | changes), kv_cache_follows_checkpoint=True
+    )
     assert found == ["the checkpoint's quantized KV cache"]
-    assert refused_quantization(of_model(config | changes), heeds_kv_cache=False) == []
+    assert (
+        refused_quantization(model_config_with(config | changes), kv_cache_follows_checkpoint=False)
+        == []
+    )
 
 
-def of_model(quantization_config: dict) -> SimpleNamespace:
-    """What is read of vLLM's `ModelConfig`; the real one needs a checkpoint."""
+def model_config_with(quantization_config: dict) -> SimpleNamespace:
+    """The parts of vLLM's `ModelConfig` that are read; the real one needs a checkpoint."""
     return SimpleNamespace(
         model_arch_config=SimpleNamespace(quantization_config=quantization_config),
         quantization=quantization_config.get("quant_method"),
@@ -128,7 +133,7 @@ def test_activations_scaled_by_the_whole_batch_are_refused(random_llama, tmp_pat
     model = quantized(random_llama(), tmp_path, "w8a8-fp8")
     groups = CONFIGS["w8a8-fp8"]["config_groups"]
     inputs = groups["group_0"]["input_activations"] | {"strategy": "tensor"}
-    of_checkpoint(
+    change_quantization(
         model, config_groups={"group_0": groups["group_0"] | {"input_activations": inputs}}
     )
     with pytest.raises(ValueError, match="activations that are scaled by the whole batch"):
@@ -137,20 +142,25 @@ def test_activations_scaled_by_the_whole_batch_are_refused(random_llama, tmp_pat
 
 @pytest.mark.parametrize("in_a_file", [False, True])
 def test_activations_that_torchao_scales_by_the_whole_batch_are_refused(tmp_path, in_a_file):
-    told = {"_type": "Int8DynamicActivationInt8WeightConfig", "_data": {"granularity": PER_TENSOR}}
-    overrides = {"quantization_config_dict_json": json.dumps(told)}
+    config = {
+        "_type": "Int8DynamicActivationInt8WeightConfig",
+        "_data": {"granularity": PER_TENSOR},
+    }
+    overrides = {"quantization_config_dict_json": json.dumps(config)}
     if in_a_file:
         file = tmp_path / "torchao.json"
         file.write_text(overrides.pop("quantization_config_dict_json"))
         overrides["quantization_config_file"] = str(file)
-    model_config = of_model({})
+    model_config = model_config_with({})
     model_config.quantization, model_config.hf_overrides = "torchao", overrides
-    (found,) = refused_quantization(model_config, heeds_kv_cache=True)
+    (found,) = refused_quantization(model_config, kv_cache_follows_checkpoint=True)
     assert "whole batch" in found
 
 
-def test_a_checkpoint_that_torchao_has_written_is_refused():
-    (found,) = refused_quantization(of_model({"quant_method": "torchao"}), heeds_kv_cache=True)
+def test_a_checkpoint_written_by_torchao_is_refused():
+    (found,) = refused_quantization(
+        model_config_with({"quant_method": "torchao"}), kv_cache_follows_checkpoint=True
+    )
     assert found.startswith("checkpoints that torchao has written; round a plain one")
 
 
@@ -160,11 +170,11 @@ def test_activations_that_quark_scales_by_the_whole_batch_are_refused():
     somewhere = {"layer_quant_config": {"*down_proj": {"input_tensors": per_tensor}}}
     for changes in (everywhere, somewhere):
         config = CONFIGS["quark-w8a8"] | changes
-        (found,) = refused_quantization(of_model(config), heeds_kv_cache=True)
+        (found,) = refused_quantization(model_config_with(config), kv_cache_follows_checkpoint=True)
         assert "whole batch" in found
 
 
-def test_a_draft_vocabulary_of_a_quantized_lm_head_is_refused():
+def test_a_draft_vocabulary_with_a_quantized_lm_head_is_refused():
     lm_head = SimpleNamespace(quant_method=object())
     with pytest.raises(ValueError, match="draft_vocab_size=3 needs an LM head that is not quan"):
         DraftHead(lm_head, np.arange(3))

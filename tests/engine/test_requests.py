@@ -1,4 +1,4 @@
-"""What one request may ask for gets plain decoding's answer from an engine that speculates."""
+"""With every option of a request, a speculating engine gives plain decoding's answer."""
 
 import pytest
 from vllm.config.reasoning import ReasoningConfig
@@ -19,11 +19,11 @@ from tests.engine.engines import (
 
 K = 3
 THINK, ANSWER = "<", ">"
-"""What starts and ends a thought; one token each."""
+"""Start and end of a thought; one token each."""
 
 
 def engine_flags() -> dict:
-    """Of both engines; whitespace without end between the parts of a JSON text is left out."""
+    """Flags of both engines; whitespace is off, since JSON allows it without limit."""
     return {
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
         "reasoning_config": ReasoningConfig(reasoning_start_str=THINK, reasoning_end_str=ANSWER),
@@ -45,14 +45,14 @@ def plain(model):
 
 @pytest.fixture(scope="module")
 def llm(model, plain):
-    # After `plain`: an engine that starts takes vLLM's counters over from the one before it.
+    # After `plain`: a new engine takes over vLLM's counters.
     llm = make_self_llm(model, 5, K, **engine_flags())
     yield llm
     close(llm)
 
 
 def speculate(llm, prompts, params) -> tuple[list[list[int]], Counts]:
-    """Output token ids of each prompt, and what was drafted for them."""
+    """Output token ids of each prompt, and the draft counts."""
     before = counts(llm)
     outputs = generate(llm, prompts, params)
     return outputs, counts(llm).since(before)
@@ -66,7 +66,7 @@ OPTIONS = [
     ({"layerskip": True, "num_speculative_tokens": 2}, 2),
     ({"layerskip": 1}, K),
 ]
-"""`extra_args` of a request, and how many tokens a step may draft for it."""
+"""(`extra_args` of a request, number of tokens that a step may draft for it)."""
 
 
 def test_each_request_limits_its_drafts(llm, plain):
@@ -76,12 +76,12 @@ def test_each_request_limits_its_drafts(llm, plain):
     alone = [speculate(llm, [prompt], one) for prompt, one in zip(prompts, params, strict=True)]
     assert [output for (output,), _ in alone] == expected
     for (_, max_drafts), (_, counted) in zip(OPTIONS, alone, strict=True):
-        # The last cycles are cut: no draft follows the last token.
+        # The last cycles are shorter: no draft follows the last token.
         most = max_drafts * counted.num_drafts
         assert most - sum(range(max_drafts)) <= counted.num_drafted <= most
         assert (counted.num_drafts > 0) == (counted.num_resumed > 0) == (max_drafts > 0)
 
-    # In one batch each of them fares as it does alone.
+    # In one batch each request gets the same as alone.
     outputs, together = speculate(llm, prompts, params)
     assert outputs == expected
     for name in ("num_drafts", "num_drafted", "num_accepted"):
@@ -89,7 +89,7 @@ def test_each_request_limits_its_drafts(llm, plain):
     assert 0 < together.num_accepted < together.num_drafted
 
 
-def test_salted_prompts_share_blocks_with_none_of_another_salt(llm, plain):
+def test_prompts_with_different_salts_share_no_blocks(llm, plain):
     (ids,) = random_prompts([70], seed=1)
     expected = generate(plain, as_prompts([ids]), greedy(40))
     before = counts(llm)
@@ -135,7 +135,7 @@ CONSTRAINTS = [
 
 
 def test_drafts_that_a_grammar_rejects_are_cut_off(llm, plain, monkeypatch):
-    """The draft knows no grammar: it takes what comes until vLLM's scheduler looks at it."""
+    """Drafting ignores the grammar; vLLM's scheduler cuts the drafts."""
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20], seed=3))
 
     def params() -> list:
@@ -162,7 +162,7 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(llm, plain, monkeypatch):
     assert counted.num_resumed > 0
 
 
-def test_a_thought_ends_where_its_budget_does(llm, plain):
+def test_a_thought_ends_at_its_budget(llm, plain):
     (start,), (end,) = (plain.get_tokenizer().encode(text) for text in (THINK, ANSWER))
     prompts = as_prompts([[*ids, start] for ids in random_prompts([5, 17, 40], seed=4)])
     params = [greedy(50, ignore_eos=True, thinking_token_budget=n) for n in (5, 8, 13)]
@@ -175,7 +175,7 @@ def test_a_thought_ends_where_its_budget_does(llm, plain):
 
 
 def test_a_request_may_end_right_after_min_tokens(llm, plain):
-    """Not a token later, wherever in a step that is."""
+    """At no later token, wherever it is in a step."""
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20, 6, 11], seed=9))
     eos = plain.get_tokenizer().eos_token_id
     params = [greedy(40, min_tokens=10 + n, logit_bias={eos: 100}) for n in range(len(prompts))]
@@ -188,7 +188,7 @@ def test_a_request_may_end_right_after_min_tokens(llm, plain):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_pause_leaves_requests_unchanged(llm, plain, level):
-    """Of level 1, sleep, a CPU has but the pause, and the cached KV is dropped."""
+    """On a CPU, level 1 (sleep) only pauses and drops the cached KV."""
     prompts = as_prompts(random_prompts([20, 7, 33], seed=5))
     params = greedy(50, ignore_eos=True)
     expected = generate(plain, prompts, params)
@@ -197,7 +197,7 @@ def test_a_pause_leaves_requests_unchanged(llm, plain, level):
         engine.add_request(str(i), prompt, params)
     while engine.has_unfinished_requests():
         steps += 1
-        if steps in (4, 9):  # while drafts are waiting to be verified
+        if steps in (4, 9):  # while drafts wait for verification
             engine.sleep(level, mode="keep")
             assert engine.step() == []
             assert engine.wake_up(["scheduling"] if level == 0 else None)
@@ -209,9 +209,9 @@ def test_a_pause_leaves_requests_unchanged(llm, plain, level):
     assert counts(llm).since(before).num_accepted > 0
 
 
-# The last one here: to close an engine takes down what the module's engines share with it.
-def test_a_thought_with_a_long_end_is_decoded_plainly_beside_others(model):
-    """vLLM counts drafts of the end as accepted: `</` without `>` would end no thought."""
+# Keep this test last: closing an engine destroys process groups that the module's engines share.
+def test_thoughts_with_a_multi_token_end_are_decoded_plainly(model):
+    """vLLM counts drafts of the end as accepted: `</` without `>` would not end a thought."""
     flags = {"reasoning_config": ReasoningConfig(reasoning_start_str="<", reasoning_end_str="</>")}
     plain = make_llm(model, **flags)
     (start,) = plain.get_tokenizer().encode("<")

@@ -1,4 +1,4 @@
-"""At temperature 1 the distribution of the next tokens is plain sampling's."""
+"""At temperature 1 the next tokens follow plain sampling's distribution."""
 
 from collections import Counter
 
@@ -11,13 +11,13 @@ from tests.engine.engines import close, counts, make_llm, make_self_llm, runner
 
 NUM_SAMPLES = 1500
 NUM_TOKENS = 3
-"""That are compared. The first comes with the prompt; the next two are drafts, recovered or bonus
-tokens."""
+"""Number of compared tokens. The first comes with the prompt; the next two are accepted drafts,
+recovered or bonus tokens."""
 MAX_TOKENS = NUM_TOKENS + 2
-"""No draft follows the last token: with fewer, the compared ones would seldom be drafted."""
+"""No draft follows the last token: with fewer tokens, the compared ones would rarely be drafted."""
 PROMPT = {"prompt_token_ids": [3, 1, 4, 1, 5]}
 SAME, DIFFERENT = 1e-3, 1e-9
-"""p-values: above SAME the samples may come from one distribution, below DIFFERENT they do not."""
+"""p-values: above SAME the distributions count as equal, below DIFFERENT as different."""
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,7 @@ def model(random_llama):
 
 
 def continuations(llm, first_seed: int, extra_args=(None,)) -> Counter:
-    """How often each run of tokens after the first was drawn, over NUM_SAMPLES fixed seeds.
-
-    The requests take turns with their `extra_args`.
-    """
+    """Count each continuation over NUM_SAMPLES fixed seeds; requests use `extra_args` in turn."""
     params = [
         SamplingParams(
             temperature=1,
@@ -61,14 +58,14 @@ def p_value(one: Counter, other: Counter) -> float:
 def plain(model):
     llm = make_llm(model, max_num_seqs=256)
     samples = continuations(llm, first_seed=0)
-    # Two runs of one and the same sampler: the test must not see a difference there.
+    # Two runs of the same sampler must not count as different.
     assert p_value(samples, continuations(llm, first_seed=NUM_SAMPLES)) > SAME
     close(llm)
     return samples
 
 
 MIXED = (None, {"layerskip": False}, None, {"num_speculative_tokens": 1}, None)
-"""Rows with two drafts, with one and with none in a batch, each with its own probabilities."""
+"""Rows with two, one and no drafts in a batch, each with its own probabilities."""
 
 
 @pytest.mark.parametrize(

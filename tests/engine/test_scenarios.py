@@ -1,4 +1,4 @@
-"""Loads that strain what speculation keeps of each request, with every feature that it works with.
+"""Loads that stress the per-request state of speculation, with every supported feature.
 
 Greedy float32 output with and without self-speculation is the same, token for token.
 """
@@ -28,7 +28,7 @@ main_features = pytest.mark.parametrize("name", [*IN_ALL_SCENARIOS], indirect=Tr
 
 
 class Case:
-    """A feature, its checkpoint, and requests that a scenario makes."""
+    """A feature with its checkpoint, and the requests of a scenario."""
 
     def __init__(self, feature: Feature, directory) -> None:
         self.feature = feature
@@ -59,7 +59,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory):
-    """Cases by name, each prepared when it is first asked for."""
+    """`cases(name)` -> that case, prepared on first use."""
     features, known = IN_ALL_SCENARIOS | IN_ONE_SCENARIO, {}
 
     def case(name: str) -> Case:
@@ -132,7 +132,7 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(case):
 
 @main_features
 def test_preempted_requests_start_over(case):
-    """In a window, the few blocks that one request gives back are soon another's."""
+    """With a window, another request soon reuses the few blocks that one releases."""
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
     params = greedy(120, ignore_eos=True)
     expected = case.expected(prompts, params)

@@ -1,11 +1,11 @@
-"""Whatever is added, aborted, finished and preempted, and however good the drafts are: after every
-step each accepted position has its KV in all layers, nothing was written anywhere else, and no exit
-state was used twice or by another request.
+"""Invariants after every step of any sequence of adds, aborts, endings and preemptions, with drafts
+of any quality: each accepted position has its KV in all layers, nothing else was written, and no
+exit state was used twice or by another request.
 
-Bytes of memory that a step must leave alone are compared exactly. KV of accepted positions is
-compared with a fresh prefill by stock vLLM; what may differ is what differs between stock vLLM's
-own prefill and its own decoding, times `SPREAD`: a product of few rows is not everywhere summed in
-the order of one of many rows. Where it is, nothing may differ.
+Memory that a step must not touch is compared bit by bit. The KV of accepted positions is compared
+with a fresh prefill by stock vLLM. The tolerance is the difference between stock vLLM's own prefill
+and decoding, times `SPREAD`, since products of few and of many rows may sum in different orders. If
+stock vLLM shows no difference, none is allowed.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ from tests.engine.stepped import SteppedEngine, batching_difference, known_seque
 EXIT_LAYER, K, NUM_BLOCKS, BLOCK_SIZE = 2, 3, 12, 32
 MAX_TOKENS = 24
 SPREAD = 4
-"""The largest difference of some numbers is a guess at that of others."""
+"""Margin, since the tolerance is measured on other numbers than the compared ones."""
 
 SCRIPT = st.lists(st.integers(0, K), min_size=1, max_size=4)
-"""How many drafts of a step are right, request by request and round again."""
+"""Number of right drafts in a step, request by request, repeated cyclically."""
 
 MAX_TOLERANCE = 1e-3
-"""Keys and values are of the order of 1: KV of another token, or none, is far beyond."""
+"""Keys and values are of the order of 1: missing KV or that of another token exceeds it by far."""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def kv_tolerance(model, sequences):
 
 
 def make_engine(model):
-    """Too little memory for all requests that it may run: some are preempted unasked."""
+    """Has too little memory for all its requests, so that it preempts some."""
     return make_self_llm(
         model,
         EXIT_LAYER,
@@ -78,7 +78,7 @@ def engine(model, sequences, kv_tolerance):
 
 
 class EngineSteps(RuleBasedStateMachine):
-    """Random histories of an engine that outlives them."""
+    """Random histories, all on one engine."""
 
     def __init__(self, engine: SteppedEngine) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class EngineSteps(RuleBasedStateMachine):
         self.engine.clear()
 
 
-def test_float32_rounds_little(kv_tolerance):
+def test_float32_rounding_is_small(kv_tolerance):
     assert kv_tolerance < MAX_TOLERANCE
 
 
@@ -126,10 +126,10 @@ def test_every_history_keeps_memory_and_exit_states_in_order(engine):
 
 
 def drive(engine: SteppedEngine) -> None:
-    """One history with all that there is in it, always the same."""
+    """A fixed history that contains every event."""
     for sequence in range(6):
         engine.add(sequence, MAX_TOKENS)
-    for _ in range(22):  # slowly: all grow until there is no room for all
+    for _ in range(22):  # slowly, until memory is too small for all
         engine.step([0])
     engine.abort(1)
     engine.preempt_all()
@@ -147,7 +147,7 @@ def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv
     close(llm)
     assert engine.num_finished == 5
     assert engine.drafts.num_used > 0
-    assert preempted > engine.num_sent_back > 0
+    assert preempted > engine.num_forced_preemptions > 0
 
 
 def in_another_requests_blocks(patch) -> None:
@@ -204,7 +204,7 @@ def from_a_disturbed_state(patch) -> None:
         from_a_disturbed_state,
     ],
 )
-def test_a_fault_is_noticed(engine, monkeypatch, fault):
+def test_a_fault_is_detected(engine, monkeypatch, fault):
     fault(monkeypatch)
     with pytest.raises(AssertionError):
         drive(engine)

@@ -1,4 +1,4 @@
-"""Weights that torchao rounds as they are loaded: output is plain decoding's with the same."""
+"""With weights that torchao rounds on load, output equals plain decoding with the same weights."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from layerskip_vllm.demo.models import PYTHON_10M
 
 SITE = Path(sys.prefix) / "torchao"
-"""Beside the environment (requirements/torchao.txt), so in processes of its own."""
+"""Outside the environment (requirements/torchao.txt), so tests use it in separate processes."""
 
 DECODE = """
 import json, sys
@@ -20,9 +20,9 @@ from torchao.core.config import config_to_dict
 from tests.engine.engines import assert_speculated, both, greedy
 
 model, prompts, config, dtype = json.loads(sys.argv[1])
-told = json.dumps(config_to_dict(getattr(torchao.quantization, config)()))
+config_json = json.dumps(config_to_dict(getattr(torchao.quantization, config)()))
 arguments = {"quantization": "torchao", "dtype": dtype}
-arguments["hf_overrides"] = {"quantization_config_dict_json": told}
+arguments["hf_overrides"] = {"quantization_config_dict_json": config_json}
 expected, actual, counted = both(model, prompts, greedy(64), 4, 4, **arguments)
 assert_speculated(counted)
 print("RESULT", json.dumps([expected, actual]))
@@ -38,7 +38,7 @@ print("RESULT", json.dumps([expected, actual]))
         pytest.param("Float8WeightOnlyConfig", "bfloat16", marks=pytest.mark.slow),
     ],
 )
-def test_output_is_plain_decodings(config, dtype):
+def test_output_equals_plain_decoding(config, dtype):
     lines = (PYTHON_10M / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines][:8]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A NaN in a layer that only verifies: the target's tokens are what plain decoding makes of it."""
+"""With a NaN in a layer that only verifies, output equals plain decoding's."""
 
 import shutil
 from pathlib import Path
@@ -22,7 +22,7 @@ NUM_LAYERS = 6
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_open():
+def close_engines_left_open():
     yield
     for llm in list(OPEN):
         close(llm)
@@ -30,7 +30,7 @@ def nothing_stays_open():
 
 @pytest.fixture
 def model(random_llama, tmp_path):
-    """Its last layer's output is NaN at every position; the drafts know nothing of it."""
+    """A model whose last layer outputs NaN at every position, which drafts do not run."""
     path = Path(shutil.copytree(random_llama(num_layers=NUM_LAYERS), tmp_path / "model"))
     weights = load_file(path / "model.safetensors")
     weights[f"model.layers.{NUM_LAYERS - 1}.mlp.down_proj.weight"][0, 0] = float("nan")
@@ -38,12 +38,12 @@ def model(random_llama, tmp_path):
     return str(path)
 
 
-def test_tokens_are_those_of_plain_decoding(model):
+def test_output_equals_plain_decoding(model):
     prompts = as_prompts(random_prompts([5, 33, 17]))
     expected = generate_plainly(model, prompts, greedy(20, ignore_eos=True))
     llm = make_self_llm(model, 3, 4)
     before = counts(llm)
     assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected
     assert counts(llm).since(before).num_drafted > 0
-    # It is still there for the next request.
+    # The engine still serves the next request.
     assert generate(llm, prompts, greedy(20, ignore_eos=True)) == expected

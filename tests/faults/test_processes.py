@@ -1,4 +1,4 @@
-"""Processes that die or are told to end: all ends as with a plain server, and nothing is left."""
+"""Processes that die or are terminated: the server behaves like a plain one and leaves nothing."""
 
 import re
 from dataclasses import replace
@@ -11,7 +11,7 @@ from tests.faults.watched import (
     killed,
     side_by_side,
     terminated,
-    terminated_while_it_loads,
+    terminated_while_loading,
     watched,
 )
 
@@ -25,14 +25,14 @@ def model(random_llama):
 
 @pytest.fixture(scope="module")
 def answer(model, tmp_path_factory):
-    """What a server says whose life is quiet."""
-    with watched(model, directory=tmp_path_factory.mktemp("quiet")) as server:
+    """The answer of an undisturbed server."""
+    with watched(model, directory=tmp_path_factory.mktemp("undisturbed")) as server:
         server.wait_until_ready()
         return server.complete()
 
 
 def fault_and_restart(model, answer, directory, fault, *flags, waits=True):
-    """`happen` for `side_by_side`: start, let the fault happen, start on the same port again."""
+    """`happen` for `side_by_side`: start, cause the fault, start again on the same port."""
 
     def happen(speculation) -> Ending:
         with watched(model, *CONTEXT, *flags, *speculation, directory=directory) as server:
@@ -70,25 +70,25 @@ def test_a_killed_process_ends_server_and_streams(model, answer, tmp_path, title
     assert ours.leftovers == ()
 
 
-def test_a_server_that_is_told_to_end_while_it_decodes_ends(model, answer, tmp_path):
+def test_a_server_stops_when_terminated_while_decoding(model, answer, tmp_path):
     plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated))
-    # What the client sees is a race in stock vLLM 0.32: an error, the end of its stream, nothing.
+    # In stock vLLM 0.32 it is a race whether the client sees an error, an ended stream or nothing.
     plain, ours = (replace(ending, stream_failed=None) for ending in (plain, ours))
     assert ours.behaviour == plain.behaviour
     assert ours.leftovers == ()
 
 
-def test_a_server_that_is_given_time_to_end_says_all_first(model, answer, tmp_path):
-    patience = ("--shutdown-timeout", "80")
-    plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated, *patience))
+def test_a_server_with_a_shutdown_timeout_finishes_its_streams(model, answer, tmp_path):
+    timeout = ("--shutdown-timeout", "80")
+    plain, ours = side_by_side(fault_and_restart(model, answer, tmp_path, terminated, *timeout))
     assert ours.behaviour == plain.behaviour
     assert ours.stream_failed is False
     assert ours.leftovers == ()
 
 
-def test_a_server_that_is_told_to_end_while_it_loads_ends(model, answer, tmp_path):
+def test_a_server_stops_when_terminated_while_loading(model, answer, tmp_path):
     plain, ours = side_by_side(
-        fault_and_restart(model, answer, tmp_path, terminated_while_it_loads, waits=False)
+        fault_and_restart(model, answer, tmp_path, terminated_while_loading, waits=False)
     )
     assert ours.behaviour == plain.behaviour
     assert ours.leftovers == ()

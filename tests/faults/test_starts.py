@@ -1,4 +1,4 @@
-"""Servers that cannot start, or can only just: as plain vLLM does, and the next start works."""
+"""Servers that cannot start, or barely can, behave like plain vLLM, and the next start works."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ import pytest
 
 from layerskip_vllm.measure.server import START_LIMIT_S
 from tests.faults.watched import Ending, errors_in, side_by_side, watched
-from tests.parallel.hosts import why_not
+from tests.parallel.hosts import skip_reason
 from tests.server.servers import ENGINE_FLAGS
 
 WEIGHTS = "model.safetensors"
@@ -25,12 +25,12 @@ def sound_model(random_llama):
 
 @pytest.fixture
 def model(sound_model, tmp_path):
-    """A copy that a test may spoil."""
+    """A copy that a test may corrupt."""
     return Path(shutil.copytree(sound_model, tmp_path / "model"))
 
 
 def failed_start(model, directory, *flags):
-    """`happen` for `side_by_side`: a start that must end by itself, with an error."""
+    """`happen` for `side_by_side`: a start that must fail with an error."""
 
     def happen(speculation) -> Ending:
         with watched(str(model), *flags, *speculation, directory=directory) as server:
@@ -45,7 +45,7 @@ def failed_start(model, directory, *flags):
 
 
 def assert_refused_alike(plain: Ending, ours: Ending, message: str) -> None:
-    """One message, whoever drafts, and nothing left of the attempt."""
+    """Both fail with the same message and leave nothing behind."""
     assert ours.behaviour == plain.behaviour
     assert ours.exit_code != 0
     assert ours.leftovers == ()
@@ -64,27 +64,27 @@ def test_a_kv_cache_of_the_wrong_size(sound_model, tmp_path, num_bytes, message)
     flags = ("--kv-cache-memory-bytes", str(num_bytes))
     plain, ours = side_by_side(failed_start(sound_model, tmp_path, *flags))
     assert_refused_alike(plain, ours, message)
-    said = [{e for e in ending.errors if e.startswith("ValueError")} for ending in (plain, ours)]
-    assert said[0] == said[1]
+    errors = [{e for e in ending.errors if e.startswith("ValueError")} for ending in (plain, ours)]
+    assert errors[0] == errors[1]
 
 
 def truncate(weights: Path) -> None:
     os.truncate(weights, weights.stat().st_size // 2)
 
 
-def corrupt(weights: Path) -> None:
-    """Spoil the header: the weights themselves have no checksum."""
+def overwrite_header(weights: Path) -> None:
+    """Overwrite the header, since the weights themselves have no checksum."""
     with weights.open("r+b") as file:
         file.seek(8)
         file.write(b"\xff" * 64)
 
 
-@pytest.mark.parametrize("spoil", [truncate, corrupt])
-def test_a_spoilt_checkpoint(sound_model, model, tmp_path, spoil):
-    spoil(model / WEIGHTS)
+@pytest.mark.parametrize("corrupt", [truncate, overwrite_header])
+def test_a_corrupt_checkpoint(sound_model, model, tmp_path, corrupt):
+    corrupt(model / WEIGHTS)
     plain, ours = side_by_side(failed_start(model, tmp_path))
     assert_refused_alike(plain, ours, "SafetensorError")
-    # The file repaired, the same command serves.
+    # With the file repaired, the same command serves.
     shutil.copyfile(Path(sound_model) / WEIGHTS, model / WEIGHTS)
     with watched(str(model), "--speculative-model", "self:4", directory=tmp_path) as server:
         server.wait_until_ready()
@@ -92,12 +92,12 @@ def test_a_spoilt_checkpoint(sound_model, model, tmp_path, spoil):
 
 
 MOUNTED = 'mount -t tmpfs -o size=64k tmpfs "$0" && exec "$@"'
-"""Runs a command in sight of a disk of 64 kB."""
+"""Runs a command with a 64 kB disk mounted."""
 
 
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason()))
 def test_a_full_disk_for_the_compile_cache(sound_model, tmp_path):
-    """Whether vLLM then serves or gives up is its own affair; it must be the same for both."""
+    """vLLM may serve or give up, but both servers must do the same."""
     caches = [tmp_path / name for name in ("plain", "ours")]
     compiled = [flag for flag in ENGINE_FLAGS if flag != "--enforce-eager"]
 

@@ -1,4 +1,4 @@
-"""A server whose processes and shared memory are watched, while it is treated badly."""
+"""A server under fault injection, whose processes and shared memory are watched."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ SPECULATION = (
     *("--additional-config", json.dumps({"layerskip": FIXED})),
 )
 LIMIT_S = 90
-"""For anything that should happen by itself."""
+"""Time limit for anything that should happen without help."""
 
 STREAM_TOKENS = 1900
 CONTEXT = ("--max-model-len", "2048")
-"""For a stream that goes on while a fault happens."""
+"""Room for a stream that outlasts a fault."""
 
-SILENCE_S = 20
-"""After that a client of a stream hangs up."""
+STREAM_TIMEOUT_S = 20
+"""The client of a stream hangs up after this time without a token."""
 
 PROMPT = "Hello there"
 
 
 class Watched:
-    """A server under a fault. Its processes are those of the session that it started in."""
+    """A server under a fault. Its processes are those of its session."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -53,7 +53,7 @@ class Watched:
         return self._server.read_log()
 
     def client(self, timeout_s: float = LIMIT_S) -> openai.OpenAI:
-        """One that gives up after so long without a word."""
+        """A client that gives up after `timeout_s` without a response."""
         return self._server.open_client(timeout_s)
 
     def complete(self) -> str:
@@ -64,7 +64,7 @@ class Watched:
         return answer.choices[0].text
 
     def processes(self) -> list[psutil.Process]:
-        """All that run now; what has ended and was not waited for does not run."""
+        """All running processes, without zombies."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, ProcessLookupError):
@@ -74,20 +74,20 @@ class Watched:
         return found
 
     def titled(self, title: str) -> psutil.Process:
-        """The one process that calls itself so: `EngineCore`, `Worker`."""
+        """The only process with this title: `EngineCore`, `Worker`."""
         titles = {process: " ".join(process.cmdline()) for process in self.processes()}
         (found,) = [p for p, text in titles.items() if f"::{title}" in text]
         return found
 
     def look_at_segments(self) -> None:
-        """Remember which shared memory the processes have mapped; afterwards nobody can tell."""
+        """Remember the shared memory that the processes map, which is unknown once they end."""
         for process in self.processes():
             with contextlib.suppress(OSError):  # psutil's memory_maps() takes seconds
                 maps = Path(f"/proc/{process.pid}/maps").read_text()
                 self._segments |= {Path(path) for path in re.findall(r"/dev/shm/\S+", maps)}
 
     def leftovers(self) -> list[str]:
-        """Processes and segments that are still there a while after the server has ended."""
+        """Processes and segments that remain after the server ended, waiting up to LIMIT_S."""
         deadline = time.monotonic() + LIMIT_S
         while (left := self._left()) and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -111,7 +111,7 @@ def watched(
     prefix: Sequence[str] = (),
     **variables: str,
 ) -> Iterator[Watched]:
-    """Start a server, perhaps by another command; at the end nothing of it is left."""
+    """Start a server, with `prefix` before its command, and kill all its processes at the end."""
     with start(
         model,
         *engine_flags,
@@ -132,42 +132,39 @@ def watched(
 
 @dataclass(frozen=True)
 class Ending:
-    """How a server took a fault."""
+    """How a server ended after a fault."""
 
     exit_code: int | None
     errors: frozenset[str]
     leftovers: tuple[str, ...]
-    stream_failed: bool | None = None  # None where nobody streamed
-    served_on: bool | None = None  # None where it was not told to end while it loads
+    stream_failed: bool | None = None  # None without a stream
+    kept_serving: bool | None = None  # after SIGTERM while loading; None in other tests
 
     @property
     def behaviour(self) -> tuple:
-        """What must not depend on who drafts. Which errors a log names can be a matter of time."""
-        return self.stream_failed, self.exit_code, self.leftovers, self.served_on
+        """What must equal a plain server's. The errors in a log can depend on timing."""
+        return self.stream_failed, self.exit_code, self.leftovers, self.kept_serving
 
 
 def errors_in(log: str) -> frozenset[str]:
-    """What errors a log names, without the numbers in them, which are sizes, ids and times."""
+    """Errors in a log, with numbers (sizes, ids, times) replaced by #."""
     found = re.findall(r"\b((?:\w+\.)*\w*(?:Error|Exception): [^\n]*)", log)
     return frozenset(re.sub(r"[0-9][0-9.]*", "#", error.strip()) for error in found)
 
 
 class LongStream:
-    """A streamed answer that goes on for as long as the context lasts.
-
-    It has failed as well where nothing comes any more.
-    """
+    """A streamed answer that fills the context. It also fails if no more tokens come."""
 
     def __init__(self, server: Watched) -> None:
         self._server, self.failed = server, False
-        self._flows = threading.Event()
+        self._started = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
-        assert self._flows.wait(LIMIT_S), server.log[-3000:]
+        assert self._started.wait(LIMIT_S), server.log[-3000:]
 
     def _read(self) -> None:
         try:
-            for chunk in self._server.client(SILENCE_S).completions.create(
+            for chunk in self._server.client(STREAM_TIMEOUT_S).completions.create(
                 model=self._server.model,
                 prompt=PROMPT,
                 max_tokens=STREAM_TOKENS,
@@ -177,20 +174,20 @@ class LongStream:
             ):
                 if chunk.choices[0].finish_reason == "abort":
                     self.failed = True
-                self._flows.set()
-        except Exception:  # the client has a name for each way in which a connection can end
+                self._started.set()
+        except Exception:  # the client has many exceptions for a lost connection
             self.failed = True
-            self._flows.set()
+            self._started.set()
 
     def wait(self) -> bool:
-        """Whether it ended badly; it must end."""
+        """Wait for its end, which must come; returns whether it failed."""
         self._thread.join(LIMIT_S)
         assert not self._thread.is_alive(), "a client still waits for tokens"
         return self.failed
 
 
 def killed(server: Watched, title: str) -> Ending:
-    """A process of a server dies in mid-stream, without a word."""
+    """Kill one of the server's processes during a stream."""
     server.look_at_segments()
     victim = server.titled(title)
     stream = LongStream(server)
@@ -200,7 +197,7 @@ def killed(server: Watched, title: str) -> Ending:
 
 
 def terminated(server: Watched) -> Ending:
-    """The server is told to end in mid-stream."""
+    """Terminate the server during a stream."""
     server.look_at_segments()
     stream = LongStream(server)
     os.kill(server.process.pid, signal.SIGTERM)
@@ -208,8 +205,11 @@ def terminated(server: Watched) -> Ending:
     return ending(server, stream_failed=failed)
 
 
-def terminated_while_it_loads(server: Watched) -> Ending:
-    """Stock vLLM 0.32 forgets a SIGTERM before its event loop runs, and serves: tell it again."""
+def terminated_while_loading(server: Watched) -> Ending:
+    """Terminate the server while it loads, and again if it serves nevertheless.
+
+    Stock vLLM 0.32 ignores a SIGTERM that comes before its event loop runs.
+    """
     deadline = time.monotonic() + LIMIT_S
     while "Starting to load model" not in server.log:
         assert server.process.poll() is None, server.log[-3000:]
@@ -219,21 +219,21 @@ def terminated_while_it_loads(server: Watched) -> Ending:
     os.kill(server.process.pid, signal.SIGTERM)
     try:
         server.wait_until_ready()
-    except RuntimeError:  # it ended
-        return ending(server, served_on=False)
+    except RuntimeError:  # the server ended
+        return ending(server, kept_serving=False)
     os.kill(server.process.pid, signal.SIGTERM)
-    return ending(server, served_on=True)
+    return ending(server, kept_serving=True)
 
 
 def ending(server: Watched, **seen: bool) -> Ending:
-    """Wait for the server's own end, and see what stays behind."""
+    """Wait for the server to end, and record what it leaves behind."""
     exit_code = server.process.wait(LIMIT_S)
     left = tuple(server.leftovers())
     return Ending(exit_code=exit_code, errors=errors_in(server.log), leftovers=left, **seen)
 
 
 def side_by_side(happen: Callable[[tuple[str, ...]], Ending]) -> tuple[Ending, Ending]:
-    """What happens to a plain server, and to one that speculates, at the same time."""
+    """Run `happen` with a plain and a speculating server at the same time."""
     with ThreadPoolExecutor(2) as executor:
         plain, ours = executor.map(happen, ((), SPECULATION))
     return plain, ours

@@ -1,4 +1,4 @@
-"""A client on an emulated host: reads token prompts from standard input, prints each completion.
+"""Client on an emulated host: reads token prompts from standard input and prints completions.
 
 python -m tests.parallel.ask PORT MAX_TOKENS < prompts.json
 """

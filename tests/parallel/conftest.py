@@ -8,7 +8,7 @@ from tests.parallel import jobs
 
 @pytest.fixture(scope="module")
 def two_cores():
-    """vLLM's CPU workers share memory by being bound to cores of their own."""
+    """vLLM's CPU workers share memory only if each is bound to its own core."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
         yield

@@ -1,4 +1,4 @@
-"""Decodes in a process of its own and prints one JSON object; jobs.py says what.
+"""Decode a job of jobs.py in a separate process and print the result as one JSON object.
 
 python tests/parallel/decode.py < job.json
 """
@@ -11,7 +11,7 @@ import sys
 
 
 def decode(arguments: dict, prompts: list[list[int]], max_tokens: int) -> dict:
-    """Greedy token ids of each prompt, and how many drafts were accepted."""
+    """Greedy token ids of each prompt, and the number of accepted drafts."""
     from vllm import LLM, SamplingParams
 
     llm = LLM(**arguments, disable_log_stats=False)
@@ -28,12 +28,12 @@ def decode(arguments: dict, prompts: list[list[int]], max_tokens: int) -> dict:
 
 
 def decode_in_a_task(*arguments) -> dict:
-    """The same, where nothing but Ray itself says which cluster the task is part of."""
+    """Decode in a Ray task that only knows its cluster from Ray itself."""
     import ray
 
     os.environ.pop("RAY_ADDRESS", None)
     result = decode(*arguments)
-    # What the engine's process inherited; without it, it starts a Ray of its own and works too.
+    # The engine's process inherits it; without it, the engine would start its own Ray.
     assert os.environ["RAY_ADDRESS"] == ray.get_runtime_context().gcs_address
     return result
 

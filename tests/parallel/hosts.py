@@ -1,7 +1,7 @@
-"""Emulated hosts: processes with a network and a `/dev/shm` of their own, and Ray nodes on them.
+"""Emulated hosts: processes with their own network and `/dev/shm`, and Ray nodes on them.
 
-`ray start` listens on every interface whatever address it is given, so a Ray of a test runs where
-the only interface is the loopback, or one cable to another such host.
+`ray start` listens on every interface, despite its address option. So a test's Ray runs on a host
+whose only interface is the loopback, or a cable to another such host.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from tests.server.servers import user_environment
 
 RAY_PORT = 6379
 METRICS_PORT = 9090
-WAITS_S = 300
+COMMAND_LIMIT_S = 300
 
 
-def why_not() -> str | None:
-    """Why hosts cannot be emulated here; None where they can."""
+def skip_reason() -> str | None:
+    """Why hosts cannot be emulated here; None if they can."""
     missing = [tool for tool in ("unshare", "nsenter", "ip") if shutil.which(tool) is None]
     if missing:
         return f"emulated hosts need {' and '.join(missing)} (util-linux, iproute2)"
@@ -35,14 +35,14 @@ def why_not() -> str | None:
 
 
 class Host:
-    """One emulated host; it exists as long as a process in its namespaces sleeps."""
+    """One emulated host, kept alive by a sleeping process in its namespaces."""
 
     def __init__(self, home: Path, address: str, interface: str) -> None:
         self.address = address
         self.head: str | None = None
         self.interface = interface
-        # Ray saves a token under HOME that `ray start` then asks for, and wants one path for the
-        # sockets of all nodes: each host mounts something of its own there.
+        # Ray saves a token under HOME that `ray start` needs, and all nodes must use the same path
+        # for their sockets: each host mounts its own file system there.
         self.home = home
         home.mkdir(exist_ok=True)
         mounts = f"mount -t tmpfs tmpfs /dev/shm && mount -t tmpfs tmpfs {home}"
@@ -59,7 +59,7 @@ class Host:
 
     @property
     def pid(self) -> int:
-        """Of the process that holds the namespaces."""
+        """Id of the process that keeps the namespaces."""
         return self._holder.pid
 
     def variables(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -71,14 +71,14 @@ class Host:
             "VLLM_HOST_IP": self.address,
             "GLOO_SOCKET_IFNAME": self.interface,
             "VLLM_CPU_OMP_THREADS_BIND": "0|1",
-            # Ray gives its workers a low priority: beside another test they got no turn.
+            # Ray gives its workers a low priority, which starves them beside another test.
             "RAY_worker_niceness": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         return user_environment() | own | (extra or {})
 
     def inside(self, command: Sequence[str], directory: Path | None = None) -> list[str]:
-        """The command as it is run on the host, in a directory or where we are."""
+        """The command line that runs a command on the host, by default in the current directory."""
         enter = ["nsenter", "--target", str(self.pid), "--net", "--mount"]
         enter.append(f"--wdns={directory or Path.cwd()}")
         return [*enter, "--", *command]
@@ -90,19 +90,19 @@ class Host:
         directory: Path | None = None,
         **variables: str,
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command on the host to its end."""
+        """Run a command on the host and wait for it."""
         return subprocess.run(
             self.inside(command, directory),
             env=self.variables(variables),
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=WAITS_S,
+            timeout=COMMAND_LIMIT_S,
             check=False,
         )
 
     def start_ray(self, head: str | None = None, num_cpus: int = 2, **variables: str) -> None:
-        """Start a Ray node: the head, or one that joins the head at an address."""
+        """Start a Ray node: a head, or one that joins the head at the given address."""
         self.head = head
         role = ["--head", f"--port={RAY_PORT}", "--include-dashboard=false"]
         role.append(f"--metrics-export-port={METRICS_PORT}")
@@ -120,7 +120,7 @@ class Host:
         assert done.returncode == 0, done.stdout + done.stderr
 
     def processes(self) -> list[int]:
-        """Process ids on the host, but the holder's."""
+        """Process ids on the host, without the holder's."""
         own = os.readlink(f"/proc/{self.pid}/ns/net")
         found = []
         for entry in Path("/proc").iterdir():
@@ -130,7 +130,7 @@ class Host:
         return [pid for pid in found if pid != self.pid]
 
     def titles(self) -> list[str]:
-        """What the host's processes call themselves."""
+        """Command lines of the host's processes."""
         titles = []
         for pid in self.processes():
             with contextlib.suppress(OSError):
@@ -138,23 +138,23 @@ class Host:
         return titles
 
     def end_processes(self) -> None:
-        """End everything that runs on the host at once; host and network stay."""
+        """Kill all processes on the host; host and network remain."""
         while pids := self.processes():
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
     def power_off(self) -> None:
-        """End everything, and the host."""
+        """Kill all processes and the host."""
         self.end_processes()
         self._holder.kill()
         self._holder.wait()
 
 
 def connect(first: Host, second: Host) -> None:
-    """Lay a cable between two hosts, and give its ends their addresses."""
+    """Connect two hosts by a cable, and set the addresses of its ends."""
     ends = ((first, "lsk-a"), (second, "lsk-b"))
-    # The ends are laid where they stay: none is left behind if the next step fails.
+    # The ends are created in their hosts, so none is left behind if the next step fails.
     _ip(
         *("link", "add", "lsk-a", "netns", str(first.pid), "type", "veth"),
         *("peer", "name", "lsk-b", "netns", str(second.pid)),
@@ -174,11 +174,11 @@ def _ip(*arguments: str) -> None:
 
 @contextlib.contextmanager
 def one_host(num_cpus: int = 2, **variables: str) -> Iterator[Host]:
-    """A host with the loopback alone, and a Ray head on it that has these variables set."""
+    """A host with only a loopback, and a Ray head on it with these environment variables."""
     with tempfile.TemporaryDirectory(prefix="lsk") as directory:
         host = Host(Path(directory) / "home", "10.77.0.1", "lo")
         try:
-            # What a name of the loopback stands for depends on the machine's own network.
+            # What a loopback name resolves to depends on the machine's network.
             add_address = ["ip", "addr", "add", f"{host.address}/32", "dev", host.interface]
             subprocess.run(host.inside(add_address), check=True)
             host.start_ray(num_cpus=num_cpus, **variables)
@@ -189,7 +189,7 @@ def one_host(num_cpus: int = 2, **variables: str) -> Iterator[Host]:
 
 @contextlib.contextmanager
 def two_hosts():
-    """Head and worker: (10.77.0.1, 10.77.0.2); a Ray node of one CPU runs on each."""
+    """(head, worker) at 10.77.0.1 and 10.77.0.2; each runs a Ray node with one CPU."""
     with tempfile.TemporaryDirectory(prefix="lsk") as directory:
         home = Path(directory) / "home"
         head = Host(home, "10.77.0.1", "eth0")

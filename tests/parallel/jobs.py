@@ -1,4 +1,4 @@
-"""What tests/parallel/decode.py is asked to do, and what it must say."""
+"""Jobs for tests/parallel/decode.py, and the check of their results."""
 
 import json
 import subprocess
@@ -41,12 +41,12 @@ def job(model: str, prompts: list[list[int]], *, inside_a_task: bool = False, **
 
 
 def plain_outputs(model: str, prompts: list[list[int]]) -> list[list[int]]:
-    """Of one process, without speculation."""
+    """Outputs of one process without speculation."""
     return generate_plainly(model, as_prompts(prompts), greedy(MAX_TOKENS, ignore_eos=True))
 
 
-def assert_says(done: subprocess.CompletedProcess[str], token_ids: list[list[int]]) -> None:
-    """The job ended well, drafts were accepted, and its text is the one given."""
+def assert_decoded(done: subprocess.CompletedProcess[str], token_ids: list[list[int]]) -> None:
+    """The job succeeded with these token ids, and drafts were accepted."""
     if done.returncode != 0:
         pytest.fail(done.stderr[-8000:])
     # Ray and vLLM print to the same stream.

@@ -1,4 +1,4 @@
-"""What tests ask of every worker: functions for `LLM.collective_rpc`, which get the worker."""
+"""Functions that tests run in every worker by `LLM.collective_rpc`, which passes the worker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import functools
 
 
 def record_drafts(worker) -> None:
-    """Let the worker keep what it drafts; `drafts_of` returns it."""
+    """Make the worker record its drafts; `drafts_of` returns them."""
     runner = worker.model_runner
     runner.recorded_drafts = []
     propose = runner.propose_draft_token_ids

@@ -1,4 +1,4 @@
-"""What two ranks send each other: as docs/cluster.md says, and less than `draft_model` does."""
+"""Two ranks exchange as much as docs/cluster.md states, and less than with `draft_model`."""
 
 import pytest
 
@@ -13,8 +13,8 @@ E, L, K = 2, 6, 4
 HIDDEN_SIZE, VOCAB_SIZE = 128, 320
 FLOAT32_BYTES = 4
 NUM_CYCLES = 3
-"""That are verified. The first drafts come with the prompt, before the count; none follows the last
-token."""
+"""Verified cycles. The first drafts come with the prompt, before counting starts; none follows the
+last token."""
 NUM_PROPOSED = NUM_CYCLES - 1
 
 pytestmark = pytest.mark.usefixtures("two_cores")
@@ -44,7 +44,7 @@ def model(random_llama, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(model):
-    """`found(system, batch_size)` -> what decoding takes in which all drafts are accepted."""
+    """`found(system, batch_size)` -> communication of decoding with all drafts accepted."""
     systems, known = compared_systems(model, K), {}
 
     def found(name, batch_size=1):
@@ -67,18 +67,18 @@ CALLS_EARLY, CALLS_REMAINING = 2 * E + 1, 2 * (L - E)
 
 
 @pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
-def test_a_cycle_sends_what_the_page_says(found, batch_size):
-    traffic = found("self", batch_size).trace
+def test_a_cycle_sends_what_the_docs_say(found, batch_size):
+    trace = found("self", batch_size).trace
     num_early, num_remaining = NUM_PROPOSED * CALLS_EARLY, NUM_CYCLES * CALLS_REMAINING
-    assert traffic.num_calls["all_reduce"] == (K + 1) * num_early + num_remaining
+    assert trace.num_calls["all_reduce"] == (K + 1) * num_early + num_remaining
     rows = batch_size * (K + 1) * (num_early + num_remaining)
-    assert traffic.num_bytes["all_reduce"] == FLOAT32_BYTES * HIDDEN_SIZE * rows
+    assert trace.num_bytes["all_reduce"] == FLOAT32_BYTES * HIDDEN_SIZE * rows
     logit_rows = batch_size * (NUM_PROPOSED * K + NUM_CYCLES * (K + 1))
     num_bytes = FLOAT32_BYTES * VOCAB_SIZE // 2 * logit_rows
     assert gathered_bytes(found("self", batch_size)) == num_bytes
 
 
-def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
+def test_drafting_uses_no_other_collectives(found):
     calls = found("self").trace.num_calls
     assert [calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
 
@@ -87,34 +87,34 @@ def test_nothing_of_a_draft_is_sent_but_what_its_layers_and_head_send(found):
 def test_choosing_the_draft_length_sends_nothing(model):
     systems = compared_systems(model, K)
     arguments = systems["self"].arguments | {"additional_config": {}}
-    traffic = measure(model, System("adaptive", "vllm", arguments), batch_size=1).trace
-    assert [traffic.num_calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
+    trace = measure(model, System("adaptive", "vllm", arguments), batch_size=1).trace
+    assert [trace.num_calls[name] for name in (*OTHER_COLLECTIVES, AMONG_PROCESSES)] == [0] * 6
 
 
 @pytest.mark.slow
 def test_plain_decoding_sends_each_token_through_all_layers(found):
-    traffic, num_tokens = found("plain").trace, NUM_CYCLES * (K + 1)
+    trace, num_tokens = found("plain").trace, NUM_CYCLES * (K + 1)
     calls = num_tokens * (CALLS_EARLY + CALLS_REMAINING)
-    assert traffic.num_calls["all_reduce"] == calls
-    assert traffic.num_bytes["all_reduce"] == calls * FLOAT32_BYTES * HIDDEN_SIZE
+    assert trace.num_calls["all_reduce"] == calls
+    assert trace.num_bytes["all_reduce"] == calls * FLOAT32_BYTES * HIDDEN_SIZE
 
 
 @pytest.mark.slow
 def test_local_argmax_sends_two_numbers_a_draft_instead_of_logits(found):
-    of_a_draft = FLOAT32_BYTES * (VOCAB_SIZE // 2 - 2)
+    saved_per_draft = FLOAT32_BYTES * (VOCAB_SIZE // 2 - 2)
     saved = gathered_bytes(found("self")) - gathered_bytes(found(LOCAL_ARGMAX))
-    assert saved == NUM_PROPOSED * K * of_a_draft
+    assert saved == NUM_PROPOSED * K * saved_per_draft
 
 
 @pytest.mark.slow
 def test_an_accepted_token_costs_fewer_bytes_than_with_a_draft_model(found):
-    """At equal E, K and drafts, and by what the exit query cache spares fewer than without it."""
+    """At equal E, K and drafts; the exit query cache saves the bytes of the recomputed rows."""
     systems = ("self", "self-recompute", "draft_model")
     num_bytes = {name: found(name).trace.num_bytes["all_reduce"] for name in systems}
     row = FLOAT32_BYTES * HIDDEN_SIZE * CALLS_EARLY
-    # It verifies K + 1 rows anew, and proposes one less.
+    # Without the cache, verification recomputes K + 1 rows, and propose runs one row less.
     again = NUM_CYCLES * (K + 1) - NUM_PROPOSED
     assert num_bytes["self-recompute"] - num_bytes["self"] == again * row
-    # vLLM drafts after the last token too, and feeds a draft model the verified tokens first.
+    # vLLM also drafts after the last token, and feeds a draft model the verified tokens first.
     more = NUM_CYCLES * (K + 1 + K) - NUM_PROPOSED * K
     assert num_bytes["draft_model"] - num_bytes["self-recompute"] == more * row

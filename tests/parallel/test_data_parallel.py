@@ -1,4 +1,4 @@
-"""Two data-parallel engines behind one server say what one process says."""
+"""Two data-parallel engines behind one server give the output of one process."""
 
 import json
 import urllib.request
@@ -34,7 +34,7 @@ def complete(server, prompt) -> list[int]:
 
 
 def accepted_drafts(server) -> dict[str, float]:
-    """Of each engine so far."""
+    """Number of accepted drafts of each engine so far."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         families = text_string_to_metric_families(response.read().decode())
     samples = [sample for family in families for sample in family.samples]
@@ -55,6 +55,6 @@ def test_one_engine_decodes_while_the_other_idles(server, token_prompts, plain_t
 def test_both_engines_decode(server, token_prompts, plain_token_ids):
     before = accepted_drafts(server)
     with ThreadPoolExecutor(len(token_prompts)) as executor:
-        said = executor.map(lambda prompt: complete(server, prompt), token_prompts)
-        assert list(said) == plain_token_ids
+        outputs = executor.map(lambda prompt: complete(server, prompt), token_prompts)
+        assert list(outputs) == plain_token_ids
     assert engines_that_decoded(server, before) == 2

@@ -1,4 +1,4 @@
-"""What one rank can do, two can: the same as two ranks that decode plainly."""
+"""Two ranks support what one rank supports, with the output of two ranks that decode plainly."""
 
 import pytest
 from vllm.lora.request import LoRARequest
@@ -30,7 +30,7 @@ def assert_equal_to_plain_ranks(model: str, lora_request=None, **flags) -> None:
     llm.collective_rpc(ranks.record_drafts)
     outputs = generate(llm, prompts, params, lora_request)
     (first, second), resumed = (
-        llm.collective_rpc(asked) for asked in (ranks.drafts_of, ranks.num_resumed_tokens)
+        llm.collective_rpc(function) for function in (ranks.drafts_of, ranks.num_resumed_tokens)
     )
     close(llm)
     assert outputs == expected
@@ -50,7 +50,7 @@ def test_quantized_weights_and_activations(model, tmp_path):
     assert_equal_to_plain_ranks(quantized(model, tmp_path, "w8a8"))
 
 
-def test_a_kv_cache_in_fp8(model):
+def test_fp8_kv_cache(model):
     assert_equal_to_plain_ranks(model, kv_cache_dtype="fp8")
 
 

@@ -1,4 +1,4 @@
-"""The examples on Ray as a user runs them: batches by vLLM and by Ray Data LLM, Ray Serve LLM."""
+"""The Ray examples as a user runs them: batches with vLLM and Ray Data LLM, Ray Serve LLM."""
 
 import json
 import re
@@ -9,16 +9,16 @@ import pytest
 
 from layerskip_vllm.demo.models import PYTHON_10M
 from layerskip_vllm.measure.server import process_group
-from tests.parallel.hosts import METRICS_PORT, one_host, why_not
+from tests.parallel.hosts import METRICS_PORT, one_host, skip_reason
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
 ]
 
 EXIT_LAYER = "4"
 PROMPTS = ["def add(a, b):\n", "import os\n", "class Stack:\n"]
-STARTS_IN_S = 240
+START_LIMIT_S = 240
 SMALL = ["--enforce-eager"]
 SMALL_CACHE = {"VLLM_CPU_KVCACHE_SPACE": "1"}
 
@@ -38,7 +38,7 @@ with urllib.request.urlopen("http://127.0.0.1:{METRICS_PORT}/metrics", timeout=3
 
 @pytest.fixture(scope="module")
 def host():
-    # Ray Serve LLM takes a CPU for each of its replicas and one for the engine.
+    # Ray Serve LLM needs one CPU per replica and one for the engine.
     with one_host(num_cpus=8, **SMALL_CACHE) as host:
         yield host
 
@@ -53,9 +53,9 @@ def test_each_line_of_a_file_is_completed(host, example, tmp_path):
         [*command, str(lines), str(completions), "--max-tokens", "8", *SMALL], **SMALL_CACHE
     )
     assert done.returncode == 0, done.stderr[-6000:]
-    said = [json.loads(line) for line in completions.read_text().splitlines()]
-    assert sorted(line["prompt"] for line in said) == sorted(PROMPTS)
-    assert all(line["completion"] for line in said)
+    completed = [json.loads(line) for line in completions.read_text().splitlines()]
+    assert sorted(line["prompt"] for line in completed) == sorted(PROMPTS)
+    assert all(line["completion"] for line in completed)
 
 
 def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
@@ -65,13 +65,13 @@ def test_ray_serve_answers_as_the_openai_server_does(host, tmp_path):
         log.open("w") as file,
         process_group(host.inside(command), file, host.variables()) as process,
     ):
-        deadline = time.monotonic() + STARTS_IN_S
+        deadline = time.monotonic() + START_LIMIT_S
         while (done := host.run([sys.executable, "-c", COMPLETE])).returncode != 0:
             assert process.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < deadline, done.stderr + log.read_text()[-6000:]
             time.sleep(1)
         assert done.stdout == "8\n"
-        # Ray collects its processes' metrics every few seconds.
+        # Ray collects metrics every few seconds.
         while not (metrics := layerskip_metrics(host)):
             assert time.monotonic() < deadline, log.read_text()[-6000:]
             time.sleep(1)

@@ -1,4 +1,4 @@
-"""Two tensor-parallel workers say what one says without speculation, token for token."""
+"""Two tensor-parallel workers give the output of one without speculation, token for token."""
 
 import json
 
@@ -31,7 +31,7 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def plain_outputs(random_llama, prompts):
-    """`plain_outputs(shape)` -> outputs of one worker, without speculation."""
+    """`plain_outputs(shape)` -> outputs of one worker without speculation."""
     known = {}
 
     def outputs(shape):
@@ -95,7 +95,7 @@ def drafts_of_both_ranks(llm) -> list[list[list[int]]]:
     ],
 )
 def test_two_ranks_give_the_output_of_one(open_llm, plain_outputs, prompts, shape, arguments):
-    expected = plain_outputs(shape)  # first: an engine that starts takes vLLM's counters over
+    expected = plain_outputs(shape)  # first, since a new engine takes over vLLM's counters
     llm = open_llm(shape, **arguments)
     before = resumed_by_metrics(llm)
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == expected
@@ -114,7 +114,7 @@ def test_ranks_sample_the_same_drafts(open_llm, plain_outputs, prompts):
 
 
 @pytest.mark.slow
-def test_ranks_follow_the_scheduler_whatever_it_chooses(open_llm, plain_outputs, prompts):
+def test_ranks_follow_the_schedulers_draft_length(open_llm, plain_outputs, prompts):
     llm = open_llm(UNTIED, {"adaptive": True})
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
     assert max(len(drafts) for step in drafts_of_both_ranks(llm) for drafts in step) == 3
@@ -122,12 +122,12 @@ def test_ranks_follow_the_scheduler_whatever_it_chooses(open_llm, plain_outputs,
 
 @pytest.mark.slow
 def test_ranks_share_a_draft_vocabulary(open_llm, plain_outputs, prompts, tmp_path):
-    """Most of its tokens lie in the first rank's shard; the last one's idle row leads nobody."""
+    """Most of its tokens are in the first rank's shard; the last rank's idle row drafts nothing."""
     counts = tmp_path / "counts.json"
     counts.write_text(json.dumps({str(i): 1000 - i for i in range(190)}))
     options = {"draft_vocab_size": 181, "draft_vocab_counts": str(counts)}
     llm = open_llm(UNTIED, options)
     assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
-    said = {token for step in drafts_of_both_ranks(llm) for drafts in step for token in drafts}
-    assert said <= {*range(180), 256}
-    assert max(said) > 160
+    drafted = {token for step in drafts_of_both_ranks(llm) for drafts in step for token in drafts}
+    assert drafted <= {*range(180), 256}
+    assert max(drafted) > 160

@@ -1,4 +1,4 @@
-"""Tensor parallel across two hosts: a Ray head and a worker node, a real server and client."""
+"""Tensor parallel across two hosts, with a Ray head, a worker node, a real server and client."""
 
 import contextlib
 import json
@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from layerskip_vllm.measure.server import process_group
-from tests.parallel.hosts import two_hosts, why_not
+from tests.parallel.hosts import skip_reason, two_hosts
 from tests.parallel.jobs import MAX_TOKENS
 from tests.server.servers import ENGINE_FLAGS
 
 ROOT = Path(__file__).parents[2]
 PORT = 8000
-STARTS_IN_S, FAILS_IN_S = 300, 180
+START_LIMIT_S, FAILURE_LIMIT_S = 300, 180
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(why_not() is not None, reason=str(why_not())),
+    pytest.mark.skipif(skip_reason() is not None, reason=str(skip_reason())),
 ]
 
 
@@ -32,10 +32,10 @@ def hosts():
 
 @contextlib.contextmanager
 def serve(host, model, log):
-    """The example's server on a host, ready; yields its process."""
+    """Start the example's server on a host and wait until it is ready; yields its process."""
     command = host.inside(["examples/ray/serve.sh", model, "3", "2", *ENGINE_FLAGS])
     with log.open("w") as file, process_group(command, file, host.variables()) as process:
-        deadline = time.monotonic() + STARTS_IN_S
+        deadline = time.monotonic() + START_LIMIT_S
         while status(host) != 200:
             assert process.poll() is None, log.read_text()[-6000:]
             assert time.monotonic() < deadline, log.read_text()[-6000:]
@@ -44,7 +44,7 @@ def serve(host, model, log):
 
 
 def status(host) -> int | None:
-    """What the server's health check answers; None where nothing does."""
+    """Status of the server's health check; None without an answer."""
     url = f"http://127.0.0.1:{PORT}/health"
     ask = f"import urllib.request as r; print(r.urlopen({url!r}, timeout=5).status)"
     done = host.run([sys.executable, "-c", ask])
@@ -61,12 +61,12 @@ def ask(host, prompts, max_tokens=MAX_TOKENS) -> list[list[int]]:
 
 
 def workers_on(host) -> int:
-    """How many of vLLM's worker actors run there."""
+    """Number of vLLM's worker actors on the host."""
     return sum("RayWorkerProc" in title for title in host.titles())
 
 
 def free_cpus(host) -> float:
-    """CPUs of the cluster that no placement group holds."""
+    """CPUs of the cluster outside all placement groups."""
     script = "import ray; ray.init(log_to_driver=False); print(ray.available_resources()['CPU'])"
     done = host.run([sys.executable, "-c", script])
     return float(done.stdout.split()[-1]) if done.returncode == 0 else 0
@@ -81,18 +81,18 @@ def until(condition, limit_s: float) -> bool:
     return True
 
 
-def test_a_server_across_two_hosts_says_what_one_process_says(
+def test_a_server_across_two_hosts_gives_the_output_of_one_process(
     hosts, model, token_prompts, plain_token_ids, tmp_path
 ):
     head, worker = hosts
     with serve(head, model, tmp_path / "server.log"):
         assert (workers_on(head), workers_on(worker)) == (1, 1)
         assert ask(head, token_prompts) == plain_token_ids
-    assert until(lambda: free_cpus(head) == 2, FAILS_IN_S)
+    assert until(lambda: free_cpus(head) == 2, FAILURE_LIMIT_S)
 
 
-@pytest.mark.timeout(2 * STARTS_IN_S + 5 * FAILS_IN_S)
-def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_again(
+@pytest.mark.timeout(2 * START_LIMIT_S + 5 * FAILURE_LIMIT_S)
+def test_a_dead_worker_node_ends_the_server_and_a_repaired_cluster_serves_again(
     model, token_prompts, plain_token_ids, tmp_path
 ):
     with two_hosts() as (head, worker):
@@ -108,12 +108,12 @@ def test_a_worker_node_that_dies_ends_the_server_and_a_healed_cluster_serves_aga
             )
             client.stdin.write(json.dumps(token_prompts[:1]))
             client.stdin.close()
-            assert "tokens" in client.stderr.readline()  # it generates
+            assert "tokens" in client.stderr.readline()  # generation has started
             worker.end_processes()
-            assert client.wait(FAILS_IN_S) != 0, client.stdout.read()
-            assert until(lambda: status(head) != 200, FAILS_IN_S)
-            assert server.wait(FAILS_IN_S) != 0, log.read_text()[-6000:]
-        assert until(lambda: free_cpus(head) == 1, FAILS_IN_S)  # of the node that is left
+            assert client.wait(FAILURE_LIMIT_S) != 0, client.stdout.read()
+            assert until(lambda: status(head) != 200, FAILURE_LIMIT_S)
+            assert server.wait(FAILURE_LIMIT_S) != 0, log.read_text()[-6000:]
+        assert until(lambda: free_cpus(head) == 1, FAILURE_LIMIT_S)  # of the remaining node
 
         worker.start_ray(head=head.address, num_cpus=1)
         with serve(head, model, tmp_path / "second.log"):

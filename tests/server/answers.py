@@ -1,4 +1,4 @@
-"""Requests to a plain and to a self-speculating server, and what is compared of their answers."""
+"""Requests to a plain and a self-speculating server, and the compared parts of their answers."""
 
 import json
 import time
@@ -42,7 +42,7 @@ class Servers:
 
 
 def request_options(options: dict) -> dict:
-    """Greedy requests whose answers name token ids: 63 of this model's tokens have no text."""
+    """Greedy requests that return token ids, since 63 of this model's tokens have no text."""
     settings = {"max_tokens": 40, "temperature": 0} | options
     tokens = {"return_token_ids": True, "return_tokens_as_token_ids": True}
     return settings | {"extra_body": tokens | options.get("extra_body", {})}
@@ -62,12 +62,12 @@ def chat(server: Server, prompt: str, **options):
 
 
 def content(answer) -> dict:
-    """The whole answer except what names this answer or this server."""
+    """The answer without the ids of this answer and this server."""
     return answer.model_dump(exclude={"id", "created", "system_fingerprint"})
 
 
 def counted_by(server: Server, num_tokens: int, before: dict) -> Counter:
-    """What the server's counters rose by, once they hold the tokens that it has delivered."""
+    """Increase of the server's counters, once they include the delivered tokens."""
     deadline = time.monotonic() + METRICS_LIMIT_S
     while (after := server.metrics())[GENERATED] < before[GENERATED] + num_tokens:
         assert time.monotonic() < deadline, (

@@ -1,4 +1,4 @@
-"""An OpenTelemetry collector of a few lines: keeps the spans that are exported to it over HTTP."""
+"""A minimal OpenTelemetry collector, which keeps the spans it receives over HTTP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 
 class Collector(ThreadingHTTPServer):
-    """Spans by the path that they were posted to, one path a server under test."""
+    """Spans by the path they were posted to, one path per server under test."""
 
     daemon_threads = True
 
@@ -28,7 +28,7 @@ class Collector(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/{path}"
 
     def named(self, path: str, name: str) -> list[Span]:
-        """The spans of one name that were posted to one path so far."""
+        """The spans with one name that were posted to one path so far."""
         return [span for span in list(self.spans[path]) if span.name == name]
 
 
@@ -48,7 +48,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *_args: object) -> None:
-        """Say nothing: the test says what was wrong."""
+        """Log nothing."""
 
 
 def attributes(span: Span) -> dict[str, object]:

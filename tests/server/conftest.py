@@ -1,6 +1,6 @@
-"""One pair of servers, plain and self-speculating, for all files that compare the two.
+"""One plain and one self-speculating server for all files that compare the two.
 
-xdist runs them in one process (tests/conftest.py): the pair starts once.
+xdist runs these files in one process (tests/conftest.py), so the pair starts once.
 """
 
 import shutil
@@ -15,10 +15,10 @@ from tests.server.collector import collect
 from tests.server.servers import serve
 
 FLAGS = (
-    # JSON allows endless white space between its parts, and a random model makes use of it.
+    # JSON allows unlimited whitespace between its parts, which a random model generates.
     "--structured-outputs-config",
     '{"backend": "xgrammar", "disable_any_whitespace": true}',
-    # This parser looks for thoughts only in chats that ask for them.
+    # This parser expects thoughts only in chats that request them.
     *("--reasoning-parser", "deepseek_v3"),
     *("--reasoning-config", '{"reasoning_start_str": "<think>", "reasoning_end_str": "</think>"}'),
     *("--enable-auto-tool-choice", "--tool-call-parser", "pythonic"),
@@ -32,7 +32,7 @@ TRACING = {
 
 @pytest.fixture(scope="package")
 def thinking_model(random_llama, tmp_path_factory):
-    """A checkpoint whose tokenizer has the marks of a thought; `thinking` chats begin with one."""
+    """A checkpoint whose tokenizer has tokens for thoughts; `thinking` chats begin with one."""
     directory = tmp_path_factory.mktemp("thinking")
     shutil.copytree(random_llama(num_layers=6, late_scale=0.3), directory, dirs_exist_ok=True)
     tokenizer = byte_tokenizer()

@@ -24,11 +24,11 @@ ENGINE_FLAGS = (
 """An eager float32 engine with a small KV cache, as in the engine tests."""
 
 OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-"""Variables of a server that must ask nobody outside."""
+"""Variables of a server that must not access the network."""
 
 
 def user_environment() -> dict[str, str]:
-    """The environment without what tests/conftest.py sets for engines inside the test process."""
+    """The environment without the variables that tests/conftest.py sets for in-process engines."""
     ours = {
         "OMP_NUM_THREADS",
         "VLLM_CPU_OMP_THREADS_BIND",
@@ -36,13 +36,13 @@ def user_environment() -> dict[str, str]:
         "VLLM_LOGGING_LEVEL",
     }
     environment = {name: value for name, value in os.environ.items() if name not in ours}
-    # As at a terminal: what Python prints to its two streams keeps its order.
+    # As at a terminal: Python's output to its two streams keeps its order.
     return environment | {"PYTHONUNBUFFERED": "1"}
 
 
 @contextmanager
 def serve(model: str, *args: str, **variables: str) -> Generator[Server]:
-    """Start `vllm serve`, wait until it answers, and leave none of its processes behind."""
+    """Start `vllm serve`, wait until it answers, and end all its processes afterwards."""
     with tempfile.TemporaryDirectory(prefix="layerskip-server-") as directory:
         log = Path(directory) / "server.log"
         env = user_environment() | variables
@@ -51,10 +51,10 @@ def serve(model: str, *args: str, **variables: str) -> Generator[Server]:
 
 
 def run_vllm(*args: str, timeout_s: float) -> tuple[int, str]:
-    """Run the `vllm` command to its end, or kill it after `timeout_s`.
+    """Run the `vllm` command and wait for it, or kill it after `timeout_s`.
 
     Returns:
-        (exit code, screen): both streams in one text, in the order printed.
+        (exit code, both output streams in the order printed).
     """
     with process_group([VLLM, *args], stdout=subprocess.PIPE, env=user_environment()) as process:
         screen, _ = process.communicate(timeout=timeout_s)

@@ -1,4 +1,4 @@
-"""Requests of every kind get the same answer from a plain and from a self-speculating server."""
+"""A plain and a self-speculating server give the same answers to all kinds of requests."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm
 
 LOGPROB_TOLERANCE = 1e-4
 ONE_TOKEN_NUCLEUS = {"temperature": 1, "top_p": 1e-6}
-"""Sampling that leaves no choice: it must yield the greedy output."""
+"""Sampling without a choice, which must give the greedy output."""
 
 
 def contents(ask, server: Server, **options) -> list[dict]:
@@ -30,7 +30,7 @@ def contents(ask, server: Server, **options) -> list[dict]:
 
 
 def nearly(tree):
-    """`tree` with every float in it replaced by one that equals what is close to it."""
+    """`tree` with each float replaced by one that equals all nearby values."""
     if isinstance(tree, dict):
         return {key: nearly(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -40,7 +40,7 @@ def nearly(tree):
 
 @pytest.fixture(scope="module")
 def plain_greedy(servers):
-    """What the plain server answers without further options."""
+    """The plain server's answers without further options."""
     return {ask: contents(ask, servers.plain) for ask in (complete, chat)}
 
 
@@ -126,14 +126,14 @@ def test_json_follows_its_schema(servers, ask, options):
 
 
 def test_options_that_vllm_refuses_under_speculation_are_refused(servers):
-    """vLLM's rejection sampler would ignore it."""
+    """vLLM's rejection sampler would ignore them."""
     options = {"temperature": 1, "extra_body": {"min_p": 0.5}}
     complete(servers.plain, PROMPTS[0], **options)
     with pytest.raises(openai.BadRequestError, match=r"min_p.*speculative decoding"):
         complete(servers.speculating, PROMPTS[0], **options)
 
 
-def test_a_stop_string_ends_the_text_among_the_drafts(servers):
+def test_a_stop_string_among_drafts_ends_the_text(servers):
     for prompt in PROMPTS:
         text = complete(servers.plain, prompt).choices[0].text
         stops = [char for char in dict.fromkeys(text) if char.isascii()][1:3]
@@ -153,7 +153,7 @@ def test_an_answer_may_fill_the_context(servers):
 
 @dataclass(frozen=True)
 class Streamed:
-    """What the chunks of a stream add up to; how they are cut is the server's affair."""
+    """The joined chunks of a stream; a server may split it anywhere."""
 
     text: str
     token_ids: list[int]
@@ -195,7 +195,7 @@ def test_twelve_clients_at_once(servers):
     assert answers(servers.speculating) == answers(servers.plain)
 
 
-def test_metrics_count_drafts_and_what_was_delivered(servers):
+def test_metrics_count_drafts_and_delivered_tokens(servers):
     before = servers.speculating.metrics()
     answers = [complete(servers.speculating, prompt) for prompt in PROMPTS]
     num_tokens = sum(answer.usage.completion_tokens for answer in answers)
@@ -210,16 +210,16 @@ def test_metrics_count_drafts_and_what_was_delivered(servers):
         for position in range(NUM_SPECULATIVE_TOKENS)
     ]
     assert counted[GENERATED] == num_tokens
-    # The last cycles are cut: no draft follows a request's last token.
+    # The last cycles are shorter: no draft follows a request's last token.
     most = NUM_SPECULATIVE_TOKENS * num_drafts
     cut = len(PROMPTS) * sum(range(NUM_SPECULATIVE_TOKENS))
     assert 0 < num_accepted < num_drafted
     assert most - cut <= num_drafted <= most
     assert sum(per_position) == num_accepted
     assert per_position == sorted(per_position, reverse=True)
-    # A prompt's step delivers one token, a draft's what was accepted and one more. Of a request's
-    # last step no more than the accepted tokens can fall behind its end.
-    # Its last token may come from a step without drafts.
+    # A prompt's step delivers one token, a draft's step the accepted tokens and one more. Only the
+    # last step's accepted tokens can lie beyond the request's end. The last token may come from a
+    # step without drafts.
     num_sampled = len(PROMPTS) + num_drafts + num_accepted
     assert -len(PROMPTS) <= num_sampled - num_tokens <= len(PROMPTS) * NUM_SPECULATIVE_TOKENS
 

@@ -1,4 +1,4 @@
-"""No request fails on a speculating server with a 500, or ends it, that a plain server survives."""
+"""If a plain server survives a request, a speculating one neither crashes nor answers with 500."""
 
 import json
 from collections import Counter
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 TIMEOUT_S = 120
 CRASHED = 599
-"""Stands for a connection that ended without an answer."""
+"""Status of a connection that ended without an answer."""
 
 
 class Servers(NamedTuple):
@@ -46,7 +46,7 @@ def servers(random_llama):
 
 @pytest.fixture
 def both_alive(servers):
-    """Afterwards each server still serves."""
+    """Check afterwards that each server still serves."""
     yield
     for server in servers:
         assert httpx.get(f"{server.url}/health", timeout=TIMEOUT_S).status_code == 200
@@ -54,12 +54,12 @@ def both_alive(servers):
 
 
 def statuses_of(servers: Servers, send) -> tuple[int, int]:
-    """What both servers answer to one request, sent at the same time."""
+    """Both servers' status for one request, sent at the same time."""
 
     def status(server: Server) -> int:
         try:
             return send(server)
-        except Exception as error:  # schemathesis and httpx have other names for the same
+        except Exception as error:  # schemathesis and httpx have different exceptions
             if "imeout" in type(error).__name__:
                 raise
             return CRASHED
@@ -129,7 +129,7 @@ PROMPTS = TEXTS | TOKEN_IDS | st.lists(TEXTS, max_size=3) | st.lists(TOKEN_IDS, 
 
 @st.composite
 def bodies(draw) -> dict:
-    """A request with a few fields at odd values, now and then of a wrong type."""
+    """A request with odd values in a few fields, sometimes of a wrong type."""
     names = draw(st.lists(st.sampled_from(sorted(FIELDS)), max_size=4, unique=True))
     body = {name: draw(FIELDS[name]) for name in names}
     if draw(st.integers(0, 4)) == 0:
@@ -162,7 +162,7 @@ def test_odd_completion_requests(servers, both_alive):
     assert seen[400] > 20
 
 
-def test_whatever_the_openapi_schema_allows(servers, both_alive):
+def test_requests_that_the_openapi_schema_allows(servers, both_alive):
     schema = schemathesis.openapi.from_url(f"{servers.speculating.url}/openapi.json")
 
     @examples(400)

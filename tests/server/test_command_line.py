@@ -1,4 +1,4 @@
-"""The `vllm` command: what a user's mistake ends with, the help, and a benchmark."""
+"""The `vllm` command: errors for a user's mistakes, the help, and a benchmark."""
 
 import json
 
@@ -28,7 +28,7 @@ def six_layers(random_llama):
         pytest.param(
             ["--speculative-model", "self:3", "--speculative-config", '{"model": "self:3"}'],
             ["--speculative-model", "self:3", "contradicts --speculative-config"],
-            id="said-twice",
+            id="set-twice",
             marks=pytest.mark.slow,
         ),
         pytest.param(
@@ -50,7 +50,7 @@ def six_layers(random_llama):
         ),
     ],
 )
-def test_a_bad_command_line_ends_with_what_is_wrong_with_it(six_layers, args, expected):
+def test_a_bad_command_line_ends_with_the_error(six_layers, args, expected):
     code, screen = run_vllm("serve", six_layers, *ENGINE_FLAGS, *args, timeout_s=240)
     last_line = screen.strip().splitlines()[-1]
     assert code != 0

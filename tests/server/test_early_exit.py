@@ -1,4 +1,4 @@
-"""`vllm serve MODEL --early-exit N` answers as transformers' model cut to N layers."""
+"""`vllm serve MODEL --early-exit N` gives the answers of transformers' model cut to N layers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def cut_model(model):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_greedy_answers_are_those_of_the_cut_model(server, cut_model, prompt):
+def test_greedy_answers_equal_the_cut_models(server, cut_model, prompt):
     (choice,) = server.client.completions.create(
         model=server.model,
         prompt=prompt,

@@ -1,4 +1,4 @@
-"""The demo and every example, run as a user would run them."""
+"""The demo and every example, run as by a user."""
 
 import os
 import re
@@ -61,7 +61,7 @@ def test_the_client_streams_from_the_served_example(random_llama, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        pytest.param([], "layerskip-python-10m", id="the checkpoint that ships"),
+        pytest.param([], "layerskip-python-10m", id="the shipped checkpoint"),
         pytest.param(
             ["--model", "smollm2"], "HumanEval/1", id="a real LLM", marks=pytest.mark.slow
         ),
@@ -76,7 +76,7 @@ def test_the_demo_compares_the_two_servers(flags, expected):
 
 @pytest.fixture
 def _as_in_the_foreground():
-    """Tests that a shell started in the background ignore Ctrl-C, and so would their child."""
+    """Restore Ctrl-C, which tests in a shell's background ignore and pass on to their children."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
@@ -93,7 +93,7 @@ def test_the_demo_stops_its_server_when_it_is_interrupted(number):
             if line.startswith("server ready"):
                 break
         started = psutil.Process(demo.pid).children(recursive=True)
-        assert len(started) > 1  # the API server, and the engine in a process of its own
+        assert len(started) > 1  # the API server and the engine's process
         os.kill(demo.pid, number)
         assert "the server is stopped" in demo.communicate(timeout=60)[0]
         assert demo.returncode == 130

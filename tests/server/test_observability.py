@@ -1,4 +1,4 @@
-"""What an operator sees: `/metrics`, the dashboard over it, and OpenTelemetry spans."""
+"""What an operator sees: `/metrics`, the dashboard and OpenTelemetry spans."""
 
 import json
 import math
@@ -24,8 +24,8 @@ DASHBOARD = Path(__file__).parents[2] / "examples" / "grafana" / "layerskip.json
 SELECTION = re.compile(r"(vllm:\w+)\{([^}]*)\}")
 BY = re.compile(r"by \((\w+)\)")
 RARE = {"vllm:num_preemptions_total"}
-"""Counters that a few requests do not move."""
-WAITS_S = 60
+"""Counters that a few requests do not change."""
+LIMIT_S = 60
 
 
 def complete(server: Server, max_tokens: int = 40, **options):
@@ -57,7 +57,7 @@ class Sample(NamedTuple):
 
 
 def samples(server: Server) -> dict[str, list[Sample]]:
-    """Everything at `/metrics`, by the name that a query uses."""
+    """All samples at `/metrics`, by the name that a query uses."""
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         families = list(text_string_to_metric_families(response.read().decode()))
     found: dict[str, list[Sample]] = {}
@@ -80,7 +80,7 @@ def test_a_query_of_the_dashboard_finds_its_metrics_and_labels(servers, query):
     assert all(any(label in s.labels for s in live[selections[0][0]]) for label in by)
 
 
-def test_what_the_dashboard_shows_moves_with_requests(servers):
+def test_dashboard_metrics_change_with_requests(servers):
     def totals() -> dict[str, float]:
         live = samples(servers.speculating)
         return {
@@ -92,14 +92,14 @@ def test_what_the_dashboard_shows_moves_with_requests(servers):
 
     before = totals()
     complete(servers.speculating)
-    deadline = time.monotonic() + WAITS_S
-    while not_moved := {name for name, v in totals().items() if v <= before[name]} - RARE:
-        assert time.monotonic() < deadline, not_moved
+    deadline = time.monotonic() + LIMIT_S
+    while unchanged := {name for name, v in totals().items() if v <= before[name]} - RARE:
+        assert time.monotonic() < deadline, unchanged
         time.sleep(0.1)
 
 
 def test_the_workers_counts_agree_with_vllms(servers):
-    """One request at a time, whose every draft is K tokens: the counts can be told beforehand."""
+    """With one request and K tokens in every draft, the counts are known in advance."""
 
     def totals() -> dict[str, float]:
         live = samples(servers.speculating)
@@ -107,7 +107,7 @@ def test_the_workers_counts_agree_with_vllms(servers):
 
     before = totals()
     answer = complete(servers.speculating)
-    deadline = time.monotonic() + WAITS_S
+    deadline = time.monotonic() + LIMIT_S
     generated = "vllm:generation_tokens_total"
     while (now := totals())[generated] < before[generated] + answer.usage.completion_tokens:
         assert time.monotonic() < deadline
@@ -122,7 +122,7 @@ def test_the_workers_counts_agree_with_vllms(servers):
             "vllm:layerskip_verify_time_seconds_count",
         )
     )
-    # A verification resumes t and its drafts, and the last token may need no drafts.
+    # A verification resumes t and its drafts; the last token may come without drafts.
     assert 0 <= resumed - (drafts + drafted) <= 1
     assert 3 * drafts - (2 + 1) <= drafted <= 3 * drafts
     assert verifications == drafts
@@ -130,13 +130,13 @@ def test_the_workers_counts_agree_with_vllms(servers):
     assert fresh == answer.usage.prompt_tokens - cached
 
 
-def test_a_plain_server_has_no_metrics_of_ours(servers):
+def test_a_plain_server_has_none_of_our_metrics(servers):
     assert not [name for name in samples(servers.plain) if "layerskip" in name]
 
 
 def test_the_periodic_log_lines_are_vllms_own(servers):
-    """They would print a connector's stats, and there is no connector."""
-    deadline = time.monotonic() + WAITS_S
+    """They would otherwise print a connector's stats, although there is no connector."""
+    deadline = time.monotonic() + LIMIT_S
     while "SpecDecoding metrics: " not in (log := servers.speculating.log.read_text()):
         assert time.monotonic() < deadline
         complete(servers.speculating)
@@ -144,7 +144,7 @@ def test_the_periodic_log_lines_are_vllms_own(servers):
 
 
 def values_of(port: int, query: str) -> list[float]:
-    """What Prometheus answers now; nothing while it has too little to answer."""
+    """Prometheus's current values; empty while it has too few samples."""
     url = f"http://{HOST}:{port}/api/v1/query?" + urllib.parse.urlencode({"query": query})
     try:
         with urllib.request.urlopen(url, timeout=10) as response:
@@ -175,14 +175,14 @@ def test_prometheus_answers_every_query_of_the_dashboard(servers, tmp_path):
         f"--storage.tsdb.path={tmp_path}/data",
         f"--web.listen-address={HOST}:{port}",
     ]
-    waiting, deadline = queries(), time.monotonic() + WAITS_S
+    waiting, deadline = queries(), time.monotonic() + LIMIT_S
     with (
         (tmp_path / "prometheus.log").open("w") as log,
         process_group(command, stdout=log, env=dict(os.environ)),
     ):
         while waiting:
             assert time.monotonic() < deadline, sorted(waiting)
-            complete(servers.speculating)  # a rate needs counters that rise between two scrapes
+            complete(servers.speculating)  # a rate needs counters that rise between scrapes
             for name, values in [(n, values_of(port, query)) for n, query in waiting.items()]:
                 if values and all(map(math.isfinite, values)):
                     del waiting[name]
@@ -190,7 +190,7 @@ def test_prometheus_answers_every_query_of_the_dashboard(servers, tmp_path):
 
 def request_span(servers: Servers, path: str, trace_id: str) -> dict[str, object]:
     """Attributes of the request's span, once the server has exported it."""
-    deadline = time.monotonic() + WAITS_S
+    deadline = time.monotonic() + LIMIT_S
     while True:
         spans = servers.collector.named(path, "llm_request")
         for span in spans:
@@ -201,20 +201,20 @@ def request_span(servers: Servers, path: str, trace_id: str) -> dict[str, object
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 25])
-def test_spans_are_those_of_a_plain_server(servers, max_tokens):
+def test_spans_equal_a_plain_servers(servers, max_tokens):
     trace_id = f"{max_tokens:032x}"
     headers = {"traceparent": f"00-{trace_id}-{1:016x}-01"}
     for server in (servers.plain, servers.speculating):
         complete(server, max_tokens, extra_headers=headers)
     plain, speculating = (request_span(servers, path, trace_id) for path in ("plain", "self"))
     assert speculating.keys() == plain.keys()
-    told = [key for key in plain if key.startswith(("gen_ai.usage", "gen_ai.request."))]
-    told.remove("gen_ai.request.id")
-    assert {key: speculating[key] for key in told} == {key: plain[key] for key in told}
+    keys = [key for key in plain if key.startswith(("gen_ai.usage", "gen_ai.request."))]
+    keys.remove("gen_ai.request.id")
+    assert {key: speculating[key] for key in keys} == {key: plain[key] for key in keys}
     assert plain["gen_ai.usage.completion_tokens"] == max_tokens
 
 
-def test_no_word_of_a_prompt_is_logged_counted_or_traced(servers):
+def test_prompts_never_reach_logs_metrics_or_traces(servers):
     word = "xyzzyplugh"
     server = servers.speculating
     server.client.completions.create(
@@ -230,7 +230,7 @@ def test_no_word_of_a_prompt_is_logged_counted_or_traced(servers):
     )
     next(iter(stream))
     stream.close()
-    complete(server)  # after which the log has what it says of those before
+    complete(server)  # afterwards the log contains all earlier requests
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         assert word.encode() not in response.read()
     assert word not in server.log.read_text()

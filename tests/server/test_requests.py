@@ -1,4 +1,4 @@
-"""A request's own options over HTTP, thoughts and tools: as from a server without `self:E`."""
+"""Request options over HTTP, thoughts and tools work as on a server without `self:E`."""
 
 import json
 
@@ -19,13 +19,13 @@ from tests.server.answers import (
 from tests.server.servers import Server
 
 LETTERS = byte_tokenizer().convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
-"""Each of them is a whole character, so that a stream holds no text back."""
+"""Each is a whole character, so that a stream does not hold text back."""
 
 TOOL = {"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}
 
 
 def without_tool_ids(answer) -> dict:
-    """The whole answer but for what names this answer, this server, or its calls."""
+    """The answer without the ids of this answer, this server and its calls."""
     answer = content(answer)
     for choice in answer["choices"]:
         for call in choice["message"]["tool_calls"] or ():
@@ -53,7 +53,7 @@ def test_a_request_limits_its_drafts(servers, ask, xargs, max_drafts):
     counted = counted_by(servers.speculating, answer.usage.completion_tokens, before)
     num_drafts = counted["vllm:spec_decode_num_drafts_total",]
     assert (num_drafts > 0) == (max_drafts > 0)
-    # The last cycles are cut: no draft follows the last token.
+    # The last cycles are shorter: no draft follows the last token.
     most = max_drafts * num_drafts
     num_drafted = counted["vllm:spec_decode_num_draft_tokens_total",]
     assert most - sum(range(max_drafts)) <= num_drafted <= most
@@ -78,7 +78,7 @@ def test_a_bad_option_of_a_request_is_named(servers, ask, xargs, message):
     options = {"extra_body": {"vllm_xargs": xargs}}
     with pytest.raises(openai.BadRequestError, match=message):
         ask(servers.speculating, PROMPTS[0], **options)
-    # Of a stream vLLM has answered the beginning by then.
+    # By then vLLM has already started the stream.
     with pytest.raises(openai.APIError, match=message):
         list(ask(servers.speculating, PROMPTS[0], stream=True, **options))
     assert ask(servers.plain, PROMPTS[0], **options).choices
@@ -102,7 +102,7 @@ def test_best_of_does_nothing_in_this_vllm(servers):
 
 THINKING = {"chat_template_kwargs": {"thinking": True}}
 THOUGHT = THINKING | {"thinking_token_budget": 12, "allowed_token_ids": LETTERS}
-"""Twelve letters, after which the end of the thought is forced."""
+"""Twelve letters, then a forced end of the thought."""
 
 
 def test_a_thought_and_an_answer(servers):
@@ -115,7 +115,7 @@ def test_a_thought_and_an_answer(servers):
 
 
 def streamed(server: Server, prompt: str, **options) -> dict[str, str]:
-    """What the chunks of a stream add up to, by the field that they are in."""
+    """The joined chunks of a stream, by field."""
     chunks = chat(server, prompt, stream=True, **options)
     deltas = [choice.delta for chunk in chunks for choice in chunk.choices]
     return {
@@ -139,7 +139,7 @@ def test_a_stream_separates_thought_and_answer(servers):
     ids=["required", "named"],
 )
 def test_a_tool_is_called_after_a_thought(servers, tool_choice):
-    """The grammar of the call holds from the end of the thought on, among the drafts too."""
+    """The call's grammar applies from the end of the thought on, also within drafts."""
     options = {
         "tools": [TOOL],
         "tool_choice": tool_choice,

@@ -1,4 +1,4 @@
-"""What a server answers to a streamed request, and how two servers' answers differ."""
+"""A server's answer to a streamed request, and differences between two servers' answers."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from tests.stress.jobs import Job
 LOGPROB_TOLERANCE = 1e-4
 
 TIE = 1e-4
-"""Two tokens whose log-probabilities are no further apart are equal but for float32's rounding.
+"""Two tokens are tied if their log-probabilities differ by no more, within float32's rounding.
 
-vLLM's own answer to a request changes between two such tokens with the other requests in the batch:
-which kernel sums a product, and in which order, depends on the number of rows.
+Stock vLLM also chooses between such tokens by the other requests in the batch: the number of rows
+decides which kernel sums a product, and in which order.
 """
 
 
@@ -51,7 +51,7 @@ class Answer:
 
 
 async def ask(client: openai.AsyncOpenAI, model: str, job: Job) -> Answer:
-    """Stream a request to its end, or to where its client hangs up."""
+    """Stream a request to its end, or until its client hangs up."""
     answer = Answer()
     stream = await client.completions.create(
         model=model, stream=True, stream_options={"include_usage": True}, **job.request()
@@ -69,7 +69,7 @@ async def ask(client: openai.AsyncOpenAI, model: str, job: Job) -> Answer:
 
 
 class Difference(NamedTuple):
-    """Where two answers to a request part."""
+    """A difference between two answers to a request."""
 
     what: str
     choice: int
@@ -79,7 +79,7 @@ class Difference(NamedTuple):
 
 
 def differences(plain: Answer, speculating: Answer) -> list[Difference]:
-    """Compare what both clients received; of an aborted answer that is a part."""
+    """Compare what both clients received; an aborted answer only as far as it goes."""
     found = []
     in_both = plain.choices.keys() & speculating.choices.keys()
     whole = not (plain.is_aborted or speculating.is_aborted)
@@ -87,10 +87,10 @@ def differences(plain: Answer, speculating: Answer) -> list[Difference]:
         found.append(Difference("choices", -1, None, [*plain.choices], [*speculating.choices]))
     for index in sorted(in_both):
         one, other = plain.choices[index], speculating.choices[index]
-        parted = _first_other_token(one.token_ids, other.token_ids)
-        if parted is not None:
-            said = (one.token_ids[parted], other.token_ids[parted])
-            found.append(Difference("token", index, parted, *said))
+        position = _first_different_token(one.token_ids, other.token_ids)
+        if position is not None:
+            token_ids = (one.token_ids[position], other.token_ids[position])
+            found.append(Difference("token", index, position, *token_ids))
         elif whole:
             found += _differences_of_whole(index, one, other)
     if whole and not found and plain.usage != speculating.usage:
@@ -98,7 +98,7 @@ def differences(plain: Answer, speculating: Answer) -> list[Difference]:
     return found
 
 
-def _first_other_token(one: list[int], other: list[int]) -> int | None:
+def _first_different_token(one: list[int], other: list[int]) -> int | None:
     pairs = enumerate(zip(one, other, strict=False))
     return next((i for i, (a, b) in pairs if a != b), None)
 
@@ -117,7 +117,7 @@ def _differences_of_whole(index: int, one: Choice, other: Choice) -> list[Differ
 
 
 def tie_request(job: Job, prefix: list[int]) -> dict:
-    """Ask for the token after `prefix` again, and for the chances of the five likeliest there."""
+    """A request for the token after `prefix`, with the logprobs of the five most likely ones."""
     num_tokens = len(prefix) + 1
     extra = dict(job.request()["extra_body"])
     if "min_tokens" in extra:
@@ -126,14 +126,14 @@ def tie_request(job: Job, prefix: list[int]) -> dict:
 
 
 def is_tie(choice, prefix: list[int], difference: Difference) -> bool:
-    """Whether the plain server, asked for this one request, gives both tokens the same chance.
+    """Whether both tokens have the same probability on the plain server, for this request alone.
 
-    `prefix` is what both servers said before. The log-probabilities are those after penalties and
-    biases (`--logprobs-mode`), by which the server chooses.
+    Both servers generated `prefix` before. The log-probabilities include penalties and biases
+    (`--logprobs-mode`), as in the server's choice.
     """
     if choice.token_ids[:-1] != prefix:
-        return False  # it went another way before
-    offered = choice.logprobs.top_logprobs[-1]
-    said = (difference.plain, difference.speculating)
-    chances = [offered.get(f"token_id:{token_id}") for token_id in said]
-    return None not in chances and abs(chances[0] - chances[1]) <= TIE
+        return False  # it diverged earlier
+    top = choice.logprobs.top_logprobs[-1]
+    token_ids = (difference.plain, difference.speculating)
+    logprobs = [top.get(f"token_id:{token_id}") for token_id in token_ids]
+    return None not in logprobs and abs(logprobs[0] - logprobs[1]) <= TIE

@@ -1,4 +1,4 @@
-"""What a server's metrics must say of the tokens that its clients received."""
+"""A server's metrics must be consistent with the tokens that its clients received."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from tests.stress.answers import Answer
 from tests.stress.jobs import Job
 
 Metrics = Mapping[tuple[str, ...], float]
-"""As `Server.metrics` returns them: counters by name, and by position where there is one."""
+"""Result of `Server.metrics`: counters by name, and by position if there is one."""
 
 
 @dataclass
 class Delivered:
-    """Everything that the clients of one server received; the most that may be missing of it.
+    """What the clients of one server received, and how much more it may have counted.
 
-    A server goes on with a request until it hears that the client has left, and a step may yield
-    tokens beyond a stop string, which are counted and thrown away.
+    A server continues a request until it notices that the client has left. A step can yield tokens
+    beyond a stop string, which are counted and dropped.
     """
 
     num_tokens: int = 0
@@ -43,21 +43,21 @@ class Delivered:
 
 
 def faults(counted: Metrics, delivered: Delivered) -> list[str]:
-    """Counters that cannot be true, whichever server they are of."""
+    """Inconsistencies in the counters that every server has."""
     ranges = {
         "vllm:generation_tokens_total": (delivered.num_tokens, delivered.max_tokens_undelivered),
         "vllm:prompt_tokens_total": (
             delivered.num_prompt_tokens,
             delivered.max_prompt_tokens_unknown,
         ),
-        # A request of several choices counts once or once each.
+        # A request with several choices counts once, or once per choice.
         "vllm:request_success_total": (
             delivered.num_requests,
             delivered.max_choices - delivered.num_requests,
         ),
     }
     return [
-        f"{name} rose by {counted[name,]:.0f}, and clients account for {least} to {least + more}"
+        f"{name} rose by {counted[name,]:.0f}, but clients account for {least} to {least + more}"
         for name, (least, more) in ranges.items()
         if not least <= counted[name,] <= least + more
     ]
@@ -66,7 +66,7 @@ def faults(counted: Metrics, delivered: Delivered) -> list[str]:
 def speculation_faults(
     counted: Metrics, delivered: Delivered, num_speculative_tokens: int
 ) -> list[str]:
-    """Counters of drafts that contradict each other or the tokens that were generated."""
+    """Draft counters that contradict each other or the generated tokens."""
     drafts, drafted, accepted = (
         counted[f"vllm:spec_decode_num_{name}_total",]
         for name in ("drafts", "draft_tokens", "accepted_tokens")
@@ -78,18 +78,18 @@ def speculation_faults(
     resumed, fresh = (
         counted[f"vllm:layerskip_num_{name}_tokens_total",] for name in ("resumed", "fresh")
     )
-    # Each output token but a choice's last one is computed.
+    # Every output token is computed, except a choice's last one.
     continued = counted["vllm:generation_tokens_total",] - delivered.max_choices
     seconds = [counted[f"vllm:layerskip_{name}_time_seconds_sum",] for name in ("draft", "verify")]
     rules = {
-        "drafts are of at most K tokens": drafts <= drafted <= num_speculative_tokens * drafts,
+        "drafts have at most K tokens": drafts <= drafted <= num_speculative_tokens * drafts,
         "accepted tokens were drafted": accepted <= drafted,
         "positions add up to accepted tokens": sum(per_position) == accepted,
         "a position is accepted after those before it": per_position
         == sorted(per_position, reverse=True),
-        # Of a draft's tokens and the one before them all but the last can resume.
+        # A draft's tokens and the one before them can resume.
         "resumed tokens were drafted": resumed <= drafted + drafts,
-        "what was generated or rejected was computed": resumed + fresh
+        "generated and rejected tokens were computed": resumed + fresh
         >= continued + drafted - accepted,
         "drafting and verifying take time": drafts == 0 or min(seconds) > 0,
     }

@@ -1,4 +1,4 @@
-"""Random requests whose answer vLLM determines: temperature 0, or a nucleus of one token."""
+"""Random requests with deterministic answers: temperature 0, or a nucleus of one token."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ BUDGET = 128
 
 MAX_PROMPT_LEN, MAX_TOKENS = 300, 96
 ABORTED = 0.2
-"""Share of the requests that the client leaves in mid-stream."""
+"""Share of the requests that the client aborts during the stream."""
 
 STRUCTURED = 0.1
-"""Share with a grammar; alone, as biases and bans could leave it no token."""
+"""Share with a grammar and no other feature, since biases and bans could rule out all tokens."""
 
 LETTERS = range(3, 250)
-"""Token ids of the test models that are bytes."""
+"""Token ids of bytes in the test models."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Job:
     options: dict = field(default_factory=dict)
     extra_body: dict = field(default_factory=dict)
     abort_after: int | None = None
-    """Tokens received; None: the client stays to the end."""
+    """Number of received tokens; None: the client stays to the end."""
 
     @property
     def n(self) -> int:
@@ -54,7 +54,7 @@ class Job:
 
 
 def random_job(rng: random.Random, prefixes: list[list[int]]) -> Job:
-    """Any length, any features, a beginning in common with others now and then."""
+    """A request of any length with any features, sometimes with a shared prefix."""
     length = rng.choice(
         (rng.randint(1, 30), rng.randint(30, BUDGET), rng.randint(BUDGET, MAX_PROMPT_LEN))
     )
@@ -115,11 +115,11 @@ def _logit_bias(rng: random.Random, job: Job) -> None:
 
 
 def _n(rng: random.Random, job: Job) -> None:
-    # vLLM refuses several choices at temperature 0: a nucleus of one token says the same.
+    # vLLM refuses several choices at temperature 0: a nucleus of one token is equivalent.
     job.options.update(n=rng.randint(2, 3), temperature=1.0)
     job.extra_body["top_k"] = 1
-    # vLLM 0.32 on CPU ends its engine at a seeded request that is drawn and whose prompt comes in
-    # chunks, with self-speculation or without: "CPU Generator does not use offset".
+    # A seeded, sampled request with a chunked prompt crashes vLLM 0.32's engine on CPU, with or
+    # without self-speculation: "CPU Generator does not use offset".
     job.options.pop("seed", None)
 
 
@@ -136,7 +136,7 @@ def _seed(rng: random.Random, job: Job) -> None:
         job.options["seed"] = rng.randint(0, 2**31)
 
 
-def _options_of_its_own(rng: random.Random, job: Job) -> None:
+def _layerskip_options(rng: random.Random, job: Job) -> None:
     """The plain server ignores them."""
     own = rng.choice(({"layerskip": 0}, {"num_speculative_tokens": rng.randint(0, 3)}))
     job.extra_body["vllm_xargs"] = own
@@ -167,5 +167,5 @@ FEATURES: list[Callable[[random.Random, Job], None]] = [
     _allowed_token_ids,
     _bad_words,
     _seed,
-    _options_of_its_own,
+    _layerskip_options,
 ]

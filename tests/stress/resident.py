@@ -1,4 +1,4 @@
-"""How much memory a server's processes hold, and whether it grows."""
+"""Memory of a server's processes, and its growth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAMPLE_EVERY_S = 2
 
 
 def resident_bytes(pid: int) -> int:
-    """Of a process and all below it; pages that they share count for each."""
+    """Resident memory of a process and its descendants; shared pages count for each."""
     total, parent = 0, psutil.Process(pid)
     for process in (parent, *parent.children(recursive=True)):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -30,14 +30,14 @@ class ResidentMemory:
         self._bytes: list[int] = []
 
     async def sample_until(self, deadline: float) -> None:
-        """Look every other second until `time.monotonic()` says `deadline`."""
+        """Sample every SAMPLE_EVERY_S seconds until `time.monotonic()` reaches `deadline`."""
         while time.monotonic() < deadline:
             self._seconds.append(time.monotonic())
             self._bytes.append(await asyncio.to_thread(resident_bytes, self._pid))
             await asyncio.sleep(SAMPLE_EVERY_S)
 
     def slope_mib_per_minute(self, warm_up_s: float) -> float:
-        """Least-squares growth after the first `warm_up_s` seconds; 0 of fewer than 3 samples."""
+        """Least-squares growth after the first `warm_up_s` seconds; 0 if fewer than 3 samples."""
         seconds = np.array(self._seconds) - self._seconds[0]
         late = seconds >= warm_up_s
         if late.sum() < 3:

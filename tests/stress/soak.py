@@ -1,6 +1,6 @@
 """Differential soak: two servers under the same load, one of them speculating.
 
-32 clients stream random requests from both, leave some of them, and compare all that they receive.
+32 clients stream random requests from both, abort some of them, and compare all that they receive.
 
 python -m tests.stress.soak --minutes 30 --output build/soak.json
 """
@@ -37,12 +37,12 @@ from tests.stress.resident import ResidentMemory
 NUM_CLIENTS = 32
 K = 4
 PLAIN, SELF = "plain", "self:4"
-SETTLES_S = 120
+SETTLE_LIMIT_S = 120
 MAX_FAULTS = 100
-"""A server that has ended refuses everybody: no need to see half an hour of that."""
+"""Stop early: a dead server would refuse every request for the rest of the run."""
 MIN_MINUTES_OF_SLOPE = 5
 MAX_SLOPE_MIB_PER_MINUTE = 1.0
-"""Beyond the plain server's own."""
+"""Limit, in addition to the plain server's own growth."""
 
 FLAGS = (
     *("--max-num-seqs", str(NUM_CLIENTS)),
@@ -59,7 +59,7 @@ SPECULATION = (
 
 @dataclass
 class Report:
-    """What a soak saw. It passed where `faults` is empty."""
+    """Results of a soak, which passed if `faults` is empty."""
 
     minutes: float
     seed: int
@@ -69,13 +69,13 @@ class Report:
     num_ties: int = 0
     features: Counter[str] = field(default_factory=Counter)
     counted: dict[str, dict[str, float]] = field(default_factory=dict)
-    """What each server's counters rose by."""
+    """Increase of each server's counters."""
     slope_mib_per_minute: dict[str, float] = field(default_factory=dict)
     resident_mib: dict[str, float] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The report as text."""
         ours, plain = self.counted[SELF], self.counted[PLAIN]
         return [
             f"{self.minutes:g} minutes, {NUM_CLIENTS} clients, seed {self.seed}",
@@ -104,8 +104,8 @@ class Side:
     def __init__(self, name: str, server: Server, num_speculative_tokens: int) -> None:
         self.name, self.server = name, server
         self.num_speculative_tokens = num_speculative_tokens
-        # A connection for each request: uvicorn closes one that was idle for 5 s, on a busy machine
-        # also where the next request is there already but not read yet, and would be lost.
+        # One connection per request: uvicorn closes a connection after 5 s idle. On a busy machine
+        # it may lose the next request that way, which has arrived but is not read yet.
         limits = httpx.Limits(max_keepalive_connections=0)
         self.client = openai.AsyncOpenAI(
             base_url=server.base_url,
@@ -123,7 +123,7 @@ class Side:
         return answer
 
     async def complete(self, request: dict):
-        """One choice, not streamed; it counts as delivered."""
+        """Request one choice without streaming; it counts as delivered."""
         answer = await self.client.completions.create(model=self.server.model, **request)
         self.delivered.num_tokens += answer.usage.completion_tokens
         self.delivered.num_prompt_tokens += answer.usage.prompt_tokens
@@ -132,12 +132,14 @@ class Side:
         return answer.choices[0]
 
     def counted(self) -> Counter:
-        """What the counters rose by, once nothing runs any more."""
-        deadline = time.monotonic() + SETTLES_S
+        """Increase of the counters, once no request is running."""
+        deadline = time.monotonic() + SETTLE_LIMIT_S
         running = [("vllm:num_requests_running",), ("vllm:num_requests_waiting",)]
         while any((now := self.server.metrics())[name] for name in running):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{self.name} still has requests {SETTLES_S} s after the last")
+                raise TimeoutError(
+                    f"{self.name} still has requests {SETTLE_LIMIT_S} s after the last"
+                )
             time.sleep(0.5)
         return Counter({name: value - self._before.get(name, 0) for name, value in now.items()})
 
@@ -167,13 +169,13 @@ class Soak:
             )
             self._count(job, answers)
             errors = [
-                f"{side.name}: {error!r} of {error.__cause__!r}: {job}"
+                f"{side.name}: {error!r} from {error.__cause__!r}: {job}"
                 for side, error in zip(self.sides, answers, strict=True)
                 if isinstance(error, BaseException)
             ]
             self.report.faults += errors
             if len(self.report.faults) >= MAX_FAULTS:
-                raise RuntimeError("\n".join(["given up:", *self.report.faults]))
+                raise RuntimeError("\n".join(["too many faults:", *self.report.faults]))
             if not errors:
                 await self._compare(job, *answers)
 
@@ -195,7 +197,7 @@ class Soak:
 
 
 def conclude(soak: Soak) -> None:
-    """Read what the servers counted and hold, and write it and its faults into the report."""
+    """Write the servers' counters, memory and faults into the report."""
     report, warm_up_s = soak.report, 20 * soak.report.minutes  # a third of the time
     for side in soak.sides:
         counted = side.counted()
@@ -228,7 +230,7 @@ def both_servers(model: str, settings: dict) -> Iterator[tuple[Side, Side]]:
 
 
 def soak(model: str, minutes: float, seed: int, settings: dict = FIXED) -> Report:
-    """Run one with the `layerskip` settings; `report.faults` says whether it passed."""
+    """Run a soak with these `layerskip` settings; it passed if `report.faults` is empty."""
     report = Report(minutes, seed)
     with both_servers(model, settings) as sides:
         running = Soak(sides, report)
@@ -245,8 +247,8 @@ def main() -> None:
         "--settings",
         type=json.loads,
         default=FIXED,
-        help="JSON of `layerskip` settings: {} are a server's own, by which a model that predicts "
-        "as badly as this one is mostly decoded plainly (default: %(default)s)",
+        help="JSON of `layerskip` settings; {} are a server's defaults, with which this badly "
+        "predicting model mostly decodes plainly (default: %(default)s)",
     )
     parser.add_argument("--output", type=Path, help="JSON file for the report")
     args = parser.parse_args()

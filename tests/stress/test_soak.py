@@ -1,4 +1,4 @@
-"""One minute of the differential soak; `make soak MINUTES=30` is the real one."""
+"""One minute of the differential soak; `make soak MINUTES=30` runs the full one."""
 
 import random
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_a_minute_under_load_shows_no_difference_and_no_error(random_llama):
     report = soak(random_llama(num_layers=6, late_scale=0.3), minutes=1, seed=1)
     print("\n".join(report.lines()))
     assert report.faults == []
-    # A tie is a step at which float32 leaves vLLM no choice; of many it would be something else.
+    # Ties are rare float32 coincidences; many would point to a fault.
     assert report.num_ties <= report.num_compared_tokens / 10_000
     assert report.num_aborts > 0
     ours = report.counted[SELF]
@@ -128,12 +128,12 @@ def test_counters_of_drafts_must_agree(wrong):
     assert (found == []) == (wrong == {})
 
 
-def test_an_aborted_request_asks_for_the_same():
+def test_aborting_does_not_change_the_request():
     assert replace(JOB, abort_after=2).request() == JOB.request()
 
 
 @pytest.mark.parametrize(
-    ("token_ids", "chances", "tie"),
+    ("token_ids", "logprobs", "tie"),
     [
         ([1, 2, 8], {"token_id:8": -0.5, "token_id:9": -0.50005}, True),
         ([1, 2, 8], {"token_id:8": -0.5, "token_id:9": -0.51}, False),
@@ -141,14 +141,14 @@ def test_an_aborted_request_asks_for_the_same():
         ([1, 3, 8], {"token_id:8": -0.5, "token_id:9": -0.5}, False),
     ],
 )
-def test_a_tie_is_told_by_the_plain_servers_own_chances(token_ids, chances, tie):
+def test_a_tie_is_decided_by_the_plain_servers_logprobs(token_ids, logprobs, tie):
     choice = SimpleNamespace(
-        token_ids=token_ids, logprobs=SimpleNamespace(top_logprobs=[{}, {}, chances])
+        token_ids=token_ids, logprobs=SimpleNamespace(top_logprobs=[{}, {}, logprobs])
     )
     assert is_tie(choice, [1, 2], Difference("token", 0, 2, 8, 9)) == tie
 
 
-def test_a_tie_is_asked_for_with_the_same_features():
+def test_a_tie_request_keeps_the_features():
     job = replace(JOB, options={"n": 2, "stop": ["x"]}, extra_body={"min_tokens": 5})
     request = tie_request(job, [1, 2])
     assert (request["max_tokens"], request["n"], request["stop"]) == (3, 1, ["x"])
@@ -165,4 +165,4 @@ def test_random_jobs_have_all_features_and_fit_the_servers():
     aborted = sum(job.abort_after is not None for job in jobs) / len(jobs)
     assert aborted == pytest.approx(ABORTED, abs=0.05)
     features = {name for job in jobs for name in job.features}
-    assert len(features) > len(FEATURES)  # the end of text is one beside them
+    assert len(features) > len(FEATURES)  # `ignore_eos` is not in FEATURES

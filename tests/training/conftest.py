@@ -1,4 +1,4 @@
-"""A folder with data to train on, for the tests of one file."""
+"""A folder with training data for the tests of one file."""
 
 import pytest
 

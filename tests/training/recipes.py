@@ -1,4 +1,4 @@
-"""Recipes of seconds: a tiny Llama from scratch on a few hundred lines of text."""
+"""Recipes that take seconds: a tiny Llama from scratch on a few hundred lines of text."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from tests.models import byte_tokenizer
 
 
 def write_data(directory: Path) -> None:
-    """Write the tokenizer and 200 documents of text with some order in it."""
+    """Write the tokenizer and 200 documents of regular text."""
     byte_tokenizer().save_pretrained(directory / "tokenizer")
     documents = [f"{n} times {n + 1} is {n * (n + 1)}\n" * 3 for n in range(200)]
     lines = "".join(json.dumps({"text": text}) + "\n" for text in documents)
@@ -22,7 +22,7 @@ def write_data(directory: Path) -> None:
 
 
 def write_recipe(directory: Path, name: str = "run", **trainer: object) -> Path:
-    """Write a recipe; `layerskip` and `data` among the keywords are laid over those sections."""
+    """Write a recipe; the keywords `layerskip` and `data` update those sections."""
     layerskip, data = trainer.pop("layerskip", {}), trainer.pop("data", {})
     recipe = {
         "model": {
@@ -59,13 +59,13 @@ def write_recipe(directory: Path, name: str = "run", **trainer: object) -> Path:
 
 
 def run(recipe: Path, resume: bool = False) -> list[dict[str, float]]:
-    """Train in this process; returns what was logged."""
+    """Train in this process; returns the log."""
     train(load_recipe(recipe), resume)
     return history(recipe)
 
 
 def run_command(recipe: Path, *command: str) -> list[dict[str, float]]:
-    """Train in processes of their own; returns what was logged."""
+    """Train in separate processes; returns the log."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*command, str(recipe)], env=environment, capture_output=True, text=True, check=False
@@ -75,7 +75,7 @@ def run_command(recipe: Path, *command: str) -> list[dict[str, float]]:
 
 
 def history(recipe: Path) -> list[dict[str, float]]:
-    """The Trainer's log of a finished run, a report each, without its timings."""
+    """The reports in the Trainer's log of a finished run, without timings."""
     output = Path(yaml.safe_load(recipe.read_text())["trainer"]["output_dir"])
     reports = json.loads((output / "trainer_state.json").read_text())["log_history"]
     return [

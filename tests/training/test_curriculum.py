@@ -1,4 +1,4 @@
-"""Which exits are on, and their weights, against tables worked out by hand."""
+"""Active exits and their weights against hand-computed tables."""
 
 import pytest
 
@@ -47,5 +47,5 @@ def test_scales_of_the_paper():
     ],
     ids=["one exit", "three exits", "layer 0 weighs nothing", "e_scale 0", "only layer 0 on"],
 )
-def test_weights_of_the_exits_that_are_on_add_up_to_1(curriculum, e_scale, weights):
+def test_weights_of_active_exits_add_up_to_1(curriculum, e_scale, weights):
     assert exit_weights(curriculum, 0, 9, num_layers=5, e_scale=e_scale) == pytest.approx(weights)

@@ -1,4 +1,4 @@
-"""Packing, and every place documents come from."""
+"""Packing, and every source of documents."""
 
 import json
 
@@ -23,7 +23,7 @@ def test_rows_by_hand():
     }
 
 
-def test_a_document_goes_on_in_the_next_row_from_position_0():
+def test_a_document_continues_in_the_next_row_from_position_0():
     rows = pack([[1, 2], [3, 4, 5, 6]], sequence_length=4, eos_token_id=9)
     assert rows["input_ids"] == [[1, 2, 9, 3], [4, 5, 6, 9]]
     assert rows["position_ids"] == [[0, 1, 2, 0], [0, 1, 2, 3]]
@@ -56,7 +56,7 @@ TEXTS = ["first document, é", "second"]
 
 @pytest.fixture
 def sources(tmp_path):
-    """The same two documents in every form."""
+    """The same two documents in every format."""
     for index, text in enumerate(TEXTS):
         (tmp_path / f"{index}.txt").write_text(text)
     lines = "".join(json.dumps({"body": text, "id": 1}) + "\n" for text in TEXTS)
@@ -94,13 +94,13 @@ def test_documents_of_every_form_become_the_same_rows(sources, form, streaming):
         ({"dataset": "nowhere/at-all"}, "dataset='nowhere/at-all' cannot be loaded"),
     ],
 )
-def test_what_is_not_there_is_named(source, message):
+def test_missing_data_is_named(source, message):
     train = DataSource(**source)
     with pytest.raises(ValueError, match=message):
         load_rows(train, DataSection(train=train), byte_tokenizer())
 
 
-def test_a_missing_column_is_named_with_those_that_are_there(sources):
+def test_a_missing_column_is_named_with_the_existing_ones(sources):
     train = sources["JSON Lines"].model_copy(update={"text_column": "text"})
     with pytest.raises(
         ValueError, match=r"text_column='text' is not in the data; it has: body, id"

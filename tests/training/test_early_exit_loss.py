@@ -1,4 +1,4 @@
-"""The training forward against its definition, written out with every logit in memory."""
+"""The training forward against its definition, computed with every logit in memory."""
 
 import subprocess
 import sys
@@ -66,7 +66,7 @@ def by_definition(model, batch, exit_weights):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_loss_and_gradients_are_those_of_the_definition(batch, tied):
+def test_loss_and_gradients_equal_the_definition(batch, tied):
     exit_weights = {2: 0.25, 3: 0.15, NUM_LAYERS: 0.6}
     plain, ours = (tiny_llama(tie_word_embeddings=tied) for _ in range(2))
     expected, expected_losses, _ = by_definition(plain, batch, exit_weights)
@@ -84,7 +84,7 @@ def test_loss_and_gradients_are_those_of_the_definition(batch, tied):
 
 
 @pytest.mark.parametrize("family", [MistralConfig, Qwen2Config, Qwen3Config])
-def test_families_of_the_llama_kind_train_alike(batch, family):
+def test_llama_like_families_train_alike(batch, family):
     exit_weights = {2: 0.4, NUM_LAYERS: 0.6}
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(
@@ -119,7 +119,7 @@ def test_agreement_counts_top_1_predictions_equal_to_the_last_layers(batch):
     assert 0 < expected[0] < expected[1]
 
 
-def test_a_row_predicts_the_same_whatever_document_stands_before_it(batch):
+def test_predictions_ignore_the_document_before_in_the_row(batch):
     model = tiny_llama()
     prepare_for_layerskip(model)
     weights = {2: 0.5, NUM_LAYERS: 0.5}
@@ -133,7 +133,7 @@ def test_a_row_predicts_the_same_whatever_document_stands_before_it(batch):
     assert model(**batch, exit_weights=weights)["loss"] != other
 
 
-def test_dropped_rows_are_those_of_a_model_without_these_layers(batch):
+def test_dropped_rows_equal_a_model_without_these_layers(batch):
     model = tiny_llama()
     prepare_for_layerskip(model)
     kept_rows = [[0, 1, 2]] * 2 + [[]] + [[0, 1, 2]] * 2
@@ -157,7 +157,7 @@ def test_gradient_checkpointing_changes_nothing(batch):
         torch.testing.assert_close(one.grad, other.grad)
 
 
-def test_a_model_of_another_kind_is_named():
+def test_an_unsupported_model_is_named():
     model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=8))
     with pytest.raises(ValueError, match="GPT2LMHeadModel is not built like Llama"):
         prepare_for_layerskip(model)
@@ -188,7 +188,7 @@ print(memory("VmHWM") - before)
 
 
 def peak_kib(num_exits: int) -> int:
-    """Peak memory of training steps in a process of their own, above what it had before, in KiB."""
+    """Peak memory in KiB that training steps add, measured in a separate process."""
     weights = dict.fromkeys(range(10 - num_exits, 10), 1 / num_exits)
     code = PEAK.replace("{weights}", repr(weights))
     return int(subprocess.check_output([sys.executable, "-c", code], text=True))

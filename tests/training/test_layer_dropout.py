@@ -1,4 +1,4 @@
-"""Layer dropout: how often, for whom, and what is computed."""
+"""Layer dropout: rates, dropped rows, and what is computed."""
 
 import math
 
@@ -42,7 +42,7 @@ def test_layers_and_steps_and_samples_are_dropped_independently():
     assert both == pytest.approx(0.01, abs=0.02)
 
 
-def test_a_sample_is_dropped_alike_however_the_global_batch_is_cut():
+def test_dropout_does_not_depend_on_how_the_global_batch_is_split():
     dropout = LayerDropout(num_layers=4, p_max=0.5, seed=7)
     whole = dropout.kept_rows(5, 10, first_row=0, num_rows=8)
     parts = [dropout.kept_rows(5, 10, first_row=first, num_rows=2) for first in (0, 2, 4, 6)]
@@ -59,7 +59,7 @@ def test_the_seed_decides():
 
 
 class Recorder(nn.Module):
-    """Adds one; remembers what it was given."""
+    """Adds one and records its inputs."""
 
     def __init__(self):
         super().__init__()
@@ -97,7 +97,7 @@ def test_masks_and_positions_follow_their_rows():
 
 
 @pytest.mark.parametrize("num_rows", [1, 3])
-def test_a_layer_that_nobody_keeps_computes_nothing_and_learns_nothing(num_rows):
+def test_a_layer_that_every_row_drops_computes_and_learns_nothing(num_rows):
     layer = nn.Linear(4, 4)
     install_layer_dropout(nn.ModuleList([layer]))
     hidden_states = torch.randn(num_rows, 2, 4, requires_grad=True)

@@ -1,4 +1,4 @@
-"""Two CPU processes, by torchrun and by Ray Train, against one process on the same global batch."""
+"""Two CPU processes, by torchrun and Ray Train, against one process with the same global batch."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ FSDP = {"fsdp": True, "fsdp_config": {"transformer_layer_cls_to_wrap": "LlamaDec
 
 @pytest.fixture(scope="module")
 def single(directory):
-    """One process, four samples a step, half of which skip the last layer."""
+    """One process with four samples per step; half of them skip the last layer."""
     return run(write_recipe(directory, "single"))
 
 
@@ -47,15 +47,15 @@ def run_on_ray(recipe: Path, num_workers: int) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_more_workers_than_the_cluster_has_room_for_are_refused(directory):
+def test_too_many_workers_are_refused(directory):
     done = run_on_ray(write_recipe(directory, "too many"), 1000)
     assert done.returncode == 2
     assert "--ray-workers 1000 must be in [1, " in done.stderr
 
 
-def test_a_refusal_of_a_ray_worker_is_one_sentence(directory):
+def test_a_ray_workers_error_is_one_sentence(directory):
     recipe = write_recipe(directory, "bad exit", layerskip={"rotation": 9})
     done = run_on_ray(recipe, 1)
     assert done.returncode == 2
-    # Lines of the workers' own logs may still come after it.
+    # Lines of the workers' logs may follow it.
     assert "\nlayerskip-vllm train: layerskip.rotation=9 must be in [1, 3]" in done.stderr

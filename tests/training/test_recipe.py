@@ -1,4 +1,4 @@
-"""What a recipe may say, and what is said of a bad one."""
+"""Valid recipes, and the errors of bad ones."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ GOOD = {
 
 
 def write(tmp_path, **changes):
-    """Write the good recipe with some keys changed: `section__key=value`, None to leave it out."""
+    """Write the good recipe with some keys changed: `section__key=value`, None removes a key."""
     recipe = yaml.safe_load(yaml.safe_dump(GOOD))
     for name, value in changes.items():
         *path, key = name.split("__")
@@ -77,7 +77,7 @@ def write(tmp_path, **changes):
         ({"preset": "llama9"}, "preset='llama9' must be one of code-finetune, continual-13b"),
     ],
 )
-def test_a_bad_value_is_named_with_its_key_and_what_would_do(tmp_path, capsys, changes, message):
+def test_a_bad_value_is_named_with_its_key_and_the_valid_ones(tmp_path, capsys, changes, message):
     assert main(["train", str(write(tmp_path, **changes))]) == 2
     assert message in capsys.readouterr().err
 
@@ -89,7 +89,7 @@ def test_all_faults_are_named_at_once(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "model: [unclosed"])
-def test_a_recipe_that_is_no_mapping_is_refused(tmp_path, text):
+def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"recipe.yaml (is not YAML|must hold a mapping)"):
@@ -161,13 +161,13 @@ def test_the_recipes_own_values_win_over_the_presets(tmp_path):
         ),
     ],
 )
-def test_an_exit_that_the_model_does_not_have_is_refused(tmp_path, layerskip, message):
+def test_an_exit_out_of_range_is_refused(tmp_path, layerskip, message):
     write_data(tmp_path)
     with pytest.raises(ValueError, match=message):
         train(load_recipe(write_recipe(tmp_path, layerskip=layerskip)))
 
 
-def test_a_key_that_is_not_the_models_is_refused(tmp_path):
+def test_an_unknown_model_key_is_refused(tmp_path):
     write_data(tmp_path)
     path = write_recipe(tmp_path)
     path.write_text(path.read_text().replace("num_hidden_layers", "num_layers"))
@@ -178,5 +178,5 @@ def test_a_key_that_is_not_the_models_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
-def test_the_recipes_of_the_examples_are_good(path):
+def test_example_recipes_are_valid(path):
     load_recipe(path)

@@ -1,4 +1,4 @@
-"""Whole runs on a tiny model: what they equal, what they report, how they go on."""
+"""Whole runs on a tiny model: equivalences, reports and resuming."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ START_LIMIT_S = 300
 
 @pytest.fixture(scope="module")
 def reference(directory):
-    """The run that others are compared with: its recipe and its log."""
+    """Recipe and log of the run that others are compared with."""
     recipe = write_recipe(directory, "reference")
     return recipe, run(recipe)
 
@@ -42,8 +42,8 @@ def plain_trainer(recipe_path) -> Trainer:
     return Trainer(model, args, train_dataset=rows, data_collator=default_data_collator)
 
 
-def test_without_dropout_and_exits_it_is_the_plain_trainer(directory):
-    # Plain gradient descent: Adam turns the last bit of a small gradient into a visible step.
+def test_without_dropout_and_exits_training_equals_the_plain_trainers(directory):
+    # Plain gradient descent, since Adam amplifies the last bit of a small gradient.
     arguments = {
         "layerskip": {"p_max": 0.0, "e_scale": 0.0},
         "gradient_accumulation_steps": 2,
@@ -89,14 +89,14 @@ def test_gradient_checkpointing_is_the_same_run(directory, reference):
     assert curve(run(recipe)) == pytest.approx(curve(reference[1]), abs=1e-4)
 
 
-def test_bfloat16_follows_float32_and_saves_the_dtype_asked_for(directory, reference):
+def test_bfloat16_follows_float32_and_saves_the_requested_dtype(directory, reference):
     recipe = write_recipe(directory, "bf16", bf16=True)
     recipe.write_text(recipe.read_text().replace("model:", "model:\n  save_dtype: bfloat16"))
     assert curve(run(recipe)) == pytest.approx(curve(reference[1]), rel=0.02)
     assert {tensor.dtype for tensor in weights(recipe).values()} == {torch.bfloat16}
 
 
-def test_exits_are_reported_as_they_are_trained_and_evaluated(directory):
+def test_trained_and_evaluated_exits_are_reported(directory):
     recipe = write_recipe(
         directory,
         "reports",
@@ -105,7 +105,7 @@ def test_exits_are_reported_as_they_are_trained_and_evaluated(directory):
     )
     reports = run(recipe)
     trained = [{key for key in report if key.startswith("loss_exit")} for report in reports[:4]]
-    # Rotation 2 over the layers 0, 1, 2: layer 0 weighs nothing, and is not trained.
+    # Rotation 2 over layers 0, 1, 2: layer 0 has weight 0 and is not trained.
     assert trained == [{"loss_exit_3", "loss_exit_4"}, {"loss_exit_2", "loss_exit_4"}] * 2
     assert all(f"agreement_exit_{exit_}" in reports[0] for exit_ in (1, 2, 3))
     evaluation = next(report for report in reports if "eval_loss" in report)
@@ -132,7 +132,7 @@ def agreement(model, recipe_path) -> float:
     return same[:, :-1][is_target].float().mean().item()
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory):
+def test_a_killed_run_resumes_with_the_same_results(directory):
     arguments = {"max_steps": 40, "save_strategy": "steps", "save_steps": 3}
     uninterrupted = run(write_recipe(directory, "uninterrupted", **arguments))
     recipe = write_recipe(directory, "killed", **arguments)
@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(directory):
     )
     deadline = time.monotonic() + START_LIMIT_S
     while not (directory / "killed" / "checkpoint-3" / "trainer_state.json").exists():
-        assert process.poll() is None, "it ended by itself"
+        assert process.poll() is None, "training ended before it was killed"
         assert time.monotonic() < deadline, "no checkpoint"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)

@@ -29,7 +29,7 @@ def speculate(target, drafter, num_tokens, max_tokens, num_speculative_tokens):
 
 
 @given(st.data(), st.integers(1, 40), st.integers(0, 9), st.integers(1, 9))
-def test_counts_are_those_of_speculation_token_by_token(
+def test_counts_equal_token_by_token_speculation(
     data, num_tokens, num_left, num_speculative_tokens
 ):
     max_tokens = num_tokens + num_left
@@ -51,7 +51,7 @@ def test_agreements_past_the_last_cycle_change_nothing(agreements, num_tokens, k
 
 @given(st.lists(st.booleans(), min_size=60, max_size=60), st.integers(1, 30), st.integers(1, 8))
 def test_no_draft_exceeds_max_tokens(agreements, max_tokens, k):
-    """Prefill emits one token, each cycle a token of its own: the rest may be drafts."""
+    """Prefill and each cycle emit one token; the others may be drafts."""
     counts = replay(agreements, max_tokens, max_tokens, k)
     assert counts.num_accepted + counts.num_drafts <= max(max_tokens - 1, 0)
 

@@ -1,4 +1,4 @@
-"""Rows are mapped to adapters for a part of a step, and back for the rest of it."""
+"""Rows get other adapters for a part of a step, and the step's own for the rest."""
 
 from types import SimpleNamespace
 
@@ -10,13 +10,13 @@ from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
 
 STEP = ((7, 7, 9), (7, 7, 7, 9, 0))
-"""Adapters of a step's logits and of its tokens."""
+"""Adapters of a step's logits and tokens."""
 
 ADAPTER = LoRARequest("an adapter", 7, "nowhere")
 
 
 class Host:
-    """As much of vLLM's runner as takes part."""
+    """The parts of vLLM's runner that take part."""
 
     def __init__(self, lora_config: object):
         self.lora_config = lora_config
@@ -38,7 +38,7 @@ def runner():
     return runner
 
 
-def test_rows_get_their_requests_adapters_and_then_the_step_gets_its_own(runner):
+def test_rows_get_their_requests_adapters_and_the_steps_are_restored(runner):
     with runner.adapters_of(np.array([1, 2, 0, 0])):
         assert runner.calls[1:] == [((9, 0, 7, 7), (9, 0, 7, 7), set())]
     assert runner.calls == [
@@ -48,7 +48,7 @@ def test_rows_get_their_requests_adapters_and_then_the_step_gets_its_own(runner)
     ]
 
 
-def test_a_forward_that_fails_leaves_the_steps_mapping(runner):
+def test_a_failed_forward_restores_the_steps_adapters(runner):
     with pytest.raises(RuntimeError), runner.adapters_of(np.array([1])):
         raise RuntimeError
     assert runner.calls[-1] == (*STEP, set())
@@ -64,6 +64,6 @@ def test_without_lora_nothing_is_mapped():
 @pytest.mark.parametrize(
     ("rows", "filled_up"), [([3, 1], [3, 1, 1, 1]), ([2, 0, 1, 3, 0], [2, 0, 1, 3, 0])]
 )
-def test_idle_rows_begin_no_new_run_of_one_adapter(rows, filled_up):
+def test_idle_rows_repeat_the_last_rows_adapter(rows, filled_up):
     drafter = SimpleNamespace(min_rows=4, adapters_of=lambda rows: rows.tolist())
     assert LayerSkipProposer._adapters_of(drafter, np.array(rows)) == filled_up

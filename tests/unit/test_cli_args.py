@@ -1,4 +1,4 @@
-"""`--early-exit` ends up in `--additional-config`, in whatever order the two are said."""
+"""`--early-exit` ends up in `--additional-config`, in either order."""
 
 import json
 
@@ -54,7 +54,7 @@ def test_early_exit_is_an_additional_option(flags, expected):
     ],
     ids=["from the file", "command line over file"],
 )
-def test_a_config_file_may_say_it(tmp_path, flags, expected):
+def test_a_config_file_may_set_early_exit(tmp_path, flags, expected):
     file = tmp_path / "engine.yaml"
     file.write_text("early-exit: 4\nadditional-config:\n  a: 1\n")
     assert additional_config("--config", str(file), *flags) == expected
@@ -78,7 +78,7 @@ def test_a_config_file_may_say_it(tmp_path, flags, expected):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_cannot_be_is_an_error_of_the_command_line(capsys, flags, message):
+def test_invalid_values_are_command_line_errors(capsys, flags, message):
     with pytest.raises(SystemExit):
         additional_config(*flags)
     assert message in capsys.readouterr().err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""`self:E`, early exit, their ranges and the options' names."""
+"""`self:E`, early exit, their ranges and the option names."""
 
 import subprocess
 import sys
@@ -51,13 +51,13 @@ def test_an_early_exit_out_of_range_is_named_with_the_range(early_exit):
 
 
 @pytest.mark.parametrize("early_exit", [True, "8", 8.0, None, [8]])
-def test_an_early_exit_that_is_no_whole_number_is_named(early_exit):
+def test_an_early_exit_that_is_not_a_whole_number_is_named(early_exit):
     with pytest.raises(ValueError, match="must be a whole number, for example 8") as error:
         check_early_exit(early_exit, 32)
     assert f"early_exit={early_exit!r} " in str(error.value)
 
 
-def test_break_even_is_where_the_cost_model_says_it_is():
+def test_break_even_follows_the_cost_model():
     config = LayerSkipConfig(exit_layer=6, num_layers=24)
     for num_drafts in (1, 4, 9):
         cost = (num_drafts * config.exit_layer + config.num_layers) / config.num_layers

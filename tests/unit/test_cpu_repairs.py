@@ -1,4 +1,4 @@
-"""The repairs of vLLM's sampler and of its LoRA functions on CPU."""
+"""The repairs of vLLM's sampler and LoRA functions on CPU."""
 
 import torch
 from hypothesis import given
@@ -27,7 +27,7 @@ def test_each_draft_token_gets_its_requests_parameter(requests, dtype):
     assert actual.tolist() == expected
 
 
-def test_a_row_without_an_adapter_is_left_alone_and_the_others_are_vllms():
+def test_only_rows_with_an_adapter_change():
     torch.manual_seed(0)
     buffers, adapters = torch.randn(4, 2), torch.randn(3, 1, 5, 2)
     before, indices = torch.randn(4, 5), torch.tensor([2, -1, 0, -1])

@@ -1,4 +1,4 @@
-"""The demo's table where the screen is narrow."""
+"""The demo's table on a narrow screen."""
 
 import io
 

@@ -18,11 +18,11 @@ def batch_of(start_positions, num_drafts) -> DraftBatch:
 
 @st.composite
 def outcomes(draw):
-    """Per request: computed tokens, verified drafts, accepted drafts, and how many may follow."""
+    """Per request: computed and scheduled tokens, verified and accepted drafts, draft limit."""
     reqs = []
     for _ in range(draw(st.integers(1, 6))):
         computed, max_drafts = draw(st.integers(0, 60)), draw(st.integers(-1, WIDTH))
-        if draw(st.booleans()):  # a prompt, or a part of one
+        if draw(st.booleans()):  # a prompt or a chunk of one
             reqs.append((computed, draw(st.integers(1, 20)), 0, 0, max_drafts))
         else:
             verified = draw(st.integers(0, WIDTH))
@@ -32,7 +32,7 @@ def outcomes(draw):
 
 
 @given(outcomes(), st.data())
-def test_a_batch_is_what_a_loop_over_the_requests_finds(reqs, data):
+def test_a_batch_equals_a_loop_over_the_requests(reqs, data):
     sampled = np.full((len(reqs), WIDTH + 1), -1)
     for row, (_, _, _, accepted, _) in enumerate(reqs):
         sampled[row, : accepted + 1] = 100 * row + np.arange(accepted + 1)
@@ -42,7 +42,7 @@ def test_a_batch_is_what_a_loop_over_the_requests_finds(reqs, data):
     expected = []
     for row, (c, s, v, a, most) in enumerate(reqs):
         position = c + s - (v - a)  # rejected drafts are not computed tokens
-        # A draft at the last but one position is the last that another token can follow.
+        # The last position must stay free for the token after the drafts.
         num_drafts = min(most, max_num_tokens[row] - 2 - position)
         if num_drafts >= 0:
             expected.append((row, position, 100 * row + a, num_drafts))
@@ -65,7 +65,7 @@ def test_a_batch_is_what_a_loop_over_the_requests_finds(reqs, data):
     assert batch.req_ids == [f"r{entry[0]}" for entry in expected]
 
 
-def test_a_request_that_sampled_nothing_is_no_part_of_it():
+def test_a_request_that_sampled_nothing_is_left_out():
     batch = DraftBatch.from_step(
         ["prompt", "decode"],
         max_drafts=np.array([WIDTH, 2]),
@@ -79,7 +79,7 @@ def test_a_request_that_sampled_nothing_is_no_part_of_it():
     assert batch.next_token_ids.tolist() == [7]
 
 
-def test_drafts_are_each_requests_own():
+def test_each_request_gets_its_own_drafts():
     batch = batch_of([5, 9, 3], [2, 1, 0])
     batch.token_ids = np.array([[11, 12], [21, 0]])
     assert batch.drafts() == [[11, 12], [21]]
@@ -91,7 +91,7 @@ def test_drafts_are_each_requests_own():
     st.booleans(),
     st.data(),
 )
-def test_steps_are_laid_out_as_by_a_loop_over_steps_and_requests(reqs, num_idle, with_last, data):
+def test_step_layout_equals_a_loop_over_steps_and_requests(reqs, num_idle, with_last, data):
     reqs = sorted(reqs, key=lambda req: -req[1])
     if reqs[0][1] == 0:
         return
@@ -139,11 +139,11 @@ def test_t_and_every_draft_resume():
     assert entries(["r0", "r1"], [10, 20], [4, 2]) == expected
 
 
-def test_requests_come_back_in_another_order_and_with_fewer_drafts():
+def test_requests_may_return_reordered_with_fewer_drafts():
     assert entries(["r1", "r0"], [20, 10], [1, 3]) == [[1, 0], [0, 0], [0, 1], [0, 2]]
 
 
-def test_a_request_that_is_not_scheduled_is_not_missed():
+def test_an_unscheduled_request_needs_no_entries():
     assert entries(["r1"], [20], [2]) == [[1, 0], [1, 1]]
 
 

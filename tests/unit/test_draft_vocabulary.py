@@ -1,4 +1,4 @@
-"""The draft's vocabulary is dealt out to the tensor-parallel ranks."""
+"""The draft vocabulary is distributed over the tensor-parallel ranks."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from layerskip_vllm.spec_decode.draft_vocabulary import deal, draft_token_ids
 
 
 @given(st.sets(st.integers(0, 400), min_size=1), st.integers(1, 8))
-def test_ranks_hold_as_many_rows_each_and_gather_them_in_order(token_ids, tp_size):
+def test_ranks_hold_equally_many_rows_and_gather_them_in_order(token_ids, tp_size):
     dealt = deal(np.array(sorted(token_ids)), tp_size)
     assert dealt.shape == (tp_size, -(-len(token_ids) // tp_size))
     gathered = dealt.flatten()

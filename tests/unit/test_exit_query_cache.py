@@ -1,4 +1,4 @@
-"""States come back as they were stored, and once."""
+"""States come back as stored, and only once."""
 
 import numpy as np
 import torch

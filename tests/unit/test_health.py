@@ -22,7 +22,7 @@ def warnings(caplog, monkeypatch):
     return caplog
 
 
-def test_one_warning_names_the_rate_and_the_way_out(monitor, warnings):
+def test_one_warning_names_the_rate_and_the_remedy(monitor, warnings):
     for _ in range(3000):
         monitor.observe(num_drafted=4, num_accepted=0)
     (record,) = warnings.records
@@ -34,19 +34,19 @@ def test_one_warning_names_the_rate_and_the_way_out(monitor, warnings):
     assert "checkpoint trained for early exit" in message
 
 
-def test_where_k_adapts_little_is_lost_either(warnings):
+def test_with_adaptive_k_the_warning_says_little_is_drafted(warnings):
     AcceptanceMonitor(LayerSkipConfig(exit_layer=6, num_layers=24)).observe(1000, 0)
     assert "little is drafted, and little gained" in warnings.text
 
 
-def test_nothing_is_said_before_1000_drafts(monitor, warnings):
+def test_no_warning_before_1000_drafts(monitor, warnings):
     monitor.observe(num_drafted=999, num_accepted=0)
     assert not warnings.records
     monitor.observe(num_drafted=1, num_accepted=0)
     assert len(warnings.records) == 1
 
 
-def test_nothing_is_said_where_drafts_pay(monitor, warnings):
+def test_no_warning_when_drafts_pay(monitor, warnings):
     monitor.observe(num_drafted=1000, num_accepted=int(1000 * BREAK_EVEN))
     assert not warnings.records
     assert monitor.acceptance_rate == BREAK_EVEN

@@ -1,10 +1,10 @@
-"""vLLM still has the internals that the plugin uses: `tests/unit/contract/`."""
+"""vLLM still has the internals that the plugin uses, as listed in `tests/unit/contract/`."""
 
 import pytest
 
+from tests.unit.contract.areas import CONTRACT
 from tests.unit.contract.configuration import ENGINE_ARGS, SPECULATIVE
 from tests.unit.contract.expectations import Admits, Calls, Has, InOrder, Reads, Sets, Takes
-from tests.unit.contract.rooms import CONTRACT
 from tests.unit.contract.runner_v1 import RUNNER
 
 WHY = "A test."
@@ -39,5 +39,5 @@ def test_each_expectation_has_a_reason_in_a_sentence():
     ],
     ids=str,
 )
-def test_a_renamed_internal_is_noticed(renamed):
+def test_a_renamed_internal_is_detected(renamed):
     assert renamed.faults() != []

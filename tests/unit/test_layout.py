@@ -1,4 +1,4 @@
-"""How the tests are laid out: what several files need lies in a module that is no test."""
+"""Layout of the tests: code shared by several files is in modules without tests."""
 
 import ast
 from pathlib import Path
@@ -7,7 +7,7 @@ TESTS = Path(__file__).parents[1]
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Names that a file's imports may load, at the top or anywhere else."""
+    """Names that a file's imports may load, at any depth."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):

@@ -1,4 +1,4 @@
-"""Exits against models that really end there, and statistics against plain loops."""
+"""Exits against models cut at the same layer, and statistics against plain loops."""
 
 import itertools
 import math
@@ -31,7 +31,7 @@ def lens(model):
 
 
 def shorter(path, exit_layer):
-    """The checkpoint loaded as a model of E layers: what `cut` must equal."""
+    """The checkpoint loaded as a model of E layers, which `cut` must equal."""
     return AutoModelForCausalLM.from_pretrained(
         path, dtype=torch.float32, num_hidden_layers=exit_layer
     ).eval()
@@ -64,7 +64,7 @@ def test_a_cut_model_holds_the_same_parameters(model):
 
 
 def test_a_cut_model_decodes_with_its_cache(model):
-    """Speeds are measured on these steps, so they must be true decoding."""
+    """The lens times these steps, so they must be real decoding."""
     with torch.inference_mode():
         short = cut(model, 2)
         decoding, written = Decoding(short, PROMPTS[0]), []
@@ -78,7 +78,7 @@ def test_a_cut_model_decodes_with_its_cache(model):
 
 
 class FakeDecoding:
-    """Its step takes a second a layer, and far longer in the first round."""
+    """A step takes one second per layer, and far longer in the first round."""
 
     order: ClassVar[list[int]] = []
 
@@ -117,11 +117,11 @@ def test_a_stop_token_ends_the_continuation_and_is_part_of_it(model, lens):
     end = written.index(stop) + 1
     (trace,) = look(model, PROMPTS[:1], max_tokens=30, stop_ids={stop}).traces
     assert trace.num_new_tokens == end
-    # What lies beyond is decoded as well: drafts of the last cycle reach there.
+    # Decoding continues beyond it, as far as the last cycle's drafts reach.
     assert trace.token_ids.tolist() == PROMPTS[0] + written[: end + 7]
 
 
-def test_perplexity_and_agreement_are_those_of_a_plain_loop(model, lens):
+def test_perplexity_and_agreement_equal_a_plain_loop(model, lens):
     for exit_layer in range(1, NUM_LAYERS + 1):
         losses, same = [], []
         for prompt in PROMPTS:
@@ -139,7 +139,7 @@ def test_perplexity_and_agreement_are_those_of_a_plain_loop(model, lens):
         assert lens.agreement("text")[exit_layer - 1] == agreement
 
 
-def test_agreement_where_it_drafts_is_about_the_token_that_was_written_next(lens):
+def test_continuation_agreement_compares_with_the_next_token(lens):
     for exit_layer in range(1, NUM_LAYERS):
         hits = [trace.agreements(exit_layer)[: trace.num_new_tokens - 1] for trace in lens.traces]
         flat = [hit for one in hits for hit in one]
@@ -158,7 +158,7 @@ def test_chunks_change_nothing(model, lens, monkeypatch):
         torch.testing.assert_close(trace.top1_probs, expected.top1_probs)
 
 
-def test_silent_late_layers_agree_everywhere(random_llama):
+def test_late_layers_that_add_nothing_agree_everywhere(random_llama):
     path = random_llama(num_layers=NUM_LAYERS, late_scale=0.0, late_from=3)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     silent = look(model, PROMPTS, max_tokens=21)
@@ -183,7 +183,7 @@ def test_settle_layer_is_the_first_exit_from_which_nothing_changes():
     assert settle_layers(top1_ids).tolist() == [1, 3, 4, 4]
 
 
-def test_a_model_in_training_is_looked_at_without_dropout_and_stays_in_training(random_llama):
+def test_looking_disables_dropout_and_keeps_training_mode(random_llama):
     path = random_llama(num_layers=2)
     model = AutoModelForCausalLM.from_pretrained(path, attention_dropout=0.5)
     expected = look(model.eval(), PROMPTS, max_tokens=4)

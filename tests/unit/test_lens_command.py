@@ -1,4 +1,4 @@
-"""`layerskip-vllm lens`: each bad input's error, and what a good run leaves behind."""
+"""`layerskip-vllm lens`: errors for bad input, and the results of a good run."""
 
 import io
 import json
@@ -43,7 +43,7 @@ def record(record_file):
 
 @pytest.fixture
 def fails(capsys):
-    """`fails(*arguments)` -> the error's text, of a run that ends with exit code 2."""
+    """`fails(*arguments)` -> error text of a run, which must end with exit code 2."""
 
     def error(*arguments) -> str:
         assert main(["lens", *map(str, arguments)]) == 2
@@ -170,7 +170,7 @@ def test_ranges(text, numbers):
     assert parse_range(text, 1, 8, "--flag") == numbers
 
 
-def test_whitespace_can_be_seen():
+def test_whitespace_is_made_visible():
     assert visible(" a\n\tb\x00") == "·a⏎⇥b\\x00"
     assert visible("") == "∅"
 
@@ -202,7 +202,7 @@ def test_the_file_holds_every_figure(record_file, record, path):
     assert {"torch", "transformers", "layerskip_vllm", "python"} == values["versions"].keys()
 
 
-def test_sizes_are_those_of_models_that_end_there(record, path):
+def test_sizes_equal_models_cut_at_the_exit(record, path):
     for entry in record.exits:
         config = LlamaConfig.from_pretrained(path, num_hidden_layers=entry.exit_layer)
         size = AutoModelForCausalLM.from_config(config).num_parameters()
@@ -210,7 +210,7 @@ def test_sizes_are_those_of_models_that_end_there(record, path):
         assert entry.tokens_per_s > 0
 
 
-def test_timed_speedup_is_by_the_measured_step_times(record):
+def test_timed_speedup_uses_measured_step_times(record):
     speeds = {entry.exit_layer: entry.tokens_per_s for entry in record.exits}
     for pair in record.acceptance:
         draft_length = pair.num_drafted / pair.num_drafts
@@ -278,6 +278,6 @@ def test_the_lens_runs_without_vllm():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_record_survives_its_file(record, tmp_path):
+def test_a_record_survives_saving_and_loading(record, tmp_path):
     record.save(tmp_path / "again.json")
     assert LensRecord.load(tmp_path / "again.json") == record

@@ -1,4 +1,4 @@
-"""How many tokens may be drafted for a request."""
+"""Limits on the drafts of a request."""
 
 import pytest
 from vllm import SamplingParams

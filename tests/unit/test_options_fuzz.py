@@ -1,4 +1,4 @@
-"""Whatever an option holds, it is taken or refused with a message: no other exception escapes."""
+"""Any option value is accepted or refused with a message: no other exception escapes."""
 
 import json
 
@@ -15,7 +15,7 @@ from layerskip_vllm.config import (
     option_names,
     parse_exit_layer,
 )
-from tests.fuzz import JSON, taken
+from tests.fuzz import JSON, is_accepted
 
 OPTIONS = st.dictionaries(st.sampled_from(option_names()) | st.text(max_size=10), JSON, max_size=5)
 
@@ -23,17 +23,17 @@ OPTIONS = st.dictionaries(st.sampled_from(option_names()) | st.text(max_size=10)
 @given(
     st.text() | st.integers().map(str) | st.sampled_from(["1" * 5000, "\u0663", "1\n", " 1", "+1"])
 )
-def test_what_follows_self_is_a_whole_number_or_refused(text):
+def test_an_exit_layer_is_a_whole_number_or_refused(text):
     model = f"self:{text}"
     assert is_self_model(model)
-    if taken(parse_exit_layer, model):
+    if is_accepted(parse_exit_layer, model):
         assert str(int(text)) == text.lstrip("0")
         assert parse_exit_layer(model) >= 1
 
 
 @given(st.integers(-1, 8), OPTIONS)
-def test_options_make_a_configuration_or_an_error(exit_layer, options):
-    if taken(LayerSkipConfig.from_options, exit_layer, 6, options):
+def test_options_give_a_configuration_or_an_error(exit_layer, options):
+    if is_accepted(LayerSkipConfig.from_options, exit_layer, 6, options):
         config = LayerSkipConfig.from_options(exit_layer, 6, options)
         assert 1 <= config.exit_layer < 6
         assert options.keys() <= set(option_names())
@@ -41,15 +41,15 @@ def test_options_make_a_configuration_or_an_error(exit_layer, options):
 
 
 @given(JSON)
-def test_any_json_as_all_of_the_options(value):
-    taken(check_option_names, value)
+def test_any_json_as_options(value):
+    is_accepted(check_option_names, value)
 
 
 @given(JSON)
 def test_any_json_as_a_number(value):
-    if taken(check_num_speculative_tokens, value):
+    if is_accepted(check_num_speculative_tokens, value):
         assert 1 <= value <= 128
-    if taken(check_early_exit, value, 6):
+    if is_accepted(check_early_exit, value, 6):
         assert 1 <= value <= 6
 
 
@@ -57,7 +57,7 @@ def test_any_json_as_a_number(value):
 def test_any_json_as_a_schedule_by_batch_size(value):
     from layerskip_vllm.vllm_config.self_speculation import _num_speculative_tokens_of
 
-    taken(_num_speculative_tokens_of, {"num_speculative_tokens_per_batch_size": value})
+    is_accepted(_num_speculative_tokens_of, {"num_speculative_tokens_per_batch_size": value})
 
 
 @given(st.dictionaries(st.integers(-1, 12).map(str) | st.text(max_size=5), JSON, max_size=4) | JSON)
@@ -66,11 +66,11 @@ def test_any_json_as_token_counts(tmp_path_factory, value):
 
     path = tmp_path_factory.mktemp("counts") / "counts.json"
     path.write_text(json.dumps(value))
-    taken(read_counts, path, 10)
+    is_accepted(read_counts, path, 10)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"{", b"", b'{"1": 1}' * 2])
-def test_bytes_that_are_no_json_as_token_counts(tmp_path, content):
+def test_invalid_json_as_token_counts(tmp_path, content):
     from layerskip_vllm.spec_decode.draft_vocabulary import read_counts
 
     path = tmp_path / "counts.json"

@@ -1,4 +1,4 @@
-"""The package stays small at its root, and nothing below a runner depends on one."""
+"""The package's root stays small, and no module below the runners imports one."""
 
 import ast
 from pathlib import Path
@@ -24,8 +24,8 @@ def imported_names(source: str, package: str) -> set[str]:
     """Return every imported module, and `module.name` for each imported name, at any depth.
 
     Args:
-        source: Of a module.
-        package: Name of the package that holds the module, for relative imports.
+        source: Source of a module.
+        package: The module's package, to resolve relative imports.
     """
     names = set()
     for node in ast.walk(ast.parse(source)):
@@ -74,7 +74,7 @@ def test_a_module_below_the_runners_imports_none(path):
         "if TYPE_CHECKING:\n    import layerskip_vllm.runner_v2",
     ],
 )
-def test_every_form_of_import_is_seen(source):
+def test_every_form_of_import_is_found(source):
     assert runners_among(imported_names(source, "layerskip_vllm.models"))
 
 

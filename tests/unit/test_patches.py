@@ -1,4 +1,4 @@
-"""Each diff in `patches/` applies to the installed vLLM, and the ledger is what the code says."""
+"""Each diff in `patches/` applies to the installed vLLM, and the ledger matches the code."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,7 @@ from tests.unit.contract.ledger import (
     hook_files,
     sections_of,
     targets_of,
-    written,
+    updated,
 )
 
 PATCHES_DIR = Path(__file__).parents[2] / "patches"
@@ -29,7 +29,7 @@ needs_patch_command = pytest.mark.skipif(
 
 
 def site_packages() -> Path:
-    """The directory that holds `vllm/`, found without importing vLLM."""
+    """The directory with `vllm/`, found without importing vLLM."""
     return Path(importlib.util.find_spec("vllm").origin).parents[1]
 
 
@@ -65,7 +65,7 @@ def assert_changed_and_compiles(copies: list[Path], directory: Path) -> None:
         compile(source, str(copy), "exec")
 
 
-def test_there_are_patches_and_each_touches_vllm_alone():
+def test_patches_exist_and_touch_only_vllm():
     assert PATCHES
     for patch in PATCHES:
         assert touched_files(patch)
@@ -113,12 +113,12 @@ def test_each_target_of_a_hook_is_vllms(target):
     pkgutil.resolve_name(target)
 
 
-def test_the_ledger_is_what_hooks_and_contract_say():
-    assert written(LEDGER.read_text()) == LEDGER.read_text(), "run `make ledger`"
+def test_the_ledger_is_up_to_date():
+    assert updated(LEDGER.read_text()) == LEDGER.read_text(), "run `make ledger`"
 
 
 def test_a_stale_table_is_rewritten():
     ledger = LEDGER.read_text()
     stale = ledger.replace("| `SpeculativeMethod` |", "| `AnotherMethod` |")
     assert stale != ledger
-    assert written(stale) == ledger
+    assert updated(stale) == ledger

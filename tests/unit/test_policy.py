@@ -1,4 +1,4 @@
-"""The policy against machines whose times and acceptance are known."""
+"""The policy on machines with known times and acceptance."""
 
 import itertools
 
@@ -31,7 +31,7 @@ def test_outcomes_start_from_a_prior_and_follow_a_change():
 
 
 class Machine:
-    """Times and acceptance that do not change; runs the policy as the scheduler does."""
+    """Has constant times and acceptance, and runs the policy as the scheduler does."""
 
     def __init__(self, draft_seconds, verify_seconds, match_rate, seed=0):
         self.draft_seconds, self.verify_seconds = draft_seconds, verify_seconds
@@ -41,7 +41,7 @@ class Machine:
         self.last = 0
 
     def rate(self, batch_size, k):
-        """Tokens per second of a fixed K, exactly."""
+        """Exact tokens per second of a fixed K."""
         tokens = batch_size * (self.match_rate ** np.arange(k + 1)).sum()
         return tokens / (self.propose(batch_size, k) + self.verify_seconds(batch_size * (k + 1)))
 
@@ -53,7 +53,7 @@ class Machine:
         for _ in range(num_steps):
             k = policy.choose([MAX_DRAFTS] * batch_size)
             chosen.append(k)
-            # A step verifies what the one before has drafted, and then drafts.
+            # A step verifies the previous step's drafts, and then drafts.
             rows = batch_size * (self.last + 1)
             seconds = self.noisy(self.verify_seconds(rows) + self.propose(batch_size, k))
             self.seconds += seconds
@@ -67,12 +67,12 @@ class Machine:
         return chosen
 
     def noisy(self, seconds):
-        """Some steps take long, as on a shared machine."""
+        """Some steps take longer, as on a shared machine."""
         return seconds * self.random.choice([1, 1, 1, 1.02, 1.05, 3])
 
 
 def memory_then_arithmetic(rows):
-    """A forward of some rows: bound by the weights' traffic, then by arithmetic."""
+    """Time of a forward: bound by memory traffic, and with more rows by arithmetic."""
     return max(1.0, rows / 10)
 
 
@@ -80,13 +80,13 @@ def memory_then_arithmetic(rows):
     ("batch_size", "match_rate", "draft_cost"),
     list(itertools.product([1, 4, 16], [0.02, 0.5, 0.8, 0.97], [0.1, 0.3])),
 )
-def test_it_comes_close_to_the_best_fixed_k_and_never_far_below_plain(
+def test_throughput_is_near_the_best_fixed_k_and_never_far_below_plain(
     batch_size, match_rate, draft_cost
 ):
     machine = Machine(
         lambda rows: draft_cost * memory_then_arithmetic(rows), memory_then_arithmetic, match_rate
     )
-    machine.noisy = lambda seconds: seconds  # what is counted below is the choice, not the noise
+    machine.noisy = lambda seconds: seconds  # count the choices without noise
     policy = make_policy()
     machine.run(policy, batch_size, 400)
     machine.seconds = machine.num_tokens = 0.0
@@ -96,7 +96,7 @@ def test_it_comes_close_to_the_best_fixed_k_and_never_far_below_plain(
     assert machine.num_tokens / machine.seconds > 0.985 * rates[0]
 
 
-def test_hopeless_drafts_stop_within_a_few_steps():
+def test_drafting_stops_soon_when_drafts_fail():
     machine = Machine(lambda rows: 0.3, memory_then_arithmetic, match_rate=0.02)
     chosen = machine.run(make_policy(), 1, 250)
     assert chosen[0] > 0
@@ -104,7 +104,7 @@ def test_hopeless_drafts_stop_within_a_few_steps():
     assert 0 < sum(k > 0 for k in chosen[40:]) < 8  # probes
 
 
-def test_it_drafts_again_when_acceptance_comes_back():
+def test_drafting_resumes_when_acceptance_recovers():
     policy = make_policy()
     machine = Machine(lambda rows: 0.2, memory_then_arithmetic, match_rate=0.02)
     machine.run(policy, 1, 300)
@@ -120,7 +120,7 @@ def test_noise_does_not_turn_drafting_off():
 
 
 def test_a_machine_that_slows_down_does_not_change_the_choice():
-    """Seldom measured choices keep their times from when the machine was faster, or slower."""
+    """Rarely measured choices keep times from when the machine was faster or slower."""
     machine = Machine(lambda rows: 0.25, memory_then_arithmetic, match_rate=0.8)
     policy = make_policy()
     chosen = []
@@ -131,7 +131,7 @@ def test_a_machine_that_slows_down_does_not_change_the_choice():
     assert np.mean([rates[k] for k in chosen[400:]]) > 0.95 * max(rates)
 
 
-def test_what_was_chosen_is_no_more_than_what_requests_may_draft_now():
+def test_the_choice_respects_the_requests_current_limits():
     policy = make_policy()
     policy.choose([MAX_DRAFTS])
     assert policy.choose([2, 0]) <= 2
@@ -145,7 +145,7 @@ def test_without_adaptive_all_drafts_are_made():
 
 
 def measured_policy() -> DraftPolicy:
-    """On a machine where a cycle of n requests takes 10 + n, and 4 more for each draft step."""
+    """On a machine where a cycle of n requests takes 10 + n, plus 4 for each draft step."""
     policy = make_policy()
     for batch_size in (1, 4, 41):
         for k in range(MAX_DRAFTS + 1):
@@ -153,7 +153,7 @@ def measured_policy() -> DraftPolicy:
     return policy
 
 
-def test_a_request_that_may_not_draft_yields_a_token_all_the_same():
+def test_a_request_that_may_not_draft_still_yields_a_token():
     rates = measured_policy().tokens_per_second([0, 2, 0, 1])
     assert rates == pytest.approx([4 / 14, (4 + 2 * 0.7) / 18, (4 + 2 * 0.7 + 0.49) / 22])
 

@@ -1,4 +1,4 @@
-"""Workers know their host and their version, and Ray on CPU refuses what it cannot do."""
+"""Workers know their host and version, and Ray on CPU refuses unsupported settings."""
 
 import pytest
 from vllm.config import ParallelConfig, VllmConfig
@@ -22,7 +22,7 @@ def test_boot_and_shared_memory_identify_a_host(monkeypatch, tmp_path):
     assert elsewhere.rpartition("-")[0] == here.rpartition("-")[0]
 
 
-def test_a_worker_of_another_version_is_refused_with_both_named():
+def test_a_worker_of_another_version_is_refused_naming_both():
     require_same_version(__version__)
     with pytest.raises(RuntimeError, match=rf"has layerskip_vllm {__version__}.*has 9\.9\.9"):
         require_same_version("9.9.9")

@@ -1,4 +1,4 @@
-"""The example manifests, as far as tools without a cluster can tell."""
+"""The example manifests, checked without a cluster."""
 
 import json
 import re
@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "ray"
 SCHEMA = Path(ray.__file__).parent / "autoscaler" / "ray-schema.json"
 
 
-def test_the_cluster_file_is_what_rays_launcher_takes():
+def test_the_cluster_file_is_valid_for_rays_launcher():
     cluster = yaml.safe_load((EXAMPLES / "cluster.yaml").read_text())
     jsonschema.validate(cluster, json.loads(SCHEMA.read_text()))
     packages = dict(re.findall(r"(\S+)==(\S+)", " ".join(cluster["setup_commands"])))
@@ -26,7 +26,7 @@ def test_the_cluster_file_is_what_rays_launcher_takes():
     assert packages["ray"] == ray.__version__
 
 
-def test_the_kuberay_job_asks_for_as_many_gpus_as_ranks():
+def test_the_kuberay_job_requests_one_gpu_per_rank():
     job, service = yaml.safe_load_all((EXAMPLES / "kuberay.yaml").read_text())
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     cluster = job["spec"]["rayClusterSpec"]
@@ -37,7 +37,7 @@ def test_the_kuberay_job_asks_for_as_many_gpus_as_ranks():
     num_gpus = sum(int(c["resources"]["limits"]["nvidia.com/gpu"]) for c in containers)
     (tensor_parallel_size,) = re.findall(r"--tensor-parallel-size (\d+)", job["spec"]["entrypoint"])
     assert num_gpus == int(tensor_parallel_size)
-    # The volumes that containers mount are there.
+    # The volumes that containers mount exist.
     for node in nodes:
         spec = node["template"]["spec"]
         names = {volume["name"] for volume in spec["volumes"]}
@@ -67,7 +67,7 @@ def test_the_serve_script_says_what_is_missing(arguments, variables, message):
 
 
 @pytest.mark.parametrize(("vllm_exit", "expected"), [(0, 1), (3, 3)])
-def test_the_serve_script_fails_where_the_server_ends_by_itself(vllm_exit, expected, tmp_path):
+def test_the_serve_script_fails_when_the_server_exits(vllm_exit, expected, tmp_path):
     vllm = tmp_path / "vllm"
     vllm.write_text(f"#!/bin/sh\nexit {vllm_exit}\n")
     vllm.chmod(0o755)
@@ -79,7 +79,7 @@ def test_the_serve_script_fails_where_the_server_ends_by_itself(vllm_exit, expec
     assert done.returncode == expected
 
 
-def test_the_serve_script_ends_well_where_it_is_told_to(tmp_path):
+def test_the_serve_script_succeeds_when_terminated(tmp_path):
     vllm = tmp_path / "vllm"
     vllm.write_text("#!/bin/sh\ntrap 'exit 0' TERM\necho up\nwhile :; do sleep 0.05; done\n")
     vllm.chmod(0o755)

@@ -13,7 +13,7 @@ LINES = [line for line in MATRIX.splitlines() if line.startswith("| ")][1:]
 
 
 def named_tests(line: str) -> list[tuple[str, str]]:
-    """Return (file, test) pairs; a test without a file is in the file before it, "" means all."""
+    """Return (file, test) pairs; a test without a file is in the previous one, "" means all."""
     named, file = [], ""
     for path, test in re.findall(r"`([\w/]+\.py)?(?:::(\w+))?`", line.rpartition(" | ")[2]):
         file = path or file

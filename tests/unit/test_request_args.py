@@ -1,4 +1,4 @@
-"""What one request may say of its drafts."""
+"""A request's own limits on its drafts."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ K = 4
         ({"kv_transfer_params": {}}, K),
         ({"layerskip": True}, K),
         ({"layerskip": False}, 0),
-        # Over HTTP, vLLM makes numbers of booleans.
+        # Over HTTP, vLLM turns booleans into numbers.
         ({"layerskip": 1}, K),
         ({"layerskip": 0}, 0),
         ({"num_speculative_tokens": 0}, 0),
@@ -46,11 +46,11 @@ def test_a_number_of_drafts_out_of_range_is_named_with_the_range(value):
     assert str(error.value).startswith(f"num_speculative_tokens={value!r} ")
 
 
-def test_a_bad_number_is_refused_even_where_nothing_would_be_drafted():
+def test_a_bad_number_is_refused_even_when_drafting_is_off():
     with pytest.raises(ValueError, match="num_speculative_tokens=9 must be"):
         max_drafts_of({"layerskip": False, "num_speculative_tokens": 9}, K)
 
 
-def test_it_imports_no_vllm():
+def test_config_imports_no_vllm():
     code = "import sys, layerskip_vllm.config; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -68,7 +68,7 @@ def test_only_self_speculation_checks_a_requests_options(extra_args, message):
     SamplingParams(extra_args={"layerskip": False})._validate_spec_decode(OurConfig())
 
 
-def test_token_ids_to_score_are_refused_under_self_speculation():
+def test_logprob_token_ids_are_refused_under_self_speculation():
     plugin.register()
     sampling_params = SamplingParams(logprob_token_ids=[1, 2], logprobs=2)
     with pytest.raises(VLLMValidationError, match="logprob_token_ids is not supported with self"):

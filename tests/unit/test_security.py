@@ -1,4 +1,4 @@
-"""What the package must not do with data that it did not write; pins that leave nothing open."""
+"""The package never runs data as code, and every dependency is pinned to one version."""
 
 import ast
 import re
@@ -13,14 +13,14 @@ SOURCES = sorted(
 LOCKS = sorted((ROOT / "requirements").glob("*.txt"))
 
 CODE_IN_DATA = {"pickle", "cloudpickle", "dill", "marshal", "shelve", "joblib"}
-"""Modules whose readers run what they read."""
+"""Modules whose loaders can run code from the data."""
 
 CALLS = {"eval", "exec", "compile", "__import__", "torch.load", "os.system", "os.popen"}
 SWITCHES = {"trust_remote_code": True, "shell": True, "allow_pickle": True, "weights_only": False}
 
 
 def name_of(node: ast.expr) -> str:
-    """`torch.load` of such an attribute, `eval` of such a name, else nothing."""
+    """The dotted name of an expression, such as `torch.load` or `eval`; "" for others."""
     return ast.unparse(node) if isinstance(node, ast.Name | ast.Attribute) else ""
 
 
@@ -33,14 +33,14 @@ def imported(node: ast.AST) -> set[str]:
 
 
 def safe_loaders(tree: ast.AST) -> set[str]:
-    """Loaders that make plain values only: yaml's own, and classes of the file that extend it."""
+    """Loaders of plain values only: yaml's SafeLoader, and the file's classes that extend it."""
     classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     own = {c.name for c in classes if "yaml.SafeLoader" in map(name_of, c.bases)}
     return {"yaml.SafeLoader", *own}
 
 
 def dangers(source: str) -> list[str]:
-    """What in a source runs, or could run, data as code."""
+    """Imports and calls in a source that can run data as code."""
     tree = ast.parse(source)
     found = []
     for node in ast.walk(tree):
@@ -80,7 +80,7 @@ def test_no_source_runs_data_as_code(path):
         "eval(text)",
     ],
 )
-def test_a_danger_is_seen(source):
+def test_each_danger_is_found(source):
     assert dangers(source)
 
 
@@ -93,7 +93,7 @@ def test_a_danger_is_seen(source):
         "AutoModel.from_pretrained('x', trust_remote_code=False)",
     ],
 )
-def test_what_is_harmless_is_let_be(source):
+def test_harmless_calls_are_allowed(source):
     assert dangers(source) == []
 
 

@@ -1,4 +1,4 @@
-"""A step counts tokens and times, and `/metrics` shows them."""
+"""A step's token counts and times, and their way to `/metrics`."""
 
 from functools import partial
 from types import NoneType, SimpleNamespace
@@ -71,7 +71,7 @@ def test_steps_add_up_engine_by_engine(registry, metrics):
     assert of_engine_0("num_resumed_tokens_total") == 0
 
 
-def test_only_times_that_were_spent_are_observed(registry, metrics):
+def test_only_recorded_times_are_observed(registry, metrics):
     tokens = {"num_resumed_tokens": 0, "num_fresh_tokens": 1}
     metrics.observe({"layerskip": tokens | {"draft_time_seconds": 0.3}})
     metrics.observe({"layerskip": tokens | {"draft_time_seconds": 0.2}})
@@ -91,7 +91,7 @@ def test_every_number_of_a_step_has_a_metric(registry, metrics):
     assert families == set(stats.as_dict())
 
 
-def test_the_numbers_survive_the_way_to_the_front_end():
+def test_stats_survive_serialization_to_the_front_end():
     from vllm.v1.engine import EngineCoreOutputs
     from vllm.v1.metrics.stats import SchedulerStats
     from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -107,7 +107,7 @@ def test_the_numbers_survive_the_way_to_the_front_end():
 
 @pytest.fixture
 def receivers():
-    """vLLM's two receivers of a connector's stats, in a process with the plugin."""
+    """vLLM's two receivers of a connector's stats, with the plugin registered."""
     from vllm.distributed.ec_transfer.ec_connector.metrics import (
         ECConnectorLogging,
         ECConnectorProm,
@@ -134,9 +134,9 @@ def test_metrics_are_received_under_self_speculation_only(receivers, registry, i
     assert counted == ({"counter", "histogram"} if is_ours else set())
 
 
-def test_the_log_leaves_our_numbers_out_and_no_others(receivers):
+def test_the_log_omits_only_our_stats(receivers):
     log = receivers[1](None)
     log.observe({"layerskip": {"num_fresh_tokens": 1}})
     assert log.transfer_stats_accumulator is None
     with pytest.raises(AttributeError, match="connector_cls"):
-        log.observe({"of a connector": 1})  # vLLM's own answer where there is no connector
+        log.observe({"of a connector": 1})  # vLLM's own error without a connector

@@ -1,4 +1,4 @@
-"""Hooks wrap once, call the original, keep a method's kind, and are installed where needed."""
+"""Hooks wrap once, call the original, keep a method's kind, and are installed only if needed."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ print("REPORT", json.dumps(report))
 
 @pytest.fixture(scope="module")
 def report():
-    """What the probes say of vLLM in a process of its own, before and after installing."""
+    """Results of the probes in a separate process, before and after installing the hooks."""
     run = subprocess.run(
         [sys.executable, "-c", PROBES], capture_output=True, text=True, check=False
     )
@@ -77,7 +77,7 @@ def test_a_hook_wraps_once_however_often_it_is_installed(host, times):
     assert host.method.__doc__ == "Doc."
 
 
-def test_a_module_in_a_folder_is_installed_where_it_is_needed(tmp_path, monkeypatch):
+def test_only_needed_modules_are_installed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "some_hooks"
     folder.mkdir()
@@ -107,13 +107,13 @@ def test_every_module_of_a_folder_is_a_hook(folder):
         ("worker", {"draft_sampling_params", "logit_bias", "rows_without_adapter"}),
     ],
 )
-def test_a_probe_of_behaviour_sees_vllm_before_and_after_the_repair(report, folder, by_behaviour):
+def test_behaviour_probes_detect_vllm_before_and_after_the_repair(report, folder, by_behaviour):
     before, after = map(set, report[folder])
     assert before >= by_behaviour
     assert before - after == by_behaviour
 
 
-def test_the_hooks_of_every_process_load_no_more_than_they_must(report):
+def test_hooks_of_every_process_import_no_heavy_modules(report):
     assert "layerskip_vllm.compat.every_process.ray_executor" in report["loaded"]
     assert not set(report["loaded"]) & {
         "ray",

@@ -1,6 +1,5 @@
-"""The host contract: every internal of vLLM's that the plugin uses, and why.
+"""The host contract: every vLLM internal that the plugin uses, and why.
 
-A room of the contract is a module here, named as the folder or module of `layerskip_vllm/` that
-uses the internals. To add an expectation, add a line to the `EXPECTATIONS` of its room, then run
-`make ledger`: the README of `patches/` lists them all.
+Each module here covers one area, a folder or module of `layerskip_vllm/`. To add an expectation,
+add it to the `EXPECTATIONS` of its area and run `make ledger`: `patches/README.md` lists them all.
 """

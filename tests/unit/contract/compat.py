@@ -1,4 +1,4 @@
-"""Hooks and repairs: `compat/`. What they wrap, and what they rely on beside it."""
+"""Hooks and repairs: `compat/`. What they wrap, and what else they rely on."""
 
 from tests.unit.contract.configuration import ENGINE_ARGS, VLLM_CONFIG
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
@@ -85,7 +85,7 @@ PARALLEL = (
         "Chooses Ray; no device is mapped on the driver's side.",
         ("distributed_executor_backend", "data_parallel_backend", "assigned_physical_gpu_ids"),
     ),
-    Has("vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "Refused where it is off."),
+    Has("vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "Refused if it is off."),
     Has(
         "vllm.platforms.interface:Platform", "Set to `CPU`, to place workers.", ("ray_device_key",)
     ),
@@ -117,7 +117,7 @@ PARALLEL = (
     ),
     Takes(
         f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids",
-        "Replaced: a CPU is no accelerator of Ray's.",
+        "Replaced: a CPU is not an accelerator for Ray.",
     ),
     Reads(
         f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids",
@@ -136,7 +136,7 @@ PARALLEL = (
     ),
     Reads(
         f"{CPU_COMMUNICATOR}:CpuCommunicator._all_group_ranks_share_shm_group_name",
-        "Compares the names of all ranks; leaves shared memory out where they differ.",
+        "Compares the names of all ranks; uses no shared memory if they differ.",
         ("_CPUSHMDistributed.make_group_name(self)",),
     ),
 )
@@ -145,12 +145,12 @@ METRICS = (
     Sets(f"{EC_METRICS}:ECConnectorProm.__init__", "Wrapped: our metrics.", ("prom_metrics",)),
     Has(
         f"{EC_METRICS}:ECConnectorProm",
-        "Stand for Prometheus's classes.",
+        "Prometheus's classes.",
         ("_gauge_cls", "_counter_cls", "_histogram_cls"),
     ),
     Takes(
         f"{EC_METRICS}:ECConnectorLogging.observe",
-        "Wrapped: leaves our numbers out of the log.",
+        "Wrapped: omits our numbers from the log.",
         positional=("transfer_stats_data",),
     ),
     Has(
@@ -161,7 +161,7 @@ METRICS = (
     *(
         Has(
             f"{RAY_METRICS}:Ray{kind}Wrapper",
-            "Makes a child an engine, as Prometheus's does.",
+            "Makes one child per engine, as Prometheus's does.",
             ("labels",),
         )
         for kind in ("Gauge", "Counter", "Histogram")

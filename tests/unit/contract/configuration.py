@@ -12,12 +12,12 @@ PLUGIN = (
     Has("vllm.version:__version__", "Decides whether the hooks are installed."),
     Has(
         "vllm.model_executor.models:ModelRegistry",
-        "Public interface: skips the architectures that are registered.",
+        "Public interface: skips architectures that are already registered.",
         ("get_supported_archs",),
     ),
     Takes(
         "vllm.model_executor.models:ModelRegistry.register_model",
-        "Public interface: makes our architectures known.",
+        "Public interface: registers our architectures.",
         positional=("model_arch", "model_cls"),
     ),
 )
@@ -30,7 +30,7 @@ ARGUMENTS = (
     ),
     Has(
         ENGINE_ARGS,
-        "Read to refuse what has not been tested.",
+        "Read to refuse untested settings.",
         (
             *("pipeline_parallel_size", "decode_context_parallel_size"),
             *("prefill_context_parallel_size", "enable_dbo", "enable_lora"),
@@ -48,7 +48,7 @@ ARGUMENTS = (
     ),
     InOrder(
         f"{ENGINE_ARGS}.create_engine_config",
-        "Reads what we change only after it has asked us; else the changes are lost.",
+        "Reads what we change only after calling us; otherwise the changes are lost.",
         (
             "self.create_speculative_config",
             "self.disable_hybrid_kv_cache_manager",
@@ -56,16 +56,16 @@ ARGUMENTS = (
             "self.compilation_config",
         ),
     ),
-    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", "Refused where V2 is forced."),
+    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", "Refused if V2 is forced."),
     Has("vllm.envs:VLLM_USE_RUST_FRONTEND", "Refused: that front end loads no plugins."),
     Takes(
         "vllm.config.quantization:resolve_quantization_config",
-        "Tells a user's `--quantization-config` from what vLLM makes of `--quantization`.",
+        "Tells a user's `--quantization-config` from one derived from `--quantization`.",
         positional=("quantization", "quantization_config"),
     ),
     Has(
         "vllm.v1.sample.logits_processor",
-        "Entry points of custom logits processors, which vLLM leaves out while it speculates.",
+        "Entry points of custom logits processors, which vLLM ignores while it speculates.",
         ("LOGITSPROCS_GROUP",),
     ),
     Takes(
@@ -78,7 +78,7 @@ ARGUMENTS = (
 MODEL = (
     Has(
         MODEL_CONFIG,
-        "Read to refuse what is untested, and for the depth L.",
+        "Read to refuse untested settings, and for the depth L.",
         (
             *("quantization", "hf_overrides", "hf_text_config", "enable_prompt_embeds"),
             "get_total_num_hidden_layers",
@@ -124,10 +124,10 @@ MODEL = (
 
 PLATFORM = (
     Has("vllm.config:ParallelConfig", "Set to our worker.", ("worker_cls",)),
-    Has("vllm.config:ParallelConfig", "The draft's too.", ("tensor_parallel_size",)),
+    Has("vllm.config:ParallelConfig", "Also the draft's.", ("tensor_parallel_size",)),
     Reads(
         "vllm.platforms.cpu:CpuPlatform.check_and_update_config",
-        "Leaves a worker class alone that is not `auto`; other platforms do too.",
+        "Keeps a worker class that is not `auto`; other platforms do too.",
         ("parallel_config.worker_cls",),
     ),
     Has("vllm.config:CompilationConfig", "Set to no CUDA graphs.", ("cudagraph_mode",)),
@@ -162,7 +162,7 @@ SPECULATION = (
     ),
     Has(
         SPECULATIVE,
-        "Overridden with 0: a draft step feeds one token a request.",
+        "Overridden with 0: a draft step feeds one token per request.",
         properties=("max_num_new_slots_for_drafting",),
     ),
     Takes(
@@ -171,7 +171,7 @@ SPECULATION = (
     ),
     Sets(
         f"{SPECULATIVE}.update_arch_",
-        "Called after the target's architecture has been replaced, to derive these again.",
+        "Called after we replace the target's architecture, to derive these again.",
         (
             "draft_model_config.hf_text_config",
             "draft_model_config.model_arch_config",
@@ -193,7 +193,7 @@ REQUESTS = (
     Has("vllm.sampling_params:SamplingParams", "A request's own options.", ("extra_args",)),
     Takes(
         "vllm.exceptions:VLLMValidationError",
-        "Refuses bad ones with HTTP 400.",
+        "Refuses invalid options with HTTP 400.",
         positional=("message",),
         keyword=("parameter",),
     ),

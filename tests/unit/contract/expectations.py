@@ -1,7 +1,7 @@
-"""The kinds of expectation that the contract has of vLLM's internals.
+"""The kinds of expectation about vLLM's internals.
 
-Source is read where a name exists only inside a method: an instance attribute, or a call that vLLM
-makes to us. `resolve` is the one place that knows which vLLM is meant.
+Names that exist only inside a method, such as instance attributes or vLLM's calls to us, are
+checked in the source. Only `resolve` knows which vLLM is meant.
 """
 
 import ast
@@ -14,7 +14,7 @@ import typing
 
 
 def resolve(path: str) -> object:
-    """The object at `module:Class.method`, in the vLLM that this process imports."""
+    """The object at `module:Class.method` in the imported vLLM."""
     return pkgutil.resolve_name(path)
 
 
@@ -24,7 +24,7 @@ def quoted(names: typing.Iterable[str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Expectation:
-    """One class or function of vLLM's, as `module:Class.method`, and why it must stay as it is."""
+    """A vLLM class or function, as `module:Class.method`, and why the plugin relies on it."""
 
     path: str
     reason: str
@@ -40,23 +40,23 @@ class Expectation:
     def target(self):
         return resolve(self.path)
 
-    def words(self) -> str:
-        """What is expected, for the ledger."""
+    def description(self) -> str:
+        """The expectation, for the ledger."""
         raise NotImplementedError
 
     def faults(self) -> list[str]:
-        """What the installed vLLM lacks."""
+        """What the installed vLLM is missing."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class Takes(Expectation):
-    """A callable's first parameters, `self` left out, and those that we pass by name."""
+    """A callable's first parameters, without `self`, and those that we pass by name."""
 
     positional: tuple[str, ...] = ()
     keyword: tuple[str, ...] = ()
 
-    def words(self):
+    def description(self):
         by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
         taken = "; ".join(filter(None, (quoted(self.positional), by_name)))
         return f"takes {taken}" if taken else "exists"
@@ -76,7 +76,7 @@ class Has(Expectation):
     attributes: tuple[str, ...] = ()
     properties: tuple[str, ...] = ()
 
-    def words(self):
+    def description(self):
         properties = f"properties {quoted(self.properties)}" if self.properties else ""
         owned = "; ".join(filter(None, (quoted(self.attributes), properties)))
         return f"has {owned}" if owned else "exists"
@@ -102,7 +102,7 @@ class Sets(Expectation):
 
     attributes: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"sets {quoted(self.attributes)}"
 
     def faults(self):
@@ -120,7 +120,7 @@ class Reads(Expectation):
 
     expressions: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"evaluates {quoted(self.expressions)}"
 
     def faults(self):
@@ -131,7 +131,7 @@ class Reads(Expectation):
 
 @dataclasses.dataclass(frozen=True)
 class Calls(Expectation):
-    """A call that a method makes, to us or for us, and how it passes the arguments."""
+    """A call in a method that the plugin relies on, and how it passes its arguments."""
 
     function: str
     num_positional: int = 0
@@ -140,7 +140,7 @@ class Calls(Expectation):
     def __str__(self):
         return f"{super().__str__()}-{self.function}"
 
-    def words(self):
+    def description(self):
         in_order = f"{self.num_positional} in order" if self.num_positional else ""
         by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
         passed = "; ".join(filter(None, (in_order, by_name)))
@@ -161,11 +161,11 @@ class Calls(Expectation):
 
 @dataclasses.dataclass(frozen=True)
 class InOrder(Expectation):
-    """Expressions that a method evaluates one after the other, each for the first time."""
+    """Expressions that a method evaluates in this order, by their first occurrence."""
 
     expressions: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"evaluates, in this order, {quoted(self.expressions)}"
 
     def faults(self):
@@ -182,7 +182,7 @@ class Admits(Expectation):
 
     values: tuple[str, ...]
 
-    def words(self):
+    def description(self):
         return f"admits {quoted(self.values)}"
 
     def faults(self):
@@ -196,7 +196,7 @@ def class_source(path: str) -> ast.ClassDef:
 
 
 def method_source(path: str) -> ast.FunctionDef:
-    """A method's own syntax tree, whatever decorators have put in its place."""
+    """A method's syntax tree, even if decorators replaced the method."""
     owner, _, name = path.rpartition(".")
     body = class_source(owner).body
     methods = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]

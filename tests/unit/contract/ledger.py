@@ -1,6 +1,6 @@
-"""Write the tables of `patches/README.md`: `make ledger`. A unit test fails where they are old.
+"""Write the tables of `patches/README.md`: `make ledger`. A unit test fails if they are stale.
 
-Table 1 is the docstrings of the hooks in `layerskip_vllm/compat/`, table 2 the contract.
+Table 1 holds the docstrings of the hooks in `layerskip_vllm/compat/`, table 2 the contract.
 """
 
 import ast
@@ -10,8 +10,8 @@ import re
 import textwrap
 from pathlib import Path
 
+from tests.unit.contract.areas import AREAS
 from tests.unit.contract.expectations import Expectation
-from tests.unit.contract.rooms import ROOMS
 
 ROOT = Path(__file__).parents[3]
 LEDGER = ROOT / "patches" / "README.md"
@@ -42,7 +42,7 @@ def targets_of(file: Path) -> list[str]:
 
 
 def probe_of(file: Path) -> str:
-    """How a hook finds out that it is needed: the first words of `is_needed`."""
+    """How a hook detects that it is needed: the docstring of `is_needed`."""
     functions = [n for n in ast.parse(file.read_text()).body if isinstance(n, ast.FunctionDef)]
     probes = [ast.get_docstring(node) for node in functions if node.name == "is_needed"]
     return " ".join(probes[0].split()) if probes else "By release, in `plugin.py`."
@@ -71,11 +71,11 @@ def hook_entry(file: Path) -> str:
     return "\n".join([title, f"[`{name}`](../{name})", "", *wrapped])
 
 
-def room_entry(room) -> str:
-    title, _, where = inspect.getdoc(room).partition(": ")
+def area_entry(area) -> str:
+    title, _, where = inspect.getdoc(area).partition(": ")
     rows = [
-        f"| {', '.join(f'`{label}`' for label in labels)} | {words} | {reason} |"
-        for (words, reason), labels in grouped(room.EXPECTATIONS)
+        f"| {', '.join(f'`{label}`' for label in labels)} | {description} | {reason} |"
+        for (description, reason), labels in grouped(area.EXPECTATIONS)
     ]
     return "\n".join(
         [f"### {title}", where, "", "| Internal | What we rely on | Why |", "|---|---|---|", *rows]
@@ -83,16 +83,16 @@ def room_entry(room) -> str:
 
 
 def grouped(expectations: tuple[Expectation, ...]):
-    """Neighbours that differ in their target alone, as one row."""
-    rows = itertools.groupby(expectations, key=lambda e: (e.words(), e.reason))
+    """Neighbours that differ only in their target, as one row."""
+    rows = itertools.groupby(expectations, key=lambda e: (e.description(), e.reason))
     return [(key, [expectation.label for expectation in group]) for key, group in rows]
 
 
-def written(ledger: str) -> str:
-    """The ledger with both tables as they should be."""
+def updated(ledger: str) -> str:
+    """The ledger with both tables up to date."""
     tables = {
         "hooks": "\n\n".join(map(hook_entry, hook_files())),
-        "contract": "\n\n".join(map(room_entry, ROOMS)),
+        "contract": "\n\n".join(map(area_entry, AREAS)),
     }
     for name, table in tables.items():
         begin, end = f"<!-- {name}: make ledger -->", f"<!-- end of {name} -->"
@@ -104,4 +104,4 @@ def written(ledger: str) -> str:
 
 
 if __name__ == "__main__":
-    LEDGER.write_text(written(LEDGER.read_text()))
+    LEDGER.write_text(updated(LEDGER.read_text()))

@@ -1,4 +1,4 @@
-"""Models: `models/`, a class a family."""
+"""Models: `models/`, one class per family."""
 
 from tests.unit.contract.expectations import Reads, Sets, Takes
 
@@ -9,7 +9,7 @@ QWEN3 = "vllm.model_executor.models.qwen3:Qwen3"
 
 FAMILIES = (LLAMA, MISTRAL, QWEN2, QWEN3)
 OWN_MODULES = (LLAMA, QWEN2, QWEN3)
-"""Mistral takes its constructors from Llama."""
+"""Mistral inherits Llama's constructors."""
 OWN_DECODERS = (LLAMA, QWEN2)
 """Qwen3's decoder derives from Qwen2's."""
 
@@ -25,7 +25,7 @@ EXPECTATIONS = (
     ),
     Takes(
         "vllm.compilation.backends:set_model_tag",
-        "Gives each segment a compile cache of its own.",
+        "Gives each segment its own compile cache.",
         positional=("tag",),
     ),
     *(
@@ -52,7 +52,7 @@ EXPECTATIONS = (
     *(
         Takes(
             f"{family}ForCausalLM.embed_input_ids",
-            "Called by the draft where prompts may be embeddings.",
+            "Called by the draft if prompts may be embeddings.",
             positional=("input_ids",),
         )
         for family in FAMILIES
@@ -71,7 +71,7 @@ EXPECTATIONS = (
     ),
     Takes(
         "vllm.model_executor.models.interfaces:LocalArgmaxMixin.get_top_tokens",
-        "Given to Qwen2, which vLLM leaves without.",
+        "Added to Qwen2, which lacks it in vLLM.",
         positional=("hidden_states",),
     ),
     Sets(
@@ -126,8 +126,7 @@ EXPECTATIONS = (
     ),
     Takes(
         "vllm.model_executor.layers.layernorm:RMSNorm.forward_native",
-        "The final norm's parameters; both segments call it with both and get both back. It may "
-        "overwrite what it is given.",
+        "The final norm: both segments pass and receive both tensors. It may overwrite its inputs.",
         positional=("x", "residual"),
     ),
     Takes(
@@ -137,7 +136,7 @@ EXPECTATIONS = (
     ),
     Reads(
         "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights",
-        "Early exit tells it which files need not be read.",
+        "Early exit tells it which files to skip.",
         ("getattr(model, 'is_unused_checkpoint_weight', None)",),
     ),
     Takes(

@@ -35,7 +35,7 @@ STEP = (
     ),
     Takes(
         f"{RUNNER}._model_forward",
-        "Overridden; original called where a token has no exit state.",
+        "Overridden; original called if a token has no exit state.",
         positional=FORWARD,
     ),
     Calls(
@@ -47,7 +47,7 @@ STEP = (
     *(
         Reads(
             f"{RUNNER}.{method}",
-            "None in a step without drafts, which then is plain vLLM's.",
+            "None in a step without drafts, which then equals plain vLLM's.",
             ("self.speculative_config",),
         )
         for method in ("_prepare_inputs", "_build_attention_metadata", "sample_tokens")
@@ -59,7 +59,7 @@ STEP = (
     ),
     Takes(
         f"{RUNNER}._sample",
-        "Overridden; original called where drafts are verified, vLLM's plain sampler elsewhere.",
+        "Overridden: calls the original to verify drafts, else vLLM's plain sampler.",
         positional=("logits", "spec_decode_metadata"),
     ),
     Calls(f"{RUNNER}.sample_tokens", "Calls ours.", "self._sample", num_positional=2),
@@ -135,18 +135,18 @@ BATCH = (
     Sets("vllm.v1.utils:CpuGpuBuffer.__init__", "The buffers' NumPy view.", ("np",)),
     Sets(
         f"{INPUT_BATCH}.__init__",
-        "Where each request stands; ids beyond the vocabulary are rejected drafts.",
+        "Progress of each request; ids beyond the vocabulary are rejected drafts.",
         ("num_computed_tokens_cpu", "vocab_size"),
     ),
     Has(INPUT_BATCH, "The requests of the step, by row.", properties=("num_reqs", "req_ids")),
     Takes(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState",
-        "How far each request's drafts may go.",
+        "Limits each request's drafts.",
         keyword=("sampling_params", "output_token_ids"),
     ),
     Sets(
         "vllm.v1.worker.gpu_input_batch:CachedRequestState.__post_init__",
-        "How far each request's drafts may go.",
+        "Limits each request's drafts.",
         ("num_prompt_tokens",),
     ),
 )
@@ -159,7 +159,7 @@ WORKERS = (
     ),
     Sets(
         "vllm.v1.worker.gpu_worker:Worker.init_device",
-        "Has the runner made after this.",
+        "Creates the runner after this.",
         ("device",),
     ),
     Takes(
@@ -168,13 +168,13 @@ WORKERS = (
     ),
     Sets(
         "vllm.v1.worker.worker_base:WorkerBase.__init__",
-        "Handed to our runner.",
+        "Passed to our runner.",
         ("vllm_config",),
     ),
     Takes("vllm.distributed.parallel_state:get_tp_group", "The ranks of the target."),
     Sets(
         f"{GROUP}.__init__",
-        "Idle rows fill small batches up only where they need not be sent to other ranks.",
+        "Idle rows pad small batches only if they need not be sent to other ranks.",
         ("world_size",),
     ),
 )
@@ -202,7 +202,7 @@ LORA = (
     ),
     Calls(
         f"{LORA_RUNNER}.load_lora_model",
-        "This manager loads what is asked for and keeps the others; we ask for none.",
+        "This manager loads the requested adapters and keeps the others; we request none.",
         "LRUCacheWorkerLoRAManager",
         num_positional=3,
     ),
@@ -215,12 +215,12 @@ LORA = (
     ),
     Takes(
         f"{LORA_RUNNER}.add_lora",
-        "Overridden, original called; then exit states are forgotten.",
+        "Overridden, original called; then exit states are discarded.",
         positional=("lora_request",),
     ),
     Has(
         "vllm.lora.request:LoRARequest",
-        "Exit states are forgotten in steps that run such a request.",
+        "Exit states are discarded in steps that run such a request.",
         ("load_inplace",),
     ),
 )

@@ -85,22 +85,22 @@ EXPECTATIONS = (
     ),
     Takes(
         f"{SCHEDULER}._free_request",
-        "Overridden, original called: the limit is forgotten.",
+        "Overridden, original called: the limit is removed.",
         positional=("request",),
     ),
     Sets(
         f"{REQUEST}.__init__",
-        "Where a request stands, and what it asks for.",
+        "A request's progress and parameters.",
         (
             *("request_id", "sampling_params", "max_tokens"),
             *("num_computed_tokens", "num_output_placeholders"),
         ),
     ),
-    Has(REQUEST, "Where a request stands.", properties=("num_tokens", "num_output_tokens")),
+    Has(REQUEST, "A request's progress.", properties=("num_tokens", "num_output_tokens")),
     Has(
         "vllm.config.reasoning:ReasoningConfig",
-        "vLLM 0.32 counts drafts of an end of thinking of several tokens as accepted: requests "
-        "with a thinking budget are then decoded plainly.",
+        "vLLM 0.32 counts drafts of a multi-token end of thinking as accepted, so requests with a "
+        "thinking budget are decoded plainly.",
         properties=("reasoning_end_token_ids",),
     ),
     Has(

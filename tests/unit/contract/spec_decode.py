@@ -41,12 +41,12 @@ PROPOSE = (
     ),
     Sets(
         f"{BASE_PROPOSER}.initialize_attn_backend",
-        "Overridden, original called; then one block size is demanded of manager and kernel.",
+        "Overridden, original called; then manager and kernel must share one block size.",
         ("draft_attn_groups", "block_size"),
     ),
     Reads(
         f"{BASE_PROPOSER}.initialize_attn_backend",
-        "Builds the groups of the early layers; wants all of them in one KV cache group.",
+        "Builds the groups of the early layers; requires them in one KV cache group.",
         ("self._draft_attn_layer_names",),
     ),
     Takes(
@@ -61,7 +61,7 @@ PROPOSE = (
     ),
     Takes(
         f"{BASE_PROPOSER}._sample_from_logits",
-        "Draws a draft where a request wants one.",
+        "Samples the drafts of a batch that is not greedy.",
         positional=("logits", "sampling_metadata"),
     ),
     Sets(
@@ -84,7 +84,7 @@ PROPOSE = (
 ATTENTION = (
     Takes(
         "vllm.forward_context:set_forward_context",
-        "One context a propose step, at first without metadata.",
+        "One context per propose step, at first without metadata.",
         positional=("attn_metadata", "vllm_config"),
         keyword=("num_tokens",),
     ),
@@ -111,10 +111,10 @@ ATTENTION = (
         "Lets each backend build the early layers' metadata.",
         positional=("common_attn_metadata",),
     ),
-    Has("vllm.v1.worker.utils:AttentionGroup", "The layers it is for.", ("layer_names",)),
+    Has("vllm.v1.worker.utils:AttentionGroup", "Its layers.", ("layer_names",)),
     Has(
         "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
-        "Drafts that a step verifies, one number a request.",
+        "Number of drafts that a step verifies, per request.",
         ("num_draft_tokens",),
     ),
 )
@@ -127,10 +127,10 @@ DRAFT_HEAD = (
     ),
     Reads(
         f"{LOGITS_PROCESSOR}._apply_head",
-        "All it needs of a head is a `quant_method`.",
+        "Needs only a `quant_method` of a head.",
         ("lm_head.quant_method.apply(lm_head, hidden_states, bias=embedding_bias)",),
     ),
-    Reads(f"{LOGITS_PROCESSOR}._get_logits", "And a `tp_size`.", ("lm_head.tp_size",)),
+    Reads(f"{LOGITS_PROCESSOR}._get_logits", "Also needs a `tp_size`.", ("lm_head.tp_size",)),
     Reads(
         f"{LOGITS_PROCESSOR}.__init__",
         "All ranks get all logits, which drafting needs.",

@@ -1,4 +1,4 @@
-"""Telemetry: `telemetry.py`, and the way of a worker's numbers to `/metrics`."""
+"""Telemetry: `telemetry.py`, and the path of a worker's numbers to `/metrics`."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Takes
 from tests.unit.contract.runner_v1 import RUNNER
@@ -15,7 +15,7 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.outputs:ModelRunnerOutput",
-        "The numbers travel here, where a step ran.",
+        "Carries the numbers of a step.",
         ("req_ids", "ec_connector_output"),
     ),
     Takes(
@@ -31,13 +31,13 @@ EXPECTATIONS = (
     ),
     Calls(
         f"{SCHEDULER}.update_from_output",
-        "Hands them on.",
+        "Passes them on.",
         "self.make_stats",
         num_positional=4,
         keyword=("ec_connector_stats",),
     ),
     Reads(
-        f"{SCHEDULER}.make_stats", "Hands the numbers on as they are.", ("ec_connector_stats.data",)
+        f"{SCHEDULER}.make_stats", "Passes the numbers on unchanged.", ("ec_connector_stats.data",)
     ),
     Has(
         "vllm.v1.metrics.stats:SchedulerStats",
@@ -64,13 +64,13 @@ EXPECTATIONS = (
     ),
     Calls(
         f"{STAT_LOGGERS}:LoggingStatLogger.record",
-        "Gives them to the log, where a hook leaves them out.",
+        "Gives them to the log, where a hook omits them.",
         "self.ec_connector_logging.observe",
         num_positional=1,
     ),
     Takes(
         "vllm.v1.metrics.utils:create_metric_per_engine",
-        "One child of each metric an engine, as for vLLM's own.",
+        "One child of each metric per engine, as for vLLM's own.",
         positional=("metric", "per_engine_labelvalues"),
     ),
 )

@@ -1,0 +1,15 @@
+"""The areas of the contract, in the order of the ledger."""
+
+from tests.unit.contract import (
+    compat,
+    configuration,
+    models,
+    runner_v1,
+    scheduling,
+    spec_decode,
+    telemetry,
+)
+
+AREAS = (configuration, models, spec_decode, scheduling, runner_v1, telemetry, compat)
+
+CONTRACT = tuple(expectation for area in AREAS for expectation in area.EXPECTATIONS)
