@@ -20,6 +20,7 @@ from layerskip_vllm.scheduling.policy import DraftPolicy
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler as HostScheduler
     from vllm.v1.metrics.stats import SpecDecodingStats
@@ -143,3 +144,10 @@ class LayerSkipScheduler(DraftingMixin, Scheduler):
 
 class LayerSkipAsyncScheduler(DraftingMixin, AsyncScheduler):
     """vLLM's scheduler of asynchronous steps with the policy."""
+
+
+def make_scheduler(vllm_config: VllmConfig, **arguments) -> DraftingMixin:  # type: ignore[no-untyped-def]
+    """Make the scheduler for synchronous or asynchronous steps, which vLLM decides last of all."""
+    is_async = vllm_config.scheduler_config.async_scheduling
+    scheduler = LayerSkipAsyncScheduler if is_async else LayerSkipScheduler
+    return scheduler(vllm_config=vllm_config, **arguments)

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
+from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
 from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
 from layerskip_vllm.config import (
@@ -39,7 +41,7 @@ WORKER_CLASSES = {
     "cuda": "layerskip_vllm.runner_v1.cuda.LayerSkipCUDAWorker",
 }
 
-SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.LayerSkipScheduler"
+SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.make_scheduler"
 
 SPECULATIVE_KEYS = (
     "model",
@@ -81,7 +83,8 @@ def create_speculative_config(
     )
     _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
-    engine_args.async_scheduling = False
+    if not uses_runner_v2():
+        engine_args.async_scheduling = False
     engine_args.scheduler_cls = SCHEDULER_CLASS
     share_kv_cache_group(engine_args, target_model_config, feature=FEATURE)
     if current_platform.is_cuda():
@@ -219,6 +222,13 @@ def num_layers_of(model_config: ModelConfig, feature: str) -> int:
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return model_config.get_total_num_hidden_layers()
+
+
+def uses_runner_v2() -> bool:
+    """Whether vLLM will choose Model Runner V2: what it cannot do, `self:E` refuses before."""
+    if envs.VLLM_USE_V2_MODEL_RUNNER is not None:
+        return envs.VLLM_USE_V2_MODEL_RUNNER
+    return HAS_TRITON
 
 
 def _worker_class() -> str:
