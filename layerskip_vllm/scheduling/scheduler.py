@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.core.sched.scheduler import Scheduler as HostScheduler
     from vllm.v1.metrics.stats import SpecDecodingStats
-    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
     from vllm.v1.request import Request
 else:
     HostScheduler = object
@@ -44,6 +44,7 @@ class DraftingMixin(HostScheduler):
         self.policy = DraftPolicy(layerskip, self.num_spec_tokens)
         self.acceptance = AcceptanceMonitor(layerskip)
         self._limits: dict[str, int] = {}
+        self._last_limits: Mapping[str, int] = {}
         self._num_drafted: list[int] = []
         self._num_accepted: list[int] = []
         self._last_step: tuple[float, int] | None = None
@@ -83,6 +84,19 @@ class DraftingMixin(HostScheduler):
         )
         attach(scheduler_output, order)
         super()._update_after_schedule(scheduler_output)
+        # An asynchronous scheduler has made placeholders for K drafts of each by now.
+        self._last_limits = order.limits
+        for req_id, limit in order.limits.items():
+            request = self.requests[req_id]
+            request.spec_token_ids = request.spec_token_ids[:limit]
+
+    def update_draft_token_ids(self, draft_token_ids: DraftTokenIds) -> None:
+        """Verify no more drafts of a request than it may have: runner V2 drafts K for each."""
+        pairs = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
+        draft_token_ids.draft_token_ids = [
+            token_ids[: self._last_limits.get(req_id)] for req_id, token_ids in pairs
+        ]
+        super().update_draft_token_ids(draft_token_ids)
 
     def _draft_limits(self, num_scheduled_tokens: Mapping[str, int], most: int) -> dict[str, int]:
         """Most drafts after the step of each request that decodes then, by request id."""

@@ -11,7 +11,6 @@ from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
 from vllm.platforms import current_platform
-from vllm.triton_utils import HAS_TRITON
 from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
 from layerskip_vllm.config import (
@@ -93,13 +92,14 @@ def create_speculative_config(
     speculative_config = _build(settings, layerskip, target_model_config, target_parallel_config)
     logger.info(
         "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
-        "architecture %s, worker %s, model runner V1, async scheduling off",
+        "architecture %s, worker %s, model runner %s",
         layerskip.exit_layer,
         layerskip.num_layers,
         speculative_config.num_speculative_tokens,
         "on" if layerskip.exit_query_cache else "off",
         target_model_config.architecture,
         target_parallel_config.worker_cls,
+        "V2" if uses_runner_v2() else "V1, asynchronous scheduling off",
     )
     return speculative_config
 
@@ -225,10 +225,8 @@ def num_layers_of(model_config: ModelConfig, feature: str) -> int:
 
 
 def uses_runner_v2() -> bool:
-    """Whether vLLM will choose Model Runner V2: what it cannot do, `self:E` refuses before."""
-    if envs.VLLM_USE_V2_MODEL_RUNNER is not None:
-        return envs.VLLM_USE_V2_MODEL_RUNNER
-    return HAS_TRITON
+    """Whether Model Runner V2 is asked for; left to choose, vLLM takes V1 for `self:E`."""
+    return envs.VLLM_USE_V2_MODEL_RUNNER is True
 
 
 def _worker_class() -> str:
