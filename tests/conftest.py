@@ -15,6 +15,11 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 import hypothesis
 import pytest
 
+from tests import runner_v2
+
+if os.environ.get("LAYERSKIP_TEST_RUNNER") == "v2":
+    runner_v2.emulate()
+
 from tests.models import RandomLlama, RandomModel
 
 # No deadline: an example must not fail because the machine is busy with a server.

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
-from vllm import envs
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.config.compilation import CUDAGraphMode
 from vllm.logger import init_logger
@@ -22,6 +21,7 @@ from layerskip_vllm.config import (
     parse_exit_layer,
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from layerskip_vllm.vllm_config.runner import uses_runner_v2
 from layerskip_vllm.vllm_config.unsupported import (
     QUANTIZATIONS,
     SELF_SPECULATION_UNSUPPORTED,
@@ -222,11 +222,6 @@ def num_layers_of(model_config: ModelConfig, feature: str) -> int:
             f"supported: {', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return model_config.get_total_num_hidden_layers()
-
-
-def uses_runner_v2() -> bool:
-    """Whether Model Runner V2 is asked for; left to choose, vLLM takes V1 for `self:E`."""
-    return envs.VLLM_USE_V2_MODEL_RUNNER is True
 
 
 def _worker_class() -> str:

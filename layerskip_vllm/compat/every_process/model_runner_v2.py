@@ -17,6 +17,7 @@ from vllm.config import VllmConfig
 
 from layerskip_vllm.compat.releases import vllm_release
 from layerskip_vllm.compat.wrapping import wrap
+from layerskip_vllm.vllm_config.runner import uses_runner_v2
 
 
 def is_needed() -> bool:
@@ -32,5 +33,5 @@ def install() -> None:
 def _unsupported_features(
     original: Callable[[VllmConfig], list[str]], vllm_config: VllmConfig
 ) -> list[str]:
-    ours = hasattr(vllm_config.speculative_config, "layerskip")
+    ours = hasattr(vllm_config.speculative_config, "layerskip") and not uses_runner_v2()
     return original(vllm_config) + (["LayerSkip self-speculation"] if ours else [])
