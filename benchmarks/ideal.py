@@ -13,7 +13,7 @@ class IdealCycle:
 
     Attributes:
         draft_s: K draft steps: E/L of the layers at B rows, and the LM head at B rows.
-        early_s: Early layers on one more token per request: E/L of the layers at B rows.
+        early_s: The last early step, on d_K: E/L of the layers at B rows.
         remaining_s: Remaining layers: (L-E)/L of the layers at B(K+1) rows.
         head_s: LM head at B(K+1) rows.
         plain_s: A plain step at B rows.

@@ -156,8 +156,8 @@ def _ideals(result: ModelResult) -> str:
         [
             "batch",
             "draft ms",
-            "verify: early ms",
-            "verify: remaining ms",
+            "last early step ms",
+            "verify ms",
             "LM head ms",
             "cycle ms",
             "plain step ms",

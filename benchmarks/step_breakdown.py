@@ -16,17 +16,16 @@ PARTS: dict[str, tuple[Path, ...]] = {
     "draft: LM head": (("draft", "head"),),
     "draft: rest": (("draft",),),
     "verify: all layers": (("forward",),),
-    "verify: early layers": (("split forward", "early"),),
     "verify: remaining layers": (("split forward", "remaining"),),
-    "verify: rest": (("split forward",),),
+    "verify: full forward or rest": (("split forward",),),
     "LM head": (("head",),),
     "sampling": (("sampling",),),
     "scheduling": (("scheduling",),),
     "batch preparation": (("batch",),),
     "outputs": (("outputs",),),
 }
-"""Part of a step -> the paths of its timed calls. The forward of plain decoding, or of a model that
-is not split, counts as a verification without drafts."""
+"""Part of a step -> the paths of its timed calls, without what is nested in them. The forward of
+plain decoding, or of a model that is not split, counts as a verification without drafts."""
 
 REST = "rest"
 """Time outside all timed calls, mostly the engine's loop."""
