@@ -12,6 +12,7 @@ from vllm.config.quantization import resolve_quantization_config
 from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
 from layerskip_vllm.config import OPTIONS_KEY, LayerSkipConfig
+from layerskip_vllm.vllm_config.runner import uses_runner_v2
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -76,6 +77,8 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("custom logits processors", _custom_logits_processors),
     ("asynchronous scheduling", lambda args: args.async_scheduling is True),
     ("a scheduler class of your own", _own_scheduler),
+    # One mapping of rows to adapters cannot serve both layouts, drafts' and the target's.
+    ("LoRA on model runner V2", lambda args: args.enable_lora and uses_runner_v2()),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     # It loads no plugins, so a request's options would reach the workers unchecked.
     ("the Rust front end (VLLM_USE_RUST_FRONTEND)", lambda args: envs.VLLM_USE_RUST_FRONTEND),
