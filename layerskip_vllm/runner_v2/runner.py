@@ -29,6 +29,13 @@ class LayerSkipRunnerMixin:
         self.num_resumed_tokens = 0
         self._step_stats = StepStats(0)
 
+    def load_model(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Load as the host does, and show the speculator the exit query cache at once: memory is
+        profiled before vLLM gives it the model's state.
+        """
+        super().load_model(*args, **kwargs)
+        self.speculator.model_state = self.model_state
+
     def gather_batch_req_state(self, scheduler_output: SchedulerOutput, dummy_run: bool):  # type: ignore[no-untyped-def]
         """Decide whether the step resumes, before its graph is chosen."""
         state, uniform_token_count = super().gather_batch_req_state(scheduler_output, dummy_run)

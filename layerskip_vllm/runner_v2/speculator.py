@@ -116,6 +116,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         )
         for step in range(num_drafts + 1):
             self._run_step(step, num_reqs, num_drafts, upper_bound, skip_attn_for_dummy_run)
+        if is_profile:
+            self._run_remaining_layers(num_reqs)
         if not dummy_run:
             states = num_drafts + 1 if drafts_for is None else (num_drafts + 1) * drafts_for
             self.model_state.set_exit_states(input_batch.idx_mapping_np, states)
@@ -146,6 +148,14 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         buffers.seq_lens[num_reqs:] = 0
         torch.arange(self.max_num_reqs + 1, out=buffers.query_start_loc)
         buffers.query_start_loc.clamp_(max=num_reqs)
+
+    def _run_remaining_layers(self, num_reqs: int) -> None:
+        """Compile the second segment: the target's own dummy run has run the full forward only."""
+        positions = self.input_buffers.positions[:num_reqs]
+        slots = torch.full_like(positions, -1)
+        exit_state = self.model_state.exit_query_cache.gather_slots(slots, positions * 0)
+        with set_forward_context(None, self.vllm_config, num_tokens=num_reqs):
+            self.model.run_remaining_layers(positions, exit_state)
 
     def _run_step(
         self,
