@@ -160,13 +160,6 @@ class SplitForwardMixin(nn.Module):
             return self.run_remaining_layers(positions, exit_state)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
 
-    @staticmethod
-    def get_model_state_cls():  # type: ignore[no-untyped-def]
-        """Model runner V2 asks the model for the class of its state."""
-        from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
-
-        return LayerSkipModelState
-
     def run_early_layers(
         self,
         input_ids: torch.Tensor | None,  # [num_tokens], integers

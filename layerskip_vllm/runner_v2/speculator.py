@@ -17,6 +17,7 @@ from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from vllm.v1.worker.gpu.input_batch import InputBatch
 
     from layerskip_vllm.models.split import SplitForwardMixin
-    from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 
 
 class LayerSkipSpeculator(DraftModelSpeculator):
@@ -57,6 +57,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
             ValueError: No draft vocabulary can be made as configured.
         """
         self.model = target_model
+        # vLLM asks the model, which knows no runner; it does so after this.
+        target_model.get_model_state_cls = lambda: LayerSkipModelState
         self.draft_attn_layer_names = set(target_model.early_attn_layer_names)
         self._validate_local_argmax_reduction()
         token_ids = draft_token_ids(
