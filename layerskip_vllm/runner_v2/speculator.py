@@ -15,8 +15,10 @@ from vllm.forward_context import BatchDescriptor, set_forward_context
 from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
+from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from layerskip_vllm.runner_v2.graphs import ProposeGraphManager
 from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
     from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.utils import AttentionGroup
 
     from layerskip_vllm.models.split import SplitForwardMixin
 
@@ -41,6 +44,7 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         super().__init__(vllm_config, device)
         self.draft_step = torch.zeros((), dtype=torch.int64, device=device)
         self.draft_head: DraftHead | None = None
+        self._upper_bound: torch.Tensor | None = None
 
     def load_draft_model(
         self, target_model: nn.Module, target_attn_layer_names: set[str]
@@ -68,10 +72,24 @@ class LayerSkipSpeculator(DraftModelSpeculator):
             self.draft_head = DraftHead(target_model.lm_head, token_ids)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
-        """Nothing is captured yet."""
+        """Capture whole propose steps where the attention backend refreshes its metadata inside."""
+        is_full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
+        captures = is_full and self.supports_decode_metadata_update
+        mode = CUDAGraphMode.FULL_DECODE_ONLY if captures else CUDAGraphMode.NONE
+        self.graphs = ProposeGraphManager(self.vllm_config, self.device, mode)
 
     def capture(self) -> None:
-        """Nothing is captured yet."""
+        """Capture all early steps of a propose as one graph, for each batch size and K."""
+        self.idx_mapping.zero_()
+        self.graphs.capture(
+            self._run_steps,
+            self.model_state,
+            self.input_buffers,
+            self.block_tables,
+            self.attn_groups,
+            self.kv_cache_config,
+            progress_bar_desc="Capturing propose CUDA graphs",
+        )
 
     @torch.inference_mode()
     def propose(  # type: ignore[no-untyped-def]
@@ -116,8 +134,23 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         self.draft_max_seq_len = min(
             int(upper_bound[:num_reqs].max()) + num_drafts + 1, self.max_model_len
         )
-        for step in range(num_drafts + 1):
-            self._run_step(step, num_reqs, num_drafts, upper_bound, skip_attn_for_dummy_run)
+        desc, num_tokens_across_dp = self._dispatch(num_reqs, num_drafts, dp_sync_state, is_profile)
+        if desc.cg_mode == CUDAGraphMode.FULL:
+            for group in self._early_groups():
+                tables = self.block_tables.input_block_tables[group.kv_cache_group_id]
+                group.map_to_kernel_block_table(tables)
+            self.graphs.run_fullgraph(desc)
+        else:
+            self._upper_bound = None if skip_attn_for_dummy_run else upper_bound
+            self._run_steps(
+                num_reqs,
+                desc.num_tokens,
+                None,
+                None,
+                num_tokens_across_dp,
+                desc.cg_mode,
+                num_drafts,
+            )
         if is_profile:
             self._run_remaining_layers(num_reqs)
         if not dummy_run:
@@ -159,43 +192,99 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         with set_forward_context(None, self.vllm_config, num_tokens=num_reqs):
             self.model.run_remaining_layers(positions, exit_state)
 
-    def _run_step(
+    def _dispatch(  # type: ignore[no-untyped-def]
+        self, num_reqs: int, num_drafts: int, dp_sync_state, need_eager: bool
+    ) -> tuple[BatchExecutionDescriptor, torch.Tensor | None]:
+        """Choose a graph, on which data-parallel ranks agree as they did for the target's step."""
+        num_tokens = num_reqs
+        if dp_sync_state is not None:
+            dp_sync_state, num_tokens = self._build_uniform_batch_dp_sync(dp_sync_state, num_reqs)
+        desc, dp_sync_state = dispatch_cg_and_sync_dp(
+            self.graphs,
+            num_reqs,
+            num_tokens,
+            uniform_token_count=1,
+            dp_size=self.dp_size,
+            dp_rank=self.dp_rank,
+            need_eager=need_eager,
+            dp_sync_state=dp_sync_state,
+        )
+        if not need_eager:
+            desc = self.graphs.specialize_spec_tokens(desc, num_drafts)
+        return desc, dp_sync_state and dp_sync_state.num_tokens_across_dp
+
+    def _early_groups(self) -> list[AttentionGroup]:
+        return [group for groups in self.attn_groups for group in groups]
+
+    def _run_steps(
         self,
-        step: int,
         num_reqs: int,
-        num_drafts: int,
-        seq_lens_cpu_upper_bound: torch.Tensor,
-        skip_attn: bool,
+        num_tokens: int,
+        attn_metadata: dict[str, object] | None,
+        slot_mappings: dict[str, torch.Tensor] | None,
+        num_tokens_across_dp: torch.Tensor | None,
+        cudagraph_runtime_mode: CUDAGraphMode,
+        num_speculative_steps: int,
     ) -> None:
-        """Run the early layers on one token of each request, and draft the next but in the last."""
+        """Run all K + 1 early steps; what a graph captures.
+
+        With metadata given, they are refreshed in place for each step, on the device. Without, each
+        step builds its own.
+        """
+        for step in range(num_speculative_steps + 1):
+            slots = self._compute_slots(num_reqs, num_tokens)
+            if attn_metadata is not None:
+                self._update_draft_decode_metadata(attn_metadata, num_reqs)
+                context = attn_metadata, slot_mappings
+            else:
+                context = self._build_context(step, num_reqs, slots)
+            with set_forward_context(
+                context[0],
+                self.vllm_config,
+                num_tokens=num_tokens,
+                cudagraph_runtime_mode=cudagraph_runtime_mode,
+                num_tokens_across_dp=num_tokens_across_dp,
+                slot_mapping=context[1],
+                batch_descriptor=BatchDescriptor(num_tokens=num_tokens),
+            ):
+                exit_state, hidden_states = self.model.run_early_layers(
+                    self.input_buffers.input_ids[:num_tokens],
+                    self.input_buffers.positions[:num_tokens],
+                )
+            self.model_state.exit_query_cache.store_slots(
+                step, exit_state.first(num_reqs), self.idx_mapping[:num_reqs]
+            )
+            if step < num_speculative_steps:
+                self._draft(step, hidden_states[:num_reqs])
+
+    def _compute_slots(self, num_reqs: int, num_tokens: int) -> torch.Tensor:
+        return self.block_tables.compute_slot_mappings(
+            self.idx_mapping[:num_reqs],
+            self.input_buffers.query_start_loc[: num_reqs + 1],
+            self.input_buffers.positions[:num_reqs],
+            num_tokens,
+        )
+
+    def _build_context(
+        self, step: int, num_reqs: int, slots: torch.Tensor
+    ) -> tuple[dict[str, object] | None, dict[str, torch.Tensor] | None]:
+        """Attention metadata and slot mappings of one eager step; None while memory is profiled."""
+        if self._upper_bound is None:
+            return None, None
+        attn_metadata = self._build_uniform_attn_metadata(
+            BatchExecutionDescriptor(CUDAGraphMode.NONE, num_reqs, num_reqs),
+            num_reqs,
+            1,
+            self._upper_bound,
+            step + 1,
+        )
+        return attn_metadata, build_slot_mappings_by_layer(slots, self.kv_cache_config)
+
+    def _draft(self, step: int, hidden_states: torch.Tensor) -> None:
+        """Draft d_{step + 1} of each request, and lay out the early step on it."""
+        num_reqs = len(hidden_states)
         buffers, idx_mapping = self.input_buffers, self.idx_mapping[:num_reqs]
         positions = buffers.positions[:num_reqs]
-        attn_metadata = slot_mappings = None
-        if not skip_attn:
-            all_slots = self.block_tables.compute_slot_mappings(
-                idx_mapping, buffers.query_start_loc[: num_reqs + 1], positions, num_reqs
-            )
-            slot_mappings = build_slot_mappings_by_layer(all_slots, self.kv_cache_config)
-            attn_metadata = self._build_uniform_attn_metadata(
-                BatchExecutionDescriptor(CUDAGraphMode.NONE, num_reqs, num_reqs),
-                num_reqs,
-                1,
-                seq_lens_cpu_upper_bound,
-                step + 1,
-            )
-        with set_forward_context(
-            attn_metadata,
-            self.vllm_config,
-            num_tokens=num_reqs,
-            slot_mapping=slot_mappings,
-            batch_descriptor=BatchDescriptor(num_tokens=num_reqs),
-        ):
-            exit_state, hidden_states = self.model.run_early_layers(
-                buffers.input_ids[:num_reqs], positions
-            )
-        self.model_state.exit_query_cache.store_slots(step, exit_state, idx_mapping)
-        if step == num_drafts:
-            return
         self.draft_step.fill_(step)
         drafts = self.sample_draft(
             hidden_states,
@@ -210,3 +299,25 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         buffers.input_ids[:num_reqs] = drafts
         positions.add_(1).clamp_(max=self.max_model_len - 1)
         buffers.seq_lens[:num_reqs].add_(1).clamp_(max=self.max_model_len)
+
+    def sample_draft(self, *args, **kwargs) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        """Sample as the host does; greedy drafts of a restricted vocabulary become token ids."""
+        sampled = super().sample_draft(*args, **kwargs)
+        if self.draft_head is None or self.draft_logits is not None:
+            return sampled
+        return self.draft_head.token_ids[sampled]
+
+    def compute_draft_logits(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
+        """Logits of the draft's vocabulary, [num_reqs, num_draft_tokens].
+
+        Where drafts are drawn, of the whole vocabulary, [num_reqs, vocab_size]: the rejection
+        sampler reads them. A token that the draft does not know has -inf.
+        """
+        head = self.draft_head
+        if head is None:
+            return super().compute_draft_logits(hidden_states, spec_step_idx)
+        logits = self.model.logits_processor(head, hidden_states, head.bias)
+        if self.draft_logits is None:
+            return logits
+        full = logits.new_full((len(logits), self.vocab_size), -torch.inf)
+        return full.index_copy_(1, head.token_ids, logits)
