@@ -53,9 +53,16 @@ def _custom_logits_processors(args: EngineArgs) -> str:
     return "; ".join(named + installed)
 
 
+SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.LayerSkipScheduler"
+
+
 def _own_scheduler(args: EngineArgs) -> str:
-    """Ours chooses K; vLLM takes one class."""
-    return f"scheduler_cls={args.scheduler_cls!r}" if args.scheduler_cls is not None else ""
+    """Ours chooses K; vLLM takes one class.
+
+    A configuration may be made twice from the same arguments, as Ray does: the second finds ours.
+    """
+    is_own = args.scheduler_cls not in (None, SCHEDULER_CLASS)
+    return f"scheduler_cls={args.scheduler_cls!r}" if is_own else ""
 
 
 SELF_SPECULATION_UNSUPPORTED: Unsupported = (
