@@ -26,7 +26,7 @@ COLOURS = {
 }
 PART_COLOURS = (
     "#08519c", "#3182bd", "#9ecae1",
-    "#a63603", "#d94801", "#f16913", "#fdae6b",
+    "#a63603", "#d94801", "#fdae6b",
     "#31a354", "#756bb1", "#9e9ac8", "#bcbddc", "#dadaeb", "#bbbbbb",
 )  # fmt: skip
 

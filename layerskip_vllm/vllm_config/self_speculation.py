@@ -24,6 +24,7 @@ from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 from layerskip_vllm.vllm_config.runner import uses_runner_v2
 from layerskip_vllm.vllm_config.unsupported import (
     QUANTIZATIONS,
+    SCHEDULER_CLASS,
     SELF_SPECULATION_UNSUPPORTED,
     refuse_partial_heads,
     refuse_unsupported,
@@ -39,8 +40,6 @@ WORKER_CLASSES = {
     "cpu": "layerskip_vllm.runner_v1.cpu.LayerSkipCPUWorker",
     "cuda": "layerskip_vllm.runner_v1.cuda.LayerSkipCUDAWorker",
 }
-
-SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.make_scheduler"
 
 SPECULATIVE_KEYS = (
     "model",

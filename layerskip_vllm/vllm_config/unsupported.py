@@ -54,9 +54,16 @@ def _custom_logits_processors(args: EngineArgs) -> str:
     return "; ".join(named + installed)
 
 
+SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.make_scheduler"
+
+
 def _own_scheduler(args: EngineArgs) -> str:
-    """Ours chooses K; vLLM takes one class."""
-    return f"scheduler_cls={args.scheduler_cls!r}" if args.scheduler_cls is not None else ""
+    """Ours chooses K; vLLM takes one class.
+
+    A configuration may be made twice from the same arguments, as Ray does: the second finds ours.
+    """
+    is_own = args.scheduler_cls not in (None, SCHEDULER_CLASS)
+    return f"scheduler_cls={args.scheduler_cls!r}" if is_own else ""
 
 
 SELF_SPECULATION_UNSUPPORTED: Unsupported = (
@@ -75,7 +82,10 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     # Waking would have to rebuild what sleep discards; untested, as vLLM refuses it on CPU.
     ("sleep mode", lambda args: args.enable_sleep_mode),
     ("custom logits processors", _custom_logits_processors),
-    ("asynchronous scheduling", lambda args: args.async_scheduling is True),
+    (
+        "asynchronous scheduling on model runner V1",
+        lambda args: args.async_scheduling is True and not uses_runner_v2(),
+    ),
     ("a scheduler class of your own", _own_scheduler),
     # One mapping of rows to adapters cannot serve both layouts, drafts' and the target's.
     ("LoRA on model runner V2", lambda args: args.enable_lora and uses_runner_v2()),

@@ -269,3 +269,14 @@ def test_an_installed_logits_processor_is_refused(random_llama, monkeypatch):
     with pytest.raises(ValueError, match=words):
         create_engine_config(random_llama(), spec_model="self:3")
     create_engine_config(random_llama())
+
+
+@pytest.mark.parametrize("flags", [SELF, EXIT], ids=["self:E", "early exit"])
+@pytest.mark.parametrize("shape", [{}, {"family": "qwen3", "sliding_window": 16}], ids=str)
+def test_the_same_arguments_make_a_configuration_twice(random_model, random_llama, flags, shape):
+    """Ray Data LLM does so."""
+    model = random_model(**shape) if shape else random_llama()
+    args = EngineArgs(model, max_model_len=64, **flags)
+    first, second = args.create_engine_config(), args.create_engine_config()
+    assert repr(second.speculative_config) == repr(first.speculative_config)
+    assert second.scheduler_config == first.scheduler_config

@@ -115,9 +115,15 @@ def test_ranks_sample_the_same_drafts(open_llm, plain_outputs, prompts):
 
 @pytest.mark.slow
 def test_ranks_follow_the_schedulers_draft_length(open_llm, plain_outputs, prompts):
-    llm = open_llm(UNTIED, {"adaptive": True})
-    assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs(UNTIED)
-    assert max(len(drafts) for step in drafts_of_both_ranks(llm) for drafts in step) == 3
+    expected = plain_outputs(UNTIED)
+    by_batch_size = [[1, 2, 4], [3, 8, 1]]
+    config = {"num_speculative_tokens_per_batch_size": by_batch_size}
+    llm = open_llm(UNTIED, speculative_config=config)
+    assert generate(llm, prompts, greedy(MAX_TOKENS)) == expected
+    assert generate(llm, prompts[:2], greedy(MAX_TOKENS)) == expected[:2]
+    lengths = [list(map(len, drafts)) for drafts in drafts_of_both_ranks(llm)]
+    assert max(max(step) for step in lengths if len(step) > 2) == 1
+    assert max(max(step) for step in lengths if len(step) <= 2) == 4
 
 
 @pytest.mark.slow
