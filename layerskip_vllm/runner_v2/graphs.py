@@ -21,11 +21,12 @@ class ProposeGraphManager(SpeculatorCudaGraphManager):
         self, vllm_config: VllmConfig, device: torch.device, cudagraph_mode: CUDAGraphMode
     ) -> None:
         super().__init__(vllm_config, device, cudagraph_mode, decode_query_len=1)
+        descriptors: dict = self._capture_descs
         self._capture_descs = {
             mode: [
                 SpeculatorBatchDescriptor(**vars(desc), num_speculative_tokens=num_drafts)
                 for desc in descs
                 for num_drafts in range(vllm_config.num_speculative_tokens, 0, -1)
             ]
-            for mode, descs in self._capture_descs.items()
+            for mode, descs in descriptors.items()
         }

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Host
+else:
+    Host = object
 
 
-class LayerSkipRunnerMixin:
+class LayerSkipRunnerMixin(Host):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu/model_runner.py`)."""
 
     model_state: LayerSkipModelState

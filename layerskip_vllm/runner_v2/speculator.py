@@ -231,20 +231,21 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         With metadata given, they are refreshed in place for each step, on the device. Without, each
         step builds its own.
         """
+        step_metadata: dict[str, object] | None
         for step in range(num_speculative_steps + 1):
             slots = self._compute_slots(num_reqs, num_tokens)
             if attn_metadata is not None:
                 self._update_draft_decode_metadata(attn_metadata, num_reqs)
-                context = attn_metadata, slot_mappings
+                step_metadata, step_slots = attn_metadata, slot_mappings
             else:
-                context = self._build_context(step, num_reqs, slots)
+                step_metadata, step_slots = self._build_context(step, num_reqs, slots)
             with set_forward_context(
-                context[0],
+                step_metadata,
                 self.vllm_config,
                 num_tokens=num_tokens,
                 cudagraph_runtime_mode=cudagraph_runtime_mode,
                 num_tokens_across_dp=num_tokens_across_dp,
-                slot_mapping=context[1],
+                slot_mapping=step_slots,
                 batch_descriptor=BatchDescriptor(num_tokens=num_tokens),
             ):
                 exit_state, hidden_states = self.model.run_early_layers(
