@@ -21,7 +21,7 @@ class ProposeGraphManager(SpeculatorCudaGraphManager):
         self, vllm_config: VllmConfig, device: torch.device, cudagraph_mode: CUDAGraphMode
     ) -> None:
         super().__init__(vllm_config, device, cudagraph_mode, decode_query_len=1)
-        descriptors: dict = self._capture_descs
+        descriptors: dict = vars(self)["_capture_descs"]
         self._capture_descs = {
             mode: [
                 SpeculatorBatchDescriptor(**vars(desc), num_speculative_tokens=num_drafts)
