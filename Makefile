@@ -50,7 +50,7 @@ demo: setup ## serve a model plainly and with self-speculation, side by side
 test: setup ## the test suite, about 8 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
 
-test-all: setup ## it and the slow tests, about 60 minutes
+test-all: setup ## it and the slow tests, about 45 minutes
 	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" --hypothesis-profile thorough
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes

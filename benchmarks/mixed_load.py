@@ -88,14 +88,8 @@ def measure(model: PreparedModel, args: argparse.Namespace) -> dict[str, list[Lo
     logs.mkdir(parents=True, exist_ok=True)
     max_tokens = args.max_tokens or model.max_tokens
     found: dict[str, list[LoadFigures]] = {}
-    known = systems_of(model, args.num_speculative_tokens, args.eager)
-    systems = {
-        name: dataclasses.replace(
-            known[name], arguments={**known[name].arguments, "max_num_seqs": args.slots}
-        )
-        for name in args.system
-    }
-    systems = with_other(systems, args.against, args.output)
+    known = systems_of(model, args.num_speculative_tokens, args.eager, max_num_seqs=args.slots)
+    systems = with_other({name: known[name] for name in args.system}, args.against, args.output)
     env = os.environ | child_variables(args.preload, args.num_threads, args.bind)
     with children(systems, env, logs) as started:
         interval_s = args.interval or _interval_s(model, started, args.slots, max_tokens)

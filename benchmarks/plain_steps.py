@@ -14,7 +14,7 @@ import logging
 import os
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.against import OTHER, with_other
@@ -140,7 +140,9 @@ def measure_all(
     model = prepare(model_name)
     logs = args.output / "logs" / "plain-steps"
     logs.mkdir(parents=True, exist_ok=True)
-    systems = with_other(_systems(model, args.eager), against, args.output)
+    known = systems_of(model, 1, args.eager, max_num_seqs=MAX_NUM_SEQS)
+    systems = {name: known[name] for name in (REFERENCE, OWN)}
+    systems = with_other(systems, against, args.output)
     found = []
     if preloads is None:
         preloads = [[], installed_preloads()] if installed_preloads() else [[]]
@@ -157,16 +159,6 @@ def measure_all(
     entries = [dataclasses.asdict(each) for each in found]
     (args.output / "plain_steps.json").write_text(json.dumps(entries, indent=1) + "\n")
     return text
-
-
-def _systems(model: PreparedModel, eager: bool) -> dict[str, System]:
-    known = systems_of(model, 1, eager)
-    return {
-        name: replace(
-            known[name], arguments={**known[name].arguments, "max_num_seqs": MAX_NUM_SEQS}
-        )
-        for name in (REFERENCE, OWN)
-    }
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -54,7 +54,11 @@ class System:
 
 
 def table(
-    model: PreparedModel, num_speculative_tokens: int, eager: bool, seed: int = 0
+    model: PreparedModel,
+    num_speculative_tokens: int,
+    eager: bool,
+    seed: int = 0,
+    max_num_seqs: int = MAX_NUM_SEQS,
 ) -> dict[str, System]:
     """All systems for one model, in the order of SYSTEMS.
 
@@ -63,8 +67,9 @@ def table(
         num_speculative_tokens: K of every system that takes one.
         eager: Run vLLM without compilation.
         seed: Of the engines.
+        max_num_seqs: Most requests that a vLLM engine runs at a time.
     """
-    common = _common(model, eager, seed)
+    common = _common(model, eager, seed, max_num_seqs)
     systems = (
         System("plain", "vllm", common),
         *_self_speculation(model, num_speculative_tokens, common),
@@ -74,13 +79,13 @@ def table(
     return {system.name: system for system in systems}
 
 
-def _common(model: PreparedModel, eager: bool, seed: int) -> dict[str, object]:
+def _common(model: PreparedModel, eager: bool, seed: int, max_num_seqs: int) -> dict[str, object]:
     """Arguments of all vLLM engines."""
     return {
         "model": model.path,
         "dtype": model.dtype,
         "max_model_len": model.max_model_len,
-        "max_num_seqs": MAX_NUM_SEQS,
+        "max_num_seqs": max_num_seqs,
         "kv_cache_memory_bytes": model.kv_cache_bytes,
         "enforce_eager": eager,
         "seed": seed,

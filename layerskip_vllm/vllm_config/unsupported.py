@@ -62,8 +62,8 @@ def _own_scheduler(args: EngineArgs) -> str:
 
     A configuration may be made twice from the same arguments, as Ray does: the second finds ours.
     """
-    is_own = args.scheduler_cls not in (None, SCHEDULER_CLASS)
-    return f"scheduler_cls={args.scheduler_cls!r}" if is_own else ""
+    is_theirs = args.scheduler_cls not in (None, SCHEDULER_CLASS)
+    return f"scheduler_cls={args.scheduler_cls!r}" if is_theirs else ""
 
 
 SELF_SPECULATION_UNSUPPORTED: Unsupported = (

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from benchmarks.against import package_variables, with_other
+from benchmarks.child import Child
 from benchmarks.environment import REPOSITORY
 from benchmarks.systems import System
 
@@ -64,3 +65,17 @@ def test_each_self_speculating_system_is_measured_twice(checkout, tmp_path):
     assert found["self@other"].variables == package_variables(checkout, tmp_path)
     assert not found["self"].variables
     assert with_other(systems, None, tmp_path) == systems
+
+
+def test_a_systems_own_variables_override_those_of_all(monkeypatch, tmp_path):
+    class StartedError(Exception):
+        pass
+
+    def start(command, *, env, **settings):
+        raise StartedError(env)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    system = System("self@other", "vllm", {}, variables={"PLACE": "there"})
+    with pytest.raises(StartedError) as started:
+        Child(system, {"PLACE": "here", "SHARED": "yes"}, tmp_path / "log")
+    assert started.value.args == ({"PLACE": "there", "SHARED": "yes"},)

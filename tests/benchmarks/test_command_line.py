@@ -58,3 +58,8 @@ def test_vllm_systems_share_all_of_plains_arguments():
     for system in systems.values():
         if system.engine == "vllm":
             assert {key: system.arguments[key] for key in plain} == plain
+
+
+def test_vllm_engines_run_as_many_requests_as_asked():
+    systems = table(model(), 4, eager=True, max_num_seqs=3).values()
+    assert {s.arguments["max_num_seqs"] for s in systems if s.engine == "vllm"} == {3}
