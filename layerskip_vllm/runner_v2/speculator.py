@@ -187,8 +187,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
     def _run_remaining_layers(self, num_reqs: int) -> None:
         """Compile the second segment: the target's own dummy run has run the full forward only."""
         positions = self.input_buffers.positions[:num_reqs]
-        slots = torch.full_like(positions, -1)
-        exit_state = self.model_state.exit_query_cache.gather_slots(slots, positions * 0)
+        slots = torch.full_like(positions, self.max_num_reqs)
+        exit_state = self.model_state.exit_query_cache.gather_slots(slots, 1)
         with set_forward_context(None, self.vllm_config, num_tokens=num_reqs):
             self.model.run_remaining_layers(positions, exit_state)
 
@@ -299,7 +299,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         self.draft_tokens[:num_reqs, step] = drafts
         buffers.input_ids[:num_reqs] = drafts
         positions.add_(1).clamp_(max=self.max_model_len - 1)
-        buffers.seq_lens[:num_reqs].add_(1).clamp_(max=self.max_model_len)
+        seq_lens = buffers.seq_lens[:num_reqs]
+        seq_lens.add_(seq_lens > 0).clamp_(max=self.max_model_len)  # 0 in a graph's idle rows
 
     def sample_draft(self, *args, **kwargs) -> torch.Tensor:  # type: ignore[no-untyped-def]
         """Sample as the host does; greedy drafts of a restricted vocabulary become token ids."""
