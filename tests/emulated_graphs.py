@@ -21,11 +21,18 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
     SpeculatorBatchDescriptor,
 )
 
+from tests.recorded_operations import recorded
+
 CAPTURE_SIZES = [1, 2, 4, 8, 16]
 
 
 class Replays(Counter):
     """How often each graph was replayed, by its descriptor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: dict | None = None
+        """Where not None: what each replay did, by its descriptor."""
 
     def verify_lengths(self) -> set[int]:
         """Tokens of each request in the target's graphs that were replayed."""
@@ -96,7 +103,12 @@ def _capture(manager, create_forward_fn, _progress_bar_desc="", *, replays):
 
             def replay(desc=desc, forward=forward):
                 replays[desc] += 1
-                forward(CUDAGraphMode.NONE)
+                if replays.records is None:
+                    forward(CUDAGraphMode.NONE)
+                else:
+                    with recorded() as operations:
+                        forward(CUDAGraphMode.NONE)
+                    replays.records.setdefault(desc, []).append(operations)
 
             manager.graphs[desc] = SimpleNamespace(replay=replay)
     manager._graphs_captured = True

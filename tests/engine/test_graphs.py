@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 
 EXIT_LAYER, NUM_DRAFTS = 2, 3
 PROMPTS = as_prompts(random_prompts([5, 17, 9]))
-SMALL = {"max_num_seqs": 4}
+SMALL = {"max_num_seqs": 4, "kv_cache_memory_bytes": 4 << 20}
 
 
 @pytest.fixture(scope="module")
