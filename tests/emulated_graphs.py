@@ -11,11 +11,13 @@ from types import SimpleNamespace
 
 import torch
 from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import BatchDescriptor, get_forward_context
 from vllm.platforms.cpu import CpuPlatform
 from vllm.v1.attention import selector
 from vllm.v1.attention.backends import triton_attn
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.worker.cpu_worker import CPUWorker
+from vllm.v1.worker.gpu import cudagraph_utils
 from vllm.v1.worker.gpu.cudagraph_utils import CudaGraphManager
 from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
     SpeculatorBatchDescriptor,
@@ -33,6 +35,8 @@ class Replays(Counter):
         super().__init__()
         self.records: dict | None = None
         """Where not None: what each replay did, by its descriptor."""
+        self.piecewise: list[tuple[BatchDescriptor, dict]] = []
+        """Each run of a piecewise graph: the descriptor that is its key, and the model's inputs."""
 
     def verify_lengths(self) -> set[int]:
         """Tokens of each request in the target's graphs that were replayed."""
@@ -82,6 +86,19 @@ def emulate(monkeypatch, mode=CUDAGraphMode.FULL_DECODE_ONLY, is_async=False) ->
             runner.speculator.capture()
         return times
 
+    class PiecewiseGraphs:
+        """Stands in for vLLM's graphs of the parts between attentions: runs the whole model."""
+
+        def __init__(self, model, vllm_config):
+            self._model = model
+
+        def __call__(self, **inputs):
+            replays.piecewise.append((get_forward_context().batch_descriptor, inputs))
+            return self._model(**inputs)
+
+    if mode.has_piecewise_cudagraphs():
+        monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+        monkeypatch.setattr(cudagraph_utils, "BreakableCUDAGraphWrapper", PiecewiseGraphs)
     warm_up = CPUWorker.compile_or_warm_up_model
     for method in (check_and_update_config, get_attn_backend_cls, get_global_graph_pool):
         monkeypatch.setattr(CpuPlatform, method.__name__, classmethod(method))

@@ -6,6 +6,7 @@ import os
 
 import pytest
 from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import get_forward_context
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from layerskip_vllm.measure.engine import scheduler
@@ -119,6 +120,32 @@ def test_graphs_of_the_full_forward(model, plain, monkeypatch, mode, options):
     assert counted.num_accepted > 0
     assert counted.num_resumed == 0
     assert replays.verify_lengths()
+
+
+def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, monkeypatch):
+    """Their key is the forward context's descriptor: early layers on a row a request, or remaining
+    layers alone, would replay the graph of another batch, silently.
+    """
+    replays = emulated_graphs.emulate(monkeypatch, CUDAGraphMode.FULL_AND_PIECEWISE)
+    llm = start(model, max_num_batched_tokens=16)
+    its_model, modes = runner(llm).model, set()
+    run_early_layers = its_model.run_early_layers
+
+    def noting_the_mode(*args):
+        modes.add(get_forward_context().cudagraph_runtime_mode)
+        return run_early_layers(*args)
+
+    monkeypatch.setattr(its_model, "run_early_layers", noting_the_mode)
+    limit = {"num_speculative_tokens": 1}  # decodes of unequal length, for which no FULL graph is
+    outputs, counted = decode(llm, [greedy(14), greedy(14), greedy(14, extra_args=limit)])
+    close(llm)
+    assert outputs == plain
+    assert counted.num_accepted > 0
+    assert len(replays.piecewise) > 3
+    for descriptor, inputs in replays.piecewise:
+        assert "exit_state" not in inputs
+        assert len(inputs["input_ids"]) == len(inputs["positions"]) == descriptor.num_tokens
+    assert modes == {CUDAGraphMode.NONE}
 
 
 def test_drafts_of_a_restricted_vocabulary(model, plain, monkeypatch, tmp_path):
