@@ -67,6 +67,10 @@ class LayerSkipModelState(DefaultModelState):
         """Record what propose has left: for the batch's slots, states after position n."""
         self.num_exit_states[slots] = num_states
 
+    def forget_exit_states(self) -> None:
+        """Let the next step of each request run the full forward."""
+        self.num_exit_states.fill(0)
+
     def have_exit_states(self, slots: np.ndarray, num_scheduled_tokens: np.ndarray) -> bool:
         """Whether each scheduled token has an exit state."""
         return self.use_exit_query_cache and bool(

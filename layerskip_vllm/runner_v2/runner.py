@@ -11,13 +11,16 @@ from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v2.graphs import VerifyGraphManager
 from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 from layerskip_vllm.runner_v2.speculator import LayerSkipSpeculator
+from layerskip_vllm.runner_v2.step_times import StepTimes
 from layerskip_vllm.telemetry import StepStats
+from layerskip_vllm.vllm_config.speculative_config import require_same_version
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+    from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Host
 else:
     Host = object
@@ -30,10 +33,12 @@ class LayerSkipRunnerMixin(Host):
     cudagraph_manager: ModelCudaGraphManager
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        require_same_version(vllm_config.speculative_config.package_version)
         super().__init__(vllm_config, device)
         self.speculator = LayerSkipSpeculator(vllm_config, device)
         self.num_resumed_tokens = 0
         self._step_stats = StepStats(0)
+        self._step_times = StepTimes(device)
 
     def load_model(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Load as the host does, and show the speculator the exit query cache at once: memory is
@@ -71,13 +76,29 @@ class LayerSkipRunnerMixin(Host):
         if state is None:
             return state, query_len
         self._step_stats = StepStats(state.num_tokens)
+        self._step_times.start()
         if model_state.graphs_resume and query_len != 1 and not model_state.may_resume:
             query_len = None
         return state, query_len
 
+    def sample(  # type: ignore[no-untyped-def]
+        self,
+        hidden_states: torch.Tensor,  # [num_tokens, hidden_size]
+        input_batch: InputBatch,
+        grammar_output: GrammarOutput | None,
+    ):
+        """Sample as the host does, and mark where verification ends."""
+        sampled = super().sample(hidden_states, input_batch, grammar_output)
+        self._step_times.sampled(input_batch.num_draft_tokens)
+        return sampled
+
     def sample_tokens(self, grammar_output):  # type: ignore[no-untyped-def]
         """Let the step's numbers travel with its tokens, as on runner V1."""
+        step_state = self.execute_model_state
         output = super().sample_tokens(grammar_output)
+        if step_state is not None:
+            self._step_times.end(step_state.num_spec_tokens_to_schedule)
+        self._step_stats.seconds = self._step_times.take()
         self._step_stats.num_resumed_tokens = self.model_state.num_resumed_tokens
         self.num_resumed_tokens += self.model_state.num_resumed_tokens
         step = getattr(output, "model_runner_output", None)
@@ -85,3 +106,9 @@ class LayerSkipRunnerMixin(Host):
             stats = ECConnectorStats({OPTIONS_KEY: self._step_stats.as_dict()})
             step.ec_connector_output = ECConnectorOutput(ec_connector_stats=stats)
         return output
+
+    def reload_weights(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Reload as the host does, then forget what is left of the old weights."""
+        super().reload_weights(*args, **kwargs)
+        self.model_state.forget_exit_states()
+        self.speculator.weights_changed()

@@ -71,6 +71,11 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         if token_ids is not None:
             self.draft_head = DraftHead(target_model.lm_head, token_ids)
 
+    def weights_changed(self) -> None:
+        """Copy the LM head's rows of the draft's vocabulary again."""
+        if self.draft_head is not None:
+            self.draft_head.copy_rows(self.model.lm_head)
+
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Capture whole propose steps where the attention backend refreshes its metadata inside."""
         is_full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
@@ -309,6 +314,14 @@ class LayerSkipSpeculator(DraftModelSpeculator):
             return sampled
         return self.draft_head.token_ids[sampled]
 
+    def get_draft_top_tokens(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
+        """Choose greedily, by `use_local_argmax_reduction`; a restricted vocabulary, whose logits
+        are few, goes without it.
+        """
+        if self.draft_head is None:
+            return super().get_draft_top_tokens(hidden_states, spec_step_idx)
+        return self.compute_draft_logits(hidden_states, spec_step_idx).argmax(dim=-1)
+
     def compute_draft_logits(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
         """Logits of the draft's vocabulary, [num_reqs, num_draft_tokens].
 
@@ -322,4 +335,5 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         if self.draft_logits is None:
             return logits
         full = logits.new_full((len(logits), self.vocab_size), -torch.inf)
-        return full.index_copy_(1, head.token_ids, logits)
+        # Idle rows of the head, whose logit is -inf, stand for token 0, which may be known too.
+        return full.scatter_reduce_(1, head.token_ids.expand_as(logits), logits, "amax")
