@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Shape:
 
     def config(self) -> LlamaConfig:
         """The configuration for transformers."""
+        from transformers import LlamaConfig
+
         return LlamaConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -52,6 +57,8 @@ class Shape:
             dtype: Of the weights.
             device: Where they are drawn; a GPU takes seconds for a model of 7B.
         """
+        from transformers import LlamaForCausalLM
+
         torch.manual_seed(self.seed)
         with torch.device(device):
             model = LlamaForCausalLM._from_config(self.config(), dtype=dtype)

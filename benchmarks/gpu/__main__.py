@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from benchmarks.gpu.run import Results, Runner
 from benchmarks.gpu.versions import read_machine, why_no_gpu
 
 DEADLINE_S = 540
+RESERVE_S = 10
+"""Of the deadline, to end jobs, delete checkpoints and print the report."""
 
 SHARED_MEMORY = Path("/dev/shm")
 NEEDED_BYTES = 24 << 30
@@ -88,6 +91,7 @@ def _has_room(directory: Path) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the check; returns the exit status: 1 if there is no GPU or anything failed."""
+    started = time.monotonic()
     args = parse_arguments(argv)
     if (missing := why_no_gpu()) is not None:
         print(missing, file=sys.stderr)
@@ -97,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = Results(output)
     # What the user has set goes before what we set.
     os.environ.update({k: v for k, v in common_variables().items() if k not in os.environ})
-    runner = Runner(results, output / "logs", args.deadline, args.side_by_side)
+    left_s = args.deadline - RESERVE_S - (time.monotonic() - started)
+    runner = Runner(results, output / "logs", left_s, args.side_by_side)
     try:
         with work_directory(args.work, output) as work_dir:
             plan = steps(work_dir.resolve(), args.part)
