@@ -43,17 +43,18 @@ class StepStats:
         self._num_scheduled_tokens = num_scheduled_tokens
         self._clock = clock
         self._phase_started = clock()
-        self._seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
+        """Times of phases by name. On runner V2 they are those of a step that ended earlier."""
 
     def sampled(self, num_verified: int) -> None:
         """Record that the step's tokens are sampled; it verified `num_verified` drafts for them."""
         seconds = self._end_phase()
         if num_verified:
-            self._seconds[VERIFY_TIME] = seconds
+            self.seconds[VERIFY_TIME] = seconds
 
     def drafted(self) -> None:
         """Record that the propose step has its drafts."""
-        self._seconds[DRAFT_TIME] = self._end_phase()
+        self.seconds[DRAFT_TIME] = self._end_phase()
 
     def _end_phase(self) -> float:
         started, self._phase_started = self._phase_started, self._clock()
@@ -67,7 +68,7 @@ class StepStats:
         return {
             NUM_RESUMED_TOKENS: self.num_resumed_tokens,
             NUM_FRESH_TOKENS: self._num_scheduled_tokens - self.num_resumed_tokens,
-            **self._seconds,
+            **self.seconds,
         }
 
 

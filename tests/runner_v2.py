@@ -16,3 +16,20 @@ def emulate() -> None:
 
     driver = SimpleNamespace(is_active=lambda: False)
     backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
+    _accept_wide_masks()
+
+
+def _accept_wide_masks() -> None:
+    """Repair stores whose mask is an `&` of comparisons: the interpreter keeps the operands' type.
+
+    vLLM's kernel for structured outputs has one. On a device each comparison is one bit.
+    """
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle, tl
+
+    store = InterpreterBuilder.create_masked_store
+
+    def create_masked_store(self, ptrs, value, mask, cache_policy):
+        mask = TensorHandle(mask.data.astype(bool), tl.int1)
+        return store(self, ptrs, value, mask, cache_policy)
+
+    InterpreterBuilder.create_masked_store = create_masked_store

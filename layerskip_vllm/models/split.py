@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -153,11 +153,14 @@ class SplitForwardMixin(nn.Module):
         positions,
         intermediate_tensors=None,
         inputs_embeds=None,
-        exit_state: ExitState | None = None,  # [num_tokens, hidden_size] each
+        exit_state: Callable[[], ExitState] | None = None,  # [num_tokens, hidden_size] each
     ):
-        """Run the full forward, or where exit states are given the remaining layers alone."""
+        """Run the full forward, or where exit states are given the remaining layers alone.
+
+        They are a function, so that a CUDA graph of this forward reads them anew each time.
+        """
         if exit_state is not None:
-            return self.run_remaining_layers(positions, exit_state)
+            return self.run_remaining_layers(positions, exit_state())
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def run_early_layers(

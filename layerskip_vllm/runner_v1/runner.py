@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +19,7 @@ from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
 from layerskip_vllm.scheduling.limits import max_num_tokens
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
 from layerskip_vllm.telemetry import StepStats
-from layerskip_vllm.version import __version__
+from layerskip_vllm.vllm_config.speculative_config import require_same_version
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -205,16 +204,3 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         """Reload as the host does, then forget what the drafter keeps of the old weights."""
         super().reload_weights(*args, **kwargs)
         self.drafter.weights_changed()
-
-
-def require_same_version(driver_version: str) -> None:
-    """Compare this worker's version with that of the process that configured it.
-
-    Raises:
-        RuntimeError: They differ: the options would not mean the same.
-    """
-    if driver_version != __version__:
-        raise RuntimeError(
-            f"the worker on {socket.gethostname()} has layerskip_vllm {__version__}, and the "
-            f"engine that drives it has {driver_version}: install one version on all hosts"
-        )

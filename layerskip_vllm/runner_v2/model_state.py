@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
@@ -20,7 +24,10 @@ if TYPE_CHECKING:
 
 
 class LayerSkipModelState(DefaultModelState):
-    """vLLM's state of a decoder, and the exit query cache by request slot."""
+    """vLLM's state of a decoder, and the exit query cache by request slot.
+
+    The host knows which tokens have exit states: those on which propose ran, whatever they are.
+    """
 
     def __init__(
         self,
@@ -33,7 +40,7 @@ class LayerSkipModelState(DefaultModelState):
         speculative_config = vllm_config.speculative_config
         self.use_exit_query_cache = speculative_config.layerskip.exit_query_cache
         self.exit_query_cache = ExitQueryCache(
-            self.max_num_reqs + 1,
+            self.max_num_reqs + 1,  # the last one's states are nobody's
             speculative_config.num_speculative_tokens,
             self.model_config.get_hidden_size(),
             self.dtype,
@@ -41,8 +48,15 @@ class LayerSkipModelState(DefaultModelState):
         )
         self.num_exit_states = np.zeros(self.max_num_reqs, np.int64)
         """[max_num_reqs], by slot: tokens after the computed ones that have an exit state."""
-        self.resumes = False
-        """Whether the step that is being prepared resumes."""
+        self.graphs_resume = False
+        """Whether graphs of a uniform batch with drafts run the remaining layers alone."""
+        self.may_resume = False
+        """Whether each token of the step that is being prepared has an exit state."""
+        self.num_resumed_tokens = 0
+        """Of the step that was prepared last."""
+        self._slots = torch.full((self.max_num_reqs,), self.max_num_reqs, device=device)
+        """[max_num_reqs], int64: the slot of each row; graphs read it at this address."""
+        self._cudagraph_mode = self._captured_mode = CUDAGraphMode.NONE
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """A request that is new, or comes back from preemption, has no exit states."""
@@ -53,25 +67,73 @@ class LayerSkipModelState(DefaultModelState):
         """Record what propose has left: for the batch's slots, states after position n."""
         self.num_exit_states[slots] = num_states
 
-    def can_resume(self, slots: np.ndarray, num_scheduled_tokens: np.ndarray) -> bool:
+    def forget_exit_states(self) -> None:
+        """Let the next step of each request run the full forward."""
+        self.num_exit_states.fill(0)
+
+    def have_exit_states(self, slots: np.ndarray, num_scheduled_tokens: np.ndarray) -> bool:
         """Whether each scheduled token has an exit state."""
         return self.use_exit_query_cache and bool(
             (num_scheduled_tokens <= self.num_exit_states[slots]).all()
         )
 
+    def prepare_attn(  # type: ignore[no-untyped-def]
+        self, input_batch: InputBatch, cudagraph_mode: CUDAGraphMode, *args, **kwargs
+    ) -> dict[str, Any]:
+        """Prepare as the host does; this is also where a step tells how it will run."""
+        self._cudagraph_mode = cudagraph_mode
+        return super().prepare_attn(input_batch, cudagraph_mode, *args, **kwargs)
+
     def prepare_inputs(
         self, input_batch: InputBatch, req_states: RequestState
     ) -> dict[str, torch.Tensor | None]:
-        """Name the exit states from which the forward resumes, if it does."""
-        inputs = super().prepare_inputs(input_batch, req_states)
-        if not self.resumes:
-            return inputs
-        num_tokens = input_batch.num_tokens_after_padding
-        steps = torch.arange(num_tokens, device=self.device)
-        starts = input_batch.query_start_loc[: input_batch.num_reqs + 1]
-        rows = torch.searchsorted(starts[1:], steps, right=True, out_int32=True)
-        rows.clamp_(max=input_batch.num_reqs - 1)
-        steps -= starts[rows]
-        slots = input_batch.idx_mapping[rows]
-        exit_state = self.exit_query_cache.gather_slots(slots, steps)
-        return {**inputs, "exit_state": exit_state}
+        """Name the exit states from which the forward resumes, if it does.
+
+        A piecewise graph is one of the full forward, which is always right.
+        """
+        inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
+        self.num_resumed_tokens = 0
+        if self._cudagraph_mode == CUDAGraphMode.FULL:
+            if self._graph_resumes(input_batch.num_reqs, input_batch.num_tokens):
+                self._slots[: input_batch.num_reqs] = input_batch.idx_mapping
+                self._slots[input_batch.num_reqs :] = self.max_num_reqs
+                self.num_resumed_tokens = input_batch.num_tokens
+        elif self._cudagraph_mode == CUDAGraphMode.NONE and self.may_resume:
+            entries = self._entries(input_batch)
+            inputs["exit_state"] = partial(self.exit_query_cache.gather, entries)
+            self.num_resumed_tokens = input_batch.num_tokens
+        return inputs
+
+    def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
+        """Inputs of a graph that is captured; one that resumes reads the slots of its rows."""
+        inputs = super().prepare_dummy_inputs(num_reqs, num_tokens)
+        is_full = self._captured_mode == CUDAGraphMode.FULL
+        if is_full and self._graph_resumes(num_reqs, num_tokens):
+            slots = self._slots[:num_reqs]
+            num_states = num_tokens // num_reqs
+            inputs["exit_state"] = partial(self.exit_query_cache.gather_slots, slots, num_states)
+        return inputs
+
+    @contextmanager
+    def capturing(self, mode: CUDAGraphMode) -> Iterator[None]:
+        """Say which graphs are captured meanwhile."""
+        self._captured_mode = mode
+        yield
+        self._captured_mode = CUDAGraphMode.NONE
+
+    def _graph_resumes(self, num_reqs: int, num_tokens: int) -> bool:
+        """Whether the FULL graph of such a uniform batch resumes; one without drafts does not: it
+        serves steps of plain decoding, before which nothing was proposed.
+        """
+        return self.graphs_resume and num_tokens > num_reqs
+
+    def _entries(self, input_batch: InputBatch) -> np.ndarray:
+        """[num_tokens, 2], int64: slot and early step of each token, of padding the last slot."""
+        entries = np.zeros((input_batch.num_tokens_after_padding, 2), np.int64)
+        entries[:, 0] = self.max_num_reqs
+        lengths = input_batch.num_scheduled_tokens
+        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        tokens = entries[: input_batch.num_tokens]
+        tokens[:, 0] = np.repeat(input_batch.idx_mapping_np, lengths)
+        tokens[:, 1] = np.arange(input_batch.num_tokens) - starts
+        return entries

@@ -8,14 +8,19 @@ from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
 from vllm.v1.outputs import ECConnectorOutput
 
 from layerskip_vllm.config import OPTIONS_KEY
+from layerskip_vllm.runner_v2.graphs import VerifyGraphManager
 from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 from layerskip_vllm.runner_v2.speculator import LayerSkipSpeculator
+from layerskip_vllm.runner_v2.step_times import StepTimes
 from layerskip_vllm.telemetry import StepStats
+from layerskip_vllm.vllm_config.speculative_config import require_same_version
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
-    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
+    from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Host
 else:
     Host = object
@@ -25,12 +30,15 @@ class LayerSkipRunnerMixin(Host):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu/model_runner.py`)."""
 
     model_state: LayerSkipModelState
+    cudagraph_manager: ModelCudaGraphManager
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
+        require_same_version(vllm_config.speculative_config.package_version)
         super().__init__(vllm_config, device)
         self.speculator = LayerSkipSpeculator(vllm_config, device)
         self.num_resumed_tokens = 0
         self._step_stats = StepStats(0)
+        self._step_times = StepTimes(device)
 
     def load_model(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Load as the host does, and show the speculator the exit query cache at once: memory is
@@ -39,26 +47,68 @@ class LayerSkipRunnerMixin(Host):
         super().load_model(*args, **kwargs)
         self.speculator.model_state = self.model_state
 
+    def initialize_kv_cache(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Put our manager of graphs in the place of the host's, which has captured nothing yet."""
+        super().initialize_kv_cache(*args, **kwargs)
+        theirs = self.cudagraph_manager
+        self.cudagraph_manager = VerifyGraphManager(
+            self.vllm_config,
+            self.device,
+            theirs.cudagraph_mode,
+            theirs.decode_query_len,
+            lora_capture_cases=theirs.lora_capture_cases,
+        )
+        self.model_state.graphs_resume = (
+            self.model_state.use_exit_query_cache and theirs.cudagraph_mode.separate_routine()
+        )
+
     def gather_batch_req_state(self, scheduler_output: SchedulerOutput, dummy_run: bool):  # type: ignore[no-untyped-def]
-        """Decide whether the step resumes, before its graph is chosen."""
-        state, uniform_token_count = super().gather_batch_req_state(scheduler_output, dummy_run)
-        self.model_state.resumes = False
-        if state is None:
-            return state, uniform_token_count
-        self._step_stats = StepStats(state.num_tokens)
-        if scheduler_output.scheduled_spec_decode_tokens and self.model_state.can_resume(
+        """Find out whether the step may resume, before its graph is chosen.
+
+        A graph of a uniform batch with drafts resumes, so a batch that cannot is not called uniform
+        here; it happens where vLLM's budget of tokens has kept a request out of a step.
+        """
+        state, query_len = super().gather_batch_req_state(scheduler_output, dummy_run)
+        model_state = self.model_state
+        model_state.may_resume = state is not None and model_state.have_exit_states(
             state.idx_mapping_np, state.num_scheduled_tokens
-        ):
-            self.model_state.resumes = True
-            self.num_resumed_tokens += state.num_tokens
-            self._step_stats.num_resumed_tokens = state.num_tokens
-        return state, uniform_token_count
+        )
+        if state is None:
+            return state, query_len
+        self._step_stats = StepStats(state.num_tokens)
+        self._step_times.start()
+        if model_state.graphs_resume and query_len != 1 and not model_state.may_resume:
+            query_len = None
+        return state, query_len
+
+    def sample(  # type: ignore[no-untyped-def]
+        self,
+        hidden_states: torch.Tensor,  # [num_tokens, hidden_size]
+        input_batch: InputBatch,
+        grammar_output: GrammarOutput | None,
+    ):
+        """Sample as the host does, and mark where verification ends."""
+        sampled = super().sample(hidden_states, input_batch, grammar_output)
+        self._step_times.sampled(input_batch.num_draft_tokens)
+        return sampled
 
     def sample_tokens(self, grammar_output):  # type: ignore[no-untyped-def]
         """Let the step's numbers travel with its tokens, as on runner V1."""
+        step_state = self.execute_model_state
         output = super().sample_tokens(grammar_output)
+        if step_state is not None:
+            self._step_times.end(step_state.num_spec_tokens_to_schedule)
+        self._step_stats.seconds = self._step_times.take()
+        self._step_stats.num_resumed_tokens = self.model_state.num_resumed_tokens
+        self.num_resumed_tokens += self.model_state.num_resumed_tokens
         step = getattr(output, "model_runner_output", None)
         if step is not None:
             stats = ECConnectorStats({OPTIONS_KEY: self._step_stats.as_dict()})
             step.ec_connector_output = ECConnectorOutput(ec_connector_stats=stats)
         return output
+
+    def reload_weights(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Reload as the host does, then forget what is left of the old weights."""
+        super().reload_weights(*args, **kwargs)
+        self.model_state.forget_exit_states()
+        self.speculator.weights_changed()

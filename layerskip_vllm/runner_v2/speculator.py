@@ -71,6 +71,11 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         if token_ids is not None:
             self.draft_head = DraftHead(target_model.lm_head, token_ids)
 
+    def weights_changed(self) -> None:
+        """Copy the LM head's rows of the draft's vocabulary again."""
+        if self.draft_head is not None:
+            self.draft_head.copy_rows(self.model.lm_head)
+
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Capture whole propose steps where the attention backend refreshes its metadata inside."""
         is_full = cudagraph_mode.decode_mode() == CUDAGraphMode.FULL
@@ -187,8 +192,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
     def _run_remaining_layers(self, num_reqs: int) -> None:
         """Compile the second segment: the target's own dummy run has run the full forward only."""
         positions = self.input_buffers.positions[:num_reqs]
-        slots = torch.full_like(positions, -1)
-        exit_state = self.model_state.exit_query_cache.gather_slots(slots, positions * 0)
+        slots = torch.full_like(positions, self.max_num_reqs)
+        exit_state = self.model_state.exit_query_cache.gather_slots(slots, 1)
         with set_forward_context(None, self.vllm_config, num_tokens=num_reqs):
             self.model.run_remaining_layers(positions, exit_state)
 
@@ -299,7 +304,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         self.draft_tokens[:num_reqs, step] = drafts
         buffers.input_ids[:num_reqs] = drafts
         positions.add_(1).clamp_(max=self.max_model_len - 1)
-        buffers.seq_lens[:num_reqs].add_(1).clamp_(max=self.max_model_len)
+        seq_lens = buffers.seq_lens[:num_reqs]
+        seq_lens.add_(seq_lens > 0).clamp_(max=self.max_model_len)  # 0 in a graph's idle rows
 
     def sample_draft(self, *args, **kwargs) -> torch.Tensor:  # type: ignore[no-untyped-def]
         """Sample as the host does; greedy drafts of a restricted vocabulary become token ids."""
@@ -307,6 +313,14 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         if self.draft_head is None or self.draft_logits is not None:
             return sampled
         return self.draft_head.token_ids[sampled]
+
+    def get_draft_top_tokens(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
+        """Choose greedily, by `use_local_argmax_reduction`; a restricted vocabulary, whose logits
+        are few, goes without it.
+        """
+        if self.draft_head is None:
+            return super().get_draft_top_tokens(hidden_states, spec_step_idx)
+        return self.compute_draft_logits(hidden_states, spec_step_idx).argmax(dim=-1)
 
     def compute_draft_logits(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
         """Logits of the draft's vocabulary, [num_reqs, num_draft_tokens].
@@ -321,4 +335,5 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         if self.draft_logits is None:
             return logits
         full = logits.new_full((len(logits), self.vocab_size), -torch.inf)
-        return full.index_copy_(1, head.token_ids, logits)
+        # Idle rows of the head, whose logit is -inf, stand for token 0, which may be known too.
+        return full.scatter_reduce_(1, head.token_ids.expand_as(logits), logits, "amax")

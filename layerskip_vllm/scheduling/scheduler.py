@@ -94,9 +94,18 @@ class DraftingMixin(HostScheduler):
         """Verify no more drafts of a request than it may have: runner V2 drafts K for each."""
         pairs = zip(draft_token_ids.req_ids, draft_token_ids.draft_token_ids, strict=True)
         draft_token_ids.draft_token_ids = [
-            token_ids[: self._last_limits.get(req_id)] for req_id, token_ids in pairs
+            token_ids[: self._limit_after_step(req_id, len(token_ids))]
+            for req_id, token_ids in pairs
         ]
         super().update_draft_token_ids(draft_token_ids)
+
+    def _limit_after_step(self, req_id: str, num_drafts: int) -> int:
+        """Most drafts of a request, now that the step has shown how many tokens it yields."""
+        limit = min(num_drafts, self._last_limits.get(req_id, num_drafts))
+        request = self.requests.get(req_id)
+        if request is None:  # it has ended
+            return limit
+        return max(0, min(limit, request.max_tokens - request.num_output_tokens - 1))
 
     def _draft_limits(self, num_scheduled_tokens: Mapping[str, int], most: int) -> dict[str, int]:
         """Most drafts after the step of each request that decodes then, by request id."""

@@ -58,6 +58,7 @@ class DraftHead(nn.Module):
         flat = self._tokens_of_ranks.flatten()[: self.vocab_size]
         self.register_buffer("token_ids", flat, persistent=False)
         self.quant_method = UnquantizedLinearMethod()
+        self.weight: nn.Parameter | None = None
         self.copy_rows(lm_head)
 
     def copy_rows(self, lm_head: ParallelLMHead) -> None:
@@ -67,6 +68,9 @@ class DraftHead(nn.Module):
         """
         rows = _rows_of_all_shards(lm_head, self._tokens_of_ranks.flatten())
         own = rows.view(*self._tokens_of_ranks.shape, -1)[lm_head.tp_rank]
+        if self.weight is not None and self.weight.is_cuda:
+            self.weight.copy_(own)  # graphs read them at this address
+            return
         self.weight = nn.Parameter(own.clone(), requires_grad=False)
         self.num_bytes = self.weight.nbytes
         """Memory that the copy holds."""

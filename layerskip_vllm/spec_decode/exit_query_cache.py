@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from layerskip_vllm.models.split import ExitState
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
@@ -27,8 +28,8 @@ class ExitQueryCache:
         self._width = num_speculative_tokens + 1
         shape = (max_num_reqs, self._width, hidden_size)
         self._states = ExitState(
-            hidden_states=torch.empty(shape, dtype=dtype, device=device),
-            residual=torch.empty(shape, dtype=torch.float32, device=device),
+            hidden_states=torch.zeros(shape, dtype=dtype, device=device),
+            residual=torch.zeros(shape, dtype=torch.float32, device=device),
         )
         self._batch: DraftBatch | None = None
 
@@ -53,9 +54,18 @@ class ExitQueryCache:
         for entries, rows in zip(self._states, exit_state, strict=True):
             entries[slots, step] = rows
 
-    def gather_slots(self, slots: torch.Tensor, steps: torch.Tensor) -> ExitState:
-        """Copy states out: [num_tokens, hidden_size] each, by slot and early step."""
-        return ExitState(*(states[slots, steps] for states in self._states))
+    def gather_slots(self, slots: torch.Tensor, num_states: int) -> ExitState:
+        """Copy the first states of each slot out, on the device alone.
+
+        Args:
+            slots: [num_rows], int64, none negative.
+            num_states: Early steps of each.
+
+        Returns:
+            [num_rows * num_states, hidden_size] each, slot by slot.
+        """
+        first = (states[:, :num_states] for states in self._states)
+        return ExitState(*(states.index_select(0, slots).flatten(0, 1) for states in first))
 
     def publish(self, batch: DraftBatch) -> None:
         """Name the batch whose states are stored; it can be taken once, in the next step."""
@@ -75,5 +85,5 @@ class ExitQueryCache:
         Returns:
             [num_tokens, hidden_size] each.
         """
-        flat = torch.from_numpy(entries @ np.array([self._width, 1])).to(self._states[0].device)
+        flat = async_tensor_h2d(entries @ np.array([self._width, 1]), self._states[0].device)
         return ExitState(*(states.flatten(0, 1).index_select(0, flat) for states in self._states))

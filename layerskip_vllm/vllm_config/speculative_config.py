@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from pydantic import SkipValidation
 from vllm.config import SpeculativeConfig
 from vllm.config.utils import config
@@ -59,4 +61,17 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
         return (
             f"LayerSkipSpeculativeConfig(model='self:{self.layerskip.exit_layer}', "
             f"num_spec_tokens={self.num_speculative_tokens}, layerskip={self.layerskip!r})"
+        )
+
+
+def require_same_version(driver_version: str) -> None:
+    """Compare this worker's version with that of the process that configured it.
+
+    Raises:
+        RuntimeError: They differ: the options would not mean the same.
+    """
+    if driver_version != __version__:
+        raise RuntimeError(
+            f"the worker on {socket.gethostname()} has layerskip_vllm {__version__}, and the "
+            f"engine that drives it has {driver_version}: install one version on all hosts"
         )

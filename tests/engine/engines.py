@@ -19,6 +19,11 @@ COUNTERS = {
 }
 
 
+def drafter(its_runner):
+    """What drafts on either model runner."""
+    return its_runner.speculator if hasattr(its_runner, "speculator") else its_runner.drafter
+
+
 OPEN: list[LLM] = []
 """Open engines; tests/engine/conftest.py closes those that a failing test leaves."""
 

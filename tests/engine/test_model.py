@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from tests.engine.engines import (
     as_prompts,
     close,
+    drafter,
     generate,
     generate_plainly,
     greedy,
@@ -35,7 +36,7 @@ def test_no_parameter_exists_twice(random_llama, tied):
     assert sum(p.nbytes for p in split.values()) == sum(p.nbytes for p in stock.values())
     for name, parameter in stock.items():
         assert torch.equal(parameter, split[name]), name
-    draft = runner(llm).drafter.model
+    draft = drafter(runner(llm)).model
     assert draft is runner(llm).get_model()
     close(plain)
     close(llm)

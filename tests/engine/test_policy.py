@@ -12,6 +12,7 @@ from tests.engine.engines import (
     as_prompts,
     close,
     counts,
+    drafter,
     generate,
     greedy,
     make_llm,
@@ -123,7 +124,7 @@ def test_a_draft_vocabulary_affects_only_drafts(run, tmp_path):
     file = tmp_path / "counts.json"
     file.write_text(json.dumps({str(i): 1000 - i for i in range(100)}))
     part, its_runner = run({"draft_vocab_size": 100, "draft_vocab_counts": str(file)})
-    head = its_runner.drafter.draft_head
+    head = drafter(its_runner).draft_head
     assert head.token_ids.tolist() == [*range(99), 256]  # the most frequent, and the end of text
     assert 0 < part.num_accepted / part.num_drafted < full.num_accepted / full.num_drafted
     assert part.num_resumed > 0
@@ -142,7 +143,7 @@ def test_a_full_draft_vocabulary_changes_no_draft(run, tmp_path):
     file.write_text("{}")
     full, _ = run({})
     whole, its_runner = run({"draft_vocab_size": 320, "draft_vocab_counts": str(file)})
-    assert its_runner.drafter.draft_head is not None
+    assert drafter(its_runner).draft_head is not None
     assert whole == full
 
 

@@ -8,8 +8,8 @@ from layerskip_vllm import plugin
 from layerskip_vllm.compat.every_process import shared_memory
 from layerskip_vllm.compat.every_process.shared_memory import host_identity
 from layerskip_vllm.compat.ray_cpu import CPURayExecutor
-from layerskip_vllm.runner_v1.runner import require_same_version
 from layerskip_vllm.version import __version__
+from layerskip_vllm.vllm_config.speculative_config import require_same_version
 
 
 def test_boot_and_shared_memory_identify_a_host(monkeypatch, tmp_path):
