@@ -23,12 +23,7 @@ CASES = [
     for expectation in CONTRACT
     if expectation.applies_to(release_of(sources))
 ]
-IMPORTABLE = [
-    expectation
-    for expectation in CONTRACT
-    if expectation.applies_to(release_of(INSTALLED)) and ".worker.gpu." not in expectation.path
-]
-"""Model runner V2 needs Triton to be imported."""
+OF_INSTALLED = [e for e in CONTRACT if e.applies_to(release_of(INSTALLED))]
 
 
 @pytest.mark.parametrize(("expectation", "sources"), CASES)
@@ -36,7 +31,7 @@ def test_vllm_offers_what_the_plugin_uses(expectation, sources):
     assert expectation.faults(sources) == []
 
 
-@pytest.mark.parametrize("expectation", IMPORTABLE, ids=str)
+@pytest.mark.parametrize("expectation", OF_INSTALLED, ids=str)
 def test_python_finds_what_the_sources_define(expectation):
     target = pkgutil.resolve_name(expectation.path)
     if isinstance(expectation, Takes):

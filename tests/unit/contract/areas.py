@@ -3,6 +3,7 @@
 from tests.unit.contract import (
     compat,
     configuration,
+    graphs,
     models,
     runner_v1,
     runner_v2,
@@ -14,7 +15,7 @@ from tests.unit.contract import (
 
 AREAS = (
     *(configuration, models, spec_decode, scheduling, runner_v1, runner_v2, speculator),
-    *(telemetry, compat),
+    *(graphs, telemetry, compat),
 )
 
 CONTRACT = tuple(expectation for area in AREAS for expectation in area.EXPECTATIONS)

@@ -1,4 +1,4 @@
-"""Runner, model state and CUDA graphs of V2: `runner_v2/`."""
+"""Runner and model state of V2: `runner_v2/runner.py` and `runner_v2/model_state.py`."""
 
 from tests.unit.contract.expectations import Calls, Has, InOrder, Reads, Sets, Takes
 
@@ -6,7 +6,6 @@ GPU = "vllm.v1.worker.gpu"
 RUNNER_V2 = f"{GPU}.model_runner:GPUModelRunner"
 CPU_RUNNER_V2 = "vllm.v1.worker.cpu.model_runner:CPUModelRunner"
 MODEL_STATE = f"{GPU}.model_states.default:DefaultModelState"
-GRAPHS = f"{GPU}.cudagraph_utils"
 INPUT_BATCH_V2 = f"{GPU}.input_batch:InputBatch"
 
 RUNNERS = (
@@ -30,7 +29,7 @@ RUNNERS = (
         ("use_v2_model_runner",),
     ),
     Sets(f"{RUNNER_V2}.__init__", "Replaced by our speculator.", ("speculator",)),
-    Takes(f"{RUNNER_V2}.load_model", "Overridden, original called.", positional=()),
+    Takes(f"{RUNNER_V2}.load_model", "Overridden, original called."),
     InOrder(
         f"{RUNNER_V2}.load_model",
         "Our speculator names the class of the model's state before vLLM asks for it.",
@@ -74,6 +73,26 @@ STEP = (
             "self.model_state.prepare_inputs",
             "self.cudagraph_manager.run_fullgraph",
         ),
+    ),
+    Takes(
+        f"{RUNNER_V2}.sample",
+        "Overridden, original called: marks the end of verification.",
+        positional=("hidden_states", "input_batch", "grammar_output"),
+    ),
+    Calls(f"{RUNNER_V2}.sample_tokens", "Calls ours.", "self.sample", num_positional=3),
+    Sets(
+        f"{RUNNER_V2}.execute_model",
+        "Read before the original clears it: K of the step.",
+        ("execute_model_state",),
+    ),
+    Has(
+        f"{GPU}.model_runner:ExecuteModelState",
+        "0 where vLLM 0.33 skips drafting.",
+        ("num_spec_tokens_to_schedule",),
+    ),
+    Takes(
+        f"{RUNNER_V2}.reload_weights",
+        "Overridden, original called; then exit states and copied rows of the LM head are renewed.",
     ),
     Reads(
         f"{RUNNER_V2}.execute_model",
@@ -132,7 +151,8 @@ STEP = (
         INPUT_BATCH_V2,
         "Read by our speculator and model state.",
         (
-            *("num_reqs", "num_tokens_after_padding", "num_scheduled_tokens", "has_prefill"),
+            *("num_reqs", "num_tokens", "num_tokens_after_padding", "num_scheduled_tokens"),
+            *("num_draft_tokens", "has_prefill"),
             *("idx_mapping", "idx_mapping_np", "query_start_loc", "seq_lens"),
             *("seq_lens_cpu_upper_bound", "num_computed_prefill_tokens_np", "prefill_len_np"),
         ),
@@ -174,6 +194,17 @@ STATE = (
         num_positional=2,
     ),
     Takes(
+        f"{MODEL_STATE}.prepare_attn",
+        "Overridden, original called: the last to say whether a step replays a FULL graph.",
+        positional=("input_batch", "cudagraph_mode"),
+    ),
+    Calls(
+        f"{RUNNER_V2}.execute_model",
+        "Calls ours with the mode that was chosen.",
+        "self.model_state.prepare_attn",
+        num_positional=6,
+    ),
+    Takes(
         f"{MODEL_STATE}.prepare_inputs",
         "Overridden, original called; adds the exit states from which the forward resumes.",
         positional=("input_batch", "req_states"),
@@ -191,95 +222,4 @@ STATE = (
     ),
 )
 
-TARGET_GRAPHS = (
-    Takes(
-        f"{GRAPHS}:ModelCudaGraphManager",
-        "Captures the target's forward; a subclass captures verify steps too.",
-        positional=("vllm_config", "device", "cudagraph_mode", "decode_query_len"),
-        keyword=("lora_capture_cases", "varlen_decode", "ubatch_runner"),
-    ),
-    InOrder(
-        f"{RUNNER_V2}.initialize_kv_cache",
-        "Makes the target's graph manager, then gives ours its attention groups, then lets it "
-        "make its own: it may run twice, as memory is profiled with graphs.",
-        (
-            "ModelCudaGraphManager",
-            "self.speculator.set_attn",
-            "self.speculator.init_cudagraph_manager",
-        ),
-    ),
-    Sets(
-        f"{RUNNER_V2}.initialize_kv_cache",
-        "The target's graphs; what a replacement of the manager is made from.",
-        ("cudagraph_manager", "block_tables", "attn_groups", "kv_cache_config"),
-    ),
-    Sets(
-        f"{GRAPHS}:CudaGraphManager.__init__",
-        "The descriptors to capture, the candidates of a batch and the graphs themselves.",
-        (
-            *("_capture_descs", "_candidates", "graphs", "decode_query_len", "max_num_reqs"),
-            *("compilation_config", "vllm_config", "device", "pool"),
-        ),
-    ),
-    Calls(
-        f"{GRAPHS}:CudaGraphManager.__init__",
-        "Fills both when the manager is made.",
-        "self._init_candidates",
-    ),
-    Reads(
-        f"{GRAPHS}:CudaGraphManager._init_candidates",
-        "Groups descriptors by mode, and candidates by number of tokens and adapters.",
-        ("self._capture_descs[mode]", "self._candidates.setdefault(key, [])"),
-    ),
-    Takes(f"{GRAPHS}:CudaGraphManager.needs_capture", "Asks for descriptors."),
-    Takes(
-        f"{GRAPHS}:CudaGraphManager.capture",
-        "Records one graph for each descriptor.",
-        positional=("create_forward_fn", "progress_bar_desc"),
-    ),
-    Calls(
-        f"{GRAPHS}:CudaGraphManager.capture",
-        "Prepares the inputs anew for the warm-up and for the capture.",
-        "create_forward_fn",
-        num_positional=1,
-        keyword=("warmup",),
-    ),
-    Reads(
-        f"{GRAPHS}:CudaGraphManager.dispatch",
-        "Finds a batch's graph among its candidates.",
-        ("self._candidates[key]",),
-    ),
-    Takes(
-        f"{GRAPHS}:ModelCudaGraphManager.capture",
-        "Overridden, original called.",
-        positional=(
-            *("model", "model_state", "input_buffers", "intermediate_tensors", "block_tables"),
-            *("attn_groups", "kv_cache_config"),
-        ),
-    ),
-    Calls(
-        f"{RUNNER_V2}.capture_model",
-        "Captures the target's graphs before ours.",
-        "self.cudagraph_manager.capture",
-        num_positional=7,
-    ),
-    Calls(f"{RUNNER_V2}.capture_model", "Captures ours.", "self.speculator.capture"),
-    Calls(
-        f"{GRAPHS}:ModelCudaGraphManager.capture",
-        "Records the target with the exit states that our model state returns.",
-        "model_state.prepare_dummy_inputs",
-        num_positional=2,
-    ),
-    Takes(
-        f"{GRAPHS}:CudaGraphManager.run_fullgraph",
-        "Replays a graph.",
-        positional=("desc",),
-    ),
-    Reads(
-        f"{GRAPHS}:profile_cudagraph_memory",
-        "Drops a speculator's graph managers after profiling, wherever it keeps them.",
-        ("vars(speculator).items()", "isinstance(value, CudaGraphManager)"),
-    ),
-)
-
-EXPECTATIONS = (*RUNNERS, *STEP, *STATE, *TARGET_GRAPHS)
+EXPECTATIONS = (*RUNNERS, *STEP, *STATE)

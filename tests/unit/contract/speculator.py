@@ -1,10 +1,10 @@
-"""Propose on V2: `runner_v2/speculator.py` and `runner_v2/graphs.py`."""
+"""Propose on V2: `runner_v2/speculator.py`."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
-from tests.unit.contract.runner_v2 import GPU, GRAPHS
+from tests.unit.contract.graphs import GRAPHS
+from tests.unit.contract.runner_v2 import GPU
 
 SPECULATOR = f"{GPU}.spec_decode.speculator:DraftModelSpeculator"
-DRAFT_GRAPHS = f"{GPU}.spec_decode.target_dependent_ar.cudagraph_utils"
 
 SET_UP = (
     Takes(
@@ -116,11 +116,14 @@ PROPOSE = (
         "Overridden: the logits of the draft's vocabulary.",
         positional=("hidden_states", "spec_step_idx"),
     ),
-    Calls(
-        f"{SPECULATOR}.sample_draft",
-        "Calls ours.",
-        "self.compute_draft_logits",
-        num_positional=2,
+    Takes(
+        f"{SPECULATOR}.get_draft_top_tokens",
+        "Overridden: a draft vocabulary goes without the reduction over ranks.",
+        positional=("hidden_states", "spec_step_idx"),
+    ),
+    *(
+        Calls(f"{SPECULATOR}.sample_draft", "Calls ours.", f"self.{method}", num_positional=2)
+        for method in ("compute_draft_logits", "get_draft_top_tokens")
     ),
     Sets(
         f"{GPU}.input_batch:InputBuffers.__init__",
@@ -173,50 +176,7 @@ PROPOSE = (
     ),
 )
 
-GRAPHS_OF_DRAFTS = (
-    Takes(
-        f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager",
-        "Subclassed by `ProposeGraphManager`.",
-        positional=("vllm_config", "device", "cudagraph_mode", "decode_query_len"),
-    ),
-    Takes(
-        f"{DRAFT_GRAPHS}:SpeculatorBatchDescriptor",
-        "One descriptor for each batch size and K, made from vLLM's for the batch size.",
-        positional=("cg_mode", "num_tokens", "num_reqs"),
-        keyword=("uniform_token_count", "num_speculative_tokens"),
-    ),
-    Takes(
-        f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager.capture",
-        "Captures our steps.",
-        positional=(
-            *("forward_fn", "model_state", "input_buffers", "block_tables", "attn_groups"),
-            "kv_cache_config",
-        ),
-        keyword=("progress_bar_desc",),
-    ),
-    Calls(
-        f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager.capture",
-        "Calls ours.",
-        "forward_fn",
-        num_positional=6,
-    ),
-    Reads(
-        f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager.capture",
-        "Passes the K of the descriptor where a draft step has one token a request.",
-        ("self.decode_query_len == 1", "desc.num_speculative_tokens"),
-    ),
-    Takes(
-        f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager.specialize_spec_tokens",
-        "Finds the graph of a step's K; without one, the step runs eagerly.",
-        positional=("desc", "num_speculative_tokens"),
-    ),
-    Calls(
-        f"{GRAPHS}:prepare_inputs_to_capture",
-        "Builds a capture's metadata by our model state, from the early layers' groups.",
-        "model_state.prepare_attn",
-        num_positional=6,
-        keyword=("for_capture",),
-    ),
+RANKS = (
     Takes(
         f"{GPU}.dp_utils:dispatch_cg_and_sync_dp",
         "Finds the graph of a batch size, on which ranks agree.",
@@ -246,4 +206,4 @@ GRAPHS_OF_DRAFTS = (
     ),
 )
 
-EXPECTATIONS = (*SET_UP, *PROPOSE, *GRAPHS_OF_DRAFTS)
+EXPECTATIONS = (*SET_UP, *PROPOSE, *RANKS)
