@@ -6,6 +6,8 @@ MODEL ?= python-10m
 MINUTES ?= 30
 # For example: make bench BENCH_OPTIONS="--model dialled --batch-size 1"
 BENCH_OPTIONS ?=
+# For example: make contract VLLM=0.34; without it, the supported releases that are not installed
+VLLM ?=
 # For example: make gpu-check GPU_OPTIONS="--deadline 1800 --part exactness 7b"
 GPU_OPTIONS ?=
 # With vLLM for CUDA; .venv has vLLM for CPUs.
@@ -20,7 +22,8 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 # Files that share a pair of servers stay together (tests/conftest.py).
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger style build clean help
+.PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
+.PHONY: build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -79,6 +82,9 @@ quality: setup ## lint, format check, types
 
 ledger: setup ## write the tables of patches/README.md from the code
 	$(BIN)/python -m tests.unit.contract.ledger
+
+contract: setup ## check what the plugin uses of a vLLM that is not installed, by its sources; VLLM=0.34
+	$(BIN)/python -m tests.unit.contract.check $(VLLM)
 
 style: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -16,13 +16,13 @@ from collections.abc import Callable
 
 from vllm.config import VllmConfig
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
 
 
 def is_needed() -> bool:
     """By release: what vLLM lacks here is our own method's name."""
-    return vllm_release() == "0.32"
+    return is_supported_vllm()
 
 
 def install() -> None:
