@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.records import Emit
 
 LOG_TAIL_LINES = 15
+LOG_LINE_CHARS = 200
 STOP_LIMIT_S = 5
 
 
@@ -120,4 +121,4 @@ class JobProcess:
     def log_tail(self) -> list[str]:
         """The last lines of its output."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line for line in lines if line.strip()][-LOG_TAIL_LINES:]
+        return [line[:LOG_LINE_CHARS] for line in lines if line.strip()][-LOG_TAIL_LINES:]

@@ -20,6 +20,13 @@ from benchmarks.gpu.run import Results, Runner
 from benchmarks.gpu.versions import NO_GPU, relevant_variables
 
 
+@pytest.fixture(autouse=True)
+def restored_environment(monkeypatch):
+    """The command sets variables and signal handlers for its jobs."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(command, "set_up_process", lambda: None)
+
+
 @pytest.fixture
 def results(tmp_path):
     return Results(tmp_path / "out")
@@ -201,6 +208,17 @@ def test_without_a_gpu_it_ends_at_once_and_says_what_is_needed(monkeypatch, tmp_
     assert message.startswith(NO_GPU.split("{")[0])
     assert message.startswith("no CUDA device is visible; ")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_interruption_prints_the_report_and_fails(monkeypatch, tmp_path, capsys):
+    def interrupted(self, steps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(command.Runner, "run", interrupted)
+    assert command.main(["--output", str(tmp_path), "--part", "7b", "--work", str(tmp_path)]) == 1
+    assert "- speed 7b plain: no outcome" in capsys.readouterr().out
+    assert not list(tmp_path.glob("layerskip-gpu-*"))
 
 
 def test_the_work_directory_is_deleted(tmp_path):
