@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -122,3 +123,15 @@ class JobProcess:
         """The last lines of its output."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
         return [line[:LOG_LINE_CHARS] for line in lines if line.strip()][-LOG_TAIL_LINES:]
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, even if that was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -154,7 +154,7 @@ def test_a_job_ends_with_the_process_that_started_it(tmp_path):
     """Or an engine would hold the GPU's memory after a kill."""
     code = (
         "import subprocess, sys, time\n"
-        "from benchmarks.gpu.worker import end_with_parent\n"
+        "from benchmarks.gpu.jobs import end_with_parent\n"
         "end_with_parent(); print('ready', flush=True); time.sleep(60)"
     )
     parent = (
