@@ -62,7 +62,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--work",
         type=Path,
         metavar="DIRECTORY",
-        help="for checkpoints of 18 GB, deleted at the end; default: shared memory, if it has room",
+        help="for checkpoints of 18 GB, deleted at the end; default: shared memory, the system's "
+        "temporary directory or that of the output, the first with room",
     )
     parser.add_argument(
         "--side-by-side",
@@ -77,7 +78,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @contextlib.contextmanager
 def work_directory(given: Path | None, output: Path) -> Generator[Path]:
     """A new directory for checkpoints, which the end of the block deletes."""
-    parent = given or (SHARED_MEMORY if _has_room(SHARED_MEMORY) else output)
+    candidates = (SHARED_MEMORY, Path(tempfile.gettempdir()))
+    parent = given or next(filter(_has_room, candidates), output)
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=parent, prefix="layerskip-gpu-", ignore_cleanup_errors=True

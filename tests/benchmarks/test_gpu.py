@@ -228,6 +228,18 @@ def test_the_work_directory_is_deleted(tmp_path):
     assert not directory.exists()
 
 
+def test_checkpoints_go_where_there_is_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(command.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    for name, has_room in (("shm", False), ("tmp", True)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(
+            command, "_has_room", lambda path, n=name, r=has_room: r and path.name == n
+        )
+        with command.work_directory(None, tmp_path / "out") as directory:
+            assert directory.parent.name == (name if has_room else "out")
+
+
 def test_the_report_shows_relevant_variables_and_no_secret(monkeypatch):
     for name in ("VLLM_CACHE_ROOT", "VLLM_API_KEY", "HF_TOKEN", "HOME"):
         monkeypatch.setenv(name, "value")
