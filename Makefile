@@ -6,6 +6,12 @@ MODEL ?= python-10m
 MINUTES ?= 30
 # For example: make bench BENCH_OPTIONS="--model dialled --batch-size 1"
 BENCH_OPTIONS ?=
+# For example: make contract VLLM=0.34; without it, the supported releases that are not installed
+VLLM ?=
+# For example: make gpu-check GPU_OPTIONS="--deadline 1800 --part exactness 7b"
+GPU_OPTIONS ?=
+# With vLLM for CUDA; .venv has vLLM for CPUs.
+GPU_PYTHON ?= python3
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
@@ -16,7 +22,8 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 # Files that share a pair of servers stay together (tests/conftest.py).
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all test-cluster mutants soak bench quality ledger style build clean help
+.PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
+.PHONY: build clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -65,6 +72,9 @@ soak: setup ## two servers under the same load, with and without self:E, compare
 bench: setup ## every way to decode, measured side by side, into build/bench; takes hours
 	$(BIN)/python -m benchmarks.compare --output build/bench $(BENCH_OPTIONS)
 
+gpu-check: ## exactness, speed and CUDA graphs of self:E on this GPU, into build/gpu; 9 minutes
+	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
+
 quality: setup ## lint, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -72,6 +82,9 @@ quality: setup ## lint, format check, types
 
 ledger: setup ## write the tables of patches/README.md from the code
 	$(BIN)/python -m tests.unit.contract.ledger
+
+contract: setup ## check what the plugin uses of a vLLM that is not installed, by its sources; VLLM=0.34
+	$(BIN)/python -m tests.unit.contract.check $(VLLM)
 
 style: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -98,7 +98,7 @@ def measure_agreement(
     import torch
 
     (prompt_len,) = {len(prompt) for prompt in prompts}
-    prompt_ids = torch.tensor([list(prompt) for prompt in prompts])
+    prompt_ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
     with torch.inference_mode():
         token_ids = model.generate(
             prompt_ids,

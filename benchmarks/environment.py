@@ -6,6 +6,7 @@ import ctypes.util
 import datetime
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ class Environment:
         return cls(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
-            commit=_commit(),
+            commit=commit(),
             cpu=_cpu(),
             num_cores=len(os.sched_getaffinity(0)),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
@@ -105,8 +106,10 @@ def _required_library(name: str) -> str:
     return library
 
 
-def _commit() -> str:
-    """Short hash, with a plus sign if the working tree differs from it."""
+def commit() -> str:
+    """Short hash, with a plus sign if the working tree differs from it; "unknown" without git."""
+    if shutil.which("git") is None:
+        return "unknown"
 
     def git(*args: str) -> str:
         result = subprocess.run(

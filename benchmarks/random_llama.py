@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Shape:
 
     def config(self) -> LlamaConfig:
         """The configuration for transformers."""
+        from transformers import LlamaConfig
+
         return LlamaConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
@@ -45,14 +50,22 @@ class Shape:
         )
 
     @torch.no_grad()
-    def build(self, dtype: torch.dtype) -> LlamaForCausalLM:
-        """Draw the weights; equal shapes get equal weights."""
+    def build(self, dtype: torch.dtype, device: str = "cpu") -> LlamaForCausalLM:
+        """Draw the weights; equal shapes get equal weights on equal devices.
+
+        Args:
+            dtype: Of the weights.
+            device: Where they are drawn; a GPU takes seconds for a model of 7B.
+        """
+        from transformers import LlamaForCausalLM
+
         torch.manual_seed(self.seed)
-        model = LlamaForCausalLM._from_config(self.config(), dtype=dtype)
-        if self.zipf_exponent:
-            ranks = torch.arange(self.vocab_size, dtype=torch.float32)
-            scales = (1 + ranks / 1024) ** -self.zipf_exponent
-            model.lm_head.weight *= scales.to(dtype).unsqueeze(1)
+        with torch.device(device):
+            model = LlamaForCausalLM._from_config(self.config(), dtype=dtype)
+            if self.zipf_exponent:
+                ranks = torch.arange(self.vocab_size, dtype=torch.float32)
+                scales = (1 + ranks / 1024) ** -self.zipf_exponent
+                model.lm_head.weight *= scales.to(dtype).unsqueeze(1)
         return model.eval()
 
 
@@ -77,6 +90,16 @@ LLAMA_128K = Shape(
     zipf_exponent=0.1,
 )
 """Llama-3.2-1B: its LM head is as large as four of its layers."""
+
+LLAMA_7B = Shape(
+    vocab_size=32_000,
+    hidden_size=4096,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    intermediate_size=11_008,
+)
+"""Llama-2-7B: large enough that a GPU's memory, not its host, bounds a step."""
 
 SMALL = Shape(
     vocab_size=320,

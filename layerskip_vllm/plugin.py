@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-SUPPORTED_VLLM = "0.32"
-"""The vLLM release series whose internals this package was written and tested against."""
-
 
 def register() -> None:
     """Register the models and install the hooks. May be called many times."""
-    from layerskip_vllm.compat.releases import vllm_release
+    from layerskip_vllm.compat.releases import SUPPORTED_VLLM, is_supported_vllm
 
-    if vllm_release() == SUPPORTED_VLLM:
+    if is_supported_vllm():
         from layerskip_vllm.compat import every_process
         from layerskip_vllm.compat.install import install_hooks
 
@@ -22,8 +19,9 @@ def register() -> None:
         from layerskip_vllm.compat.other_releases import refuse_self_speculation
         from layerskip_vllm.version import __version__
 
+        supported = " and ".join(f"{release}.*" for release in SUPPORTED_VLLM)
         refuse_self_speculation(
-            f"layerskip_vllm {__version__} supports vLLM {SUPPORTED_VLLM}.*, and this is vLLM "
+            f"layerskip_vllm {__version__} supports vLLM {supported}, and this is vLLM "
             f"{vllm.version.__version__}: install a matching pair, or serve without self:E and "
             "early exit"
         )

@@ -1,12 +1,24 @@
-"""The release series of vLLM, for hooks whose behaviour costs too much to probe."""
+"""The release series of vLLM, and those whose internals this package was written against.
+
+For hooks whose behaviour costs too much to probe.
+"""
 
 from __future__ import annotations
 
-import vllm.version
 from packaging.version import Version
 
+SUPPORTED_VLLM = ("0.32", "0.33")
+"""Release series, the oldest first. docs/support.md says what ran on each."""
 
-def vllm_release() -> str:
-    """The installed vLLM's release series, such as "0.32"."""
-    version = Version(vllm.version.__version__)
-    return f"{version.major}.{version.minor}"
+
+def release_series(version: str) -> str:
+    """Return the series of a version: "0.32" for "0.32.0+cpu"."""
+    parsed = Version(version)
+    return f"{parsed.major}.{parsed.minor}"
+
+
+def is_supported_vllm() -> bool:
+    """Whether the installed vLLM is of a series whose internals we know."""
+    import vllm.version
+
+    return release_series(vllm.version.__version__) in SUPPORTED_VLLM

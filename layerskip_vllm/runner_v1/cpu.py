@@ -1,4 +1,4 @@
-"""Self-speculation on vLLM's CPU worker (`vllm/v1/worker/cpu_worker.py`)."""
+"""vLLM's V1 CPU model runner with the LayerSkip cycle."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from typing import TYPE_CHECKING
 
 from vllm.distributed.parallel_state import get_tp_group
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-from vllm.v1.worker.cpu_worker import CPUWorker
 
-from layerskip_vllm.compat import worker
-from layerskip_vllm.compat.install import install_hooks
 from layerskip_vllm.runner_v1.runner import LayerSkipRunnerMixin
 
 if TYPE_CHECKING:
@@ -29,18 +26,3 @@ class LayerSkipCPUModelRunner(LayerSkipRunnerMixin, CPUModelRunner):
             # No more than the model is compiled for.
             max_rows = vllm_config.scheduler_config.max_num_batched_tokens
             self.drafter.min_rows = min(MIN_ROWS, max_rows)
-
-
-class LayerSkipCPUWorker(CPUWorker):
-    """vLLM's CPU worker with that runner."""
-
-    def init_device(self) -> None:
-        """Initialise as the host does, then replace its runner, which holds nothing yet."""
-        install_hooks(worker)
-        super().init_device()
-        if self.use_v2_model_runner:
-            from layerskip_vllm.runner_v2 import cpu as v2
-
-            self.model_runner = v2.LayerSkipCPUModelRunner(self.vllm_config, self.device)
-        else:
-            self.model_runner = LayerSkipCPUModelRunner(self.vllm_config, self.device)

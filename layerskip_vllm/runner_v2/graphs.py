@@ -42,6 +42,8 @@ class VerifyGraphManager(ModelCudaGraphManager):
     vLLM captures the query lengths that its own schedule of K names; ours is chosen step by step.
     """
 
+    decode_query_len: int
+
     def _init_candidates(self) -> None:
         """Unite what vLLM makes of each query length; graphs of one length come first."""
         longest = self.decode_query_len

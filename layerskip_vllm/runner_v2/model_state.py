@@ -55,7 +55,7 @@ class LayerSkipModelState(DefaultModelState):
         self.num_resumed_tokens = 0
         """Of the step that was prepared last."""
         self._slots = torch.full((self.max_num_reqs,), self.max_num_reqs, device=device)
-        """[max_num_reqs], int64: the slot of each row, for graphs, which read it at this address."""
+        """[max_num_reqs], int64: the slot of each row; graphs read it at this address."""
         self._cudagraph_mode = self._captured_mode = CUDAGraphMode.NONE
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+    from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Host
 else:
@@ -29,6 +30,7 @@ class LayerSkipRunnerMixin(Host):
     """Put before a subclass of vLLM's `GPUModelRunner` (`vllm/v1/worker/gpu/model_runner.py`)."""
 
     model_state: LayerSkipModelState
+    cudagraph_manager: ModelCudaGraphManager
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         require_same_version(vllm_config.speculative_config.package_version)

@@ -139,6 +139,9 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         self.draft_max_seq_len = min(
             int(upper_bound[:num_reqs].max()) + num_drafts + 1, self.max_model_len
         )
+        if dummy_run and dp_sync_state is not None:
+            # vLLM 0.33's ranks agree on the number of requests before a graph's padding.
+            num_reqs = min(num_reqs, dp_sync_state.num_reqs)
         desc, num_tokens_across_dp = self._dispatch(num_reqs, num_drafts, dp_sync_state, is_profile)
         if desc.cg_mode == CUDAGraphMode.FULL:
             for group in self._early_groups():

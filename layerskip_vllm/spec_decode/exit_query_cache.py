@@ -64,12 +64,8 @@ class ExitQueryCache:
         Returns:
             [num_rows * num_states, hidden_size] each, slot by slot.
         """
-        return ExitState(
-            *(
-                states[:, :num_states].index_select(0, slots).flatten(0, 1)
-                for states in self._states
-            )
-        )
+        first = (states[:, :num_states] for states in self._states)
+        return ExitState(*(states.index_select(0, slots).flatten(0, 1) for states in first))
 
     def publish(self, batch: DraftBatch) -> None:
         """Name the batch whose states are stored; it can be taken once, in the next step."""

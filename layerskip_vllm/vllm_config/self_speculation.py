@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 logger = init_logger(f"vllm.{__name__}")
 
 WORKER_CLASSES = {
-    "cpu": "layerskip_vllm.runner_v1.cpu.LayerSkipCPUWorker",
-    "cuda": "layerskip_vllm.runner_v1.cuda.LayerSkipCUDAWorker",
+    "cpu": "layerskip_vllm.workers.cpu.LayerSkipCPUWorker",
+    "cuda": "layerskip_vllm.workers.cuda.LayerSkipCUDAWorker",
 }
 
 SPECULATIVE_KEYS = (
@@ -81,14 +81,20 @@ def create_speculative_config(
     )
     _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
-    if not uses_runner_v2():
-        engine_args.async_scheduling = False
     engine_args.scheduler_cls = SCHEDULER_CLASS
     share_kv_cache_group(engine_args, target_model_config, feature=FEATURE)
-    if current_platform.is_cuda():
-        # One graph would hold both segments, whose token counts differ in a verify step.
+    on_runner_v2 = uses_runner_v2(engine_args)
+    if not on_runner_v2:
+        engine_args.async_scheduling = False
+    if current_platform.is_cuda() and not on_runner_v2:
+        # V1's graphs know one shape of batch, and drafts have another than what verifies them.
         engine_args.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
-    speculative_config = _build(settings, layerskip, target_model_config, target_parallel_config)
+    speculative_config = _build(
+        settings | {"on_runner_v2": on_runner_v2},
+        layerskip,
+        target_model_config,
+        target_parallel_config,
+    )
     logger.info(
         "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
         "architecture %s, worker %s, model runner %s",
@@ -98,7 +104,7 @@ def create_speculative_config(
         "on" if layerskip.exit_query_cache else "off",
         target_model_config.architecture,
         target_parallel_config.worker_cls,
-        "V2" if uses_runner_v2() else "V1, asynchronous scheduling off",
+        "V2" if on_runner_v2 else "V1 without CUDA graphs and asynchronous scheduling",
     )
     return speculative_config
 

@@ -27,6 +27,8 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
     num_speculative_tokens_per_batch_size: list[tuple[int, int, int]] | None = None
     package_version: str = __version__
     """Version in the process that made this; workers on other hosts compare it with theirs."""
+    on_runner_v2: bool = False
+    """Whether Model Runner V2 runs this; see `vllm_config/runner.py`."""
 
     def __post_init__(self) -> None:
         """Make the target its own draft; vLLM would load a second `ModelConfig` from `self:E`."""

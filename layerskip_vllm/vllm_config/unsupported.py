@@ -12,7 +12,7 @@ from vllm.config.quantization import resolve_quantization_config
 from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
 from layerskip_vllm.config import OPTIONS_KEY, LayerSkipConfig
-from layerskip_vllm.vllm_config.runner import uses_runner_v2
+from layerskip_vllm.vllm_config.runner import RUNNER_V1_ONLY, uses_runner_v2
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -66,6 +66,12 @@ def _own_scheduler(args: EngineArgs) -> str:
     return f"scheduler_cls={args.scheduler_cls!r}" if is_theirs else ""
 
 
+def _only_on_runner_v1(args: EngineArgs) -> str:
+    """Where runner V2 is left to us to choose, these choose V1 instead."""
+    names = [name for name, is_used in RUNNER_V1_ONLY if is_used(args)]
+    return ", ".join(names) if uses_runner_v2(args) else ""
+
+
 SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("pipeline parallelism", lambda args: args.pipeline_parallel_size > 1),
     ("decode context parallelism", lambda args: args.decode_context_parallel_size > 1),
@@ -89,11 +95,10 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("batch-sharded sampling", lambda args: args.enable_batch_sharded_sampling),
     (
         "asynchronous scheduling on model runner V1",
-        lambda args: args.async_scheduling is True and not uses_runner_v2(),
+        lambda args: args.async_scheduling is True and not uses_runner_v2(args),
     ),
     ("a scheduler class of your own", _own_scheduler),
-    # One mapping of rows to adapters cannot serve both layouts, drafts' and the target's.
-    ("LoRA on model runner V2", lambda args: args.enable_lora and uses_runner_v2()),
+    ("what only model runner V1 has (VLLM_USE_V2_MODEL_RUNNER=0)", _only_on_runner_v1),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     # It loads no plugins, so a request's options would reach the workers unchecked.
     ("the Rust front end (VLLM_USE_RUST_FRONTEND)", lambda args: envs.VLLM_USE_RUST_FRONTEND),

@@ -13,7 +13,7 @@ SELF = {"spec_model": "self:3"}
 UNDER_ANOTHER_VERSION = """
 import contextlib, io, json, sys
 import vllm.version
-vllm.version.__version__ = "0.33.1"
+vllm.version.__version__ = "0.34.1"
 from vllm.config import KVTransferConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.plugins import load_general_plugins
@@ -58,7 +58,7 @@ def refusals(random_llama):
 
 @pytest.mark.parametrize("feature", ["self:3", "early exit"])
 def test_our_features_are_refused_on_another_vllm_version(refusals, feature):
-    assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in refusals[feature]
+    assert "supports vLLM 0.32.* and 0.33.*, and this is vLLM 0.34.1" in refusals[feature]
 
 
 def test_plain_vllm_of_another_version_works(refusals):
@@ -69,4 +69,4 @@ def test_plain_vllm_of_another_version_works(refusals):
 def test_our_flags_are_refused_on_another_vllm_version(refusals, flag):
     last_line = refusals[flag].splitlines()[-2]
     assert f"argument {flag}: layerskip_vllm" in last_line
-    assert "supports vLLM 0.32.*, and this is vLLM 0.33.1" in last_line
+    assert "supports vLLM 0.32.* and 0.33.*, and this is vLLM 0.34.1" in last_line

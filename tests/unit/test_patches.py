@@ -1,11 +1,8 @@
 """Each diff in `patches/` applies to the installed vLLM, and the ledger matches the code."""
 
 import importlib
-import importlib.util
 import pkgutil
-import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -19,49 +16,27 @@ from tests.unit.contract.ledger import (
     targets_of,
     updated,
 )
+from tests.unit.contract.patches import (
+    CHANGED_SINCE,
+    PATCHES,
+    apply,
+    copy_touched_files,
+    misfits,
+    touched_files,
+)
+from tests.unit.contract.releases import downloaded, installed, release_of
 
-PATCHES_DIR = Path(__file__).parents[2] / "patches"
-PATCHES = sorted(PATCHES_DIR.glob("*.patch"))
+SITE_PACKAGES = installed().root
 
 needs_patch_command = pytest.mark.skipif(
     shutil.which("patch") is None, reason="the command `patch` is not installed"
 )
 
 
-def site_packages() -> Path:
-    """The directory with `vllm/`, found without importing vLLM."""
-    return Path(importlib.util.find_spec("vllm").origin).parents[1]
-
-
-def touched_files(patch: Path) -> list[str]:
-    """Paths that a diff changes, as `vllm/...`."""
-    return re.findall(r"^\+\+\+ b/(\S+)$", patch.read_text(), flags=re.MULTILINE)
-
-
-def copy_touched_files(patches: list[Path], directory: Path) -> list[Path]:
-    copies = []
-    for name in sorted({name for patch in patches for name in touched_files(patch)}):
-        copies.append(directory / name)
-        copies[-1].parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(site_packages() / name, copies[-1])
-    return copies
-
-
-def apply(patch: Path, directory: Path) -> None:
-    result = subprocess.run(
-        ["patch", "-p1", "--fuzz=0", "--batch", "--input", str(patch)],
-        cwd=directory,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
 def assert_changed_and_compiles(copies: list[Path], directory: Path) -> None:
     for copy in copies:
         source = copy.read_text()
-        assert source != (site_packages() / copy.relative_to(directory)).read_text()
+        assert source != (SITE_PACKAGES / copy.relative_to(directory)).read_text()
         compile(source, str(copy), "exec")
 
 
@@ -75,17 +50,24 @@ def test_patches_exist_and_touch_only_vllm():
 @needs_patch_command
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.stem)
 def test_a_patch_applies_to_the_installed_vllm(patch, tmp_path):
-    copies = copy_touched_files([patch], tmp_path)
-    apply(patch, tmp_path)
+    copies = copy_touched_files([patch], SITE_PACKAGES, tmp_path)
+    assert apply(patch, tmp_path) == ""
     assert_changed_and_compiles(copies, tmp_path)
 
 
 @needs_patch_command
 def test_all_patches_apply_together_in_order(tmp_path):
-    copies = copy_touched_files(PATCHES, tmp_path)
+    copies = copy_touched_files(PATCHES, SITE_PACKAGES, tmp_path)
     for patch in PATCHES:
-        apply(patch, tmp_path)
+        assert apply(patch, tmp_path) == ""
     assert_changed_and_compiles(copies, tmp_path)
+
+
+@needs_patch_command
+@pytest.mark.parametrize("sources", downloaded(), ids=release_of)
+def test_the_ledger_knows_which_patches_apply_to_other_releases(sources):
+    changed = [number for number in CHANGED_SINCE if release_of(sources) in CHANGED_SINCE[number]]
+    assert misfits(sources.root) == changed
 
 
 def test_each_patch_is_named_by_a_hook():

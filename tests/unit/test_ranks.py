@@ -1,6 +1,7 @@
 """Workers know their host and version, and Ray on CPU refuses unsupported settings."""
 
 import pytest
+from vllm import envs
 from vllm.config import ParallelConfig, VllmConfig
 from vllm.v1.executor.abstract import Executor
 
@@ -49,6 +50,11 @@ def test_the_ray_executor_without_cpu_workers_is_refused(config, monkeypatch):
     monkeypatch.setenv("VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "0")
     with pytest.raises(ValueError, match="VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0"):
         config(distributed_executor_backend="ray")
+
+
+def test_a_vllm_without_that_executor_has_nothing_to_refuse(config, monkeypatch):
+    monkeypatch.delitem(envs.environment_variables, "VLLM_USE_RAY_V2_EXECUTOR_BACKEND")
+    assert Executor.get_class(config(distributed_executor_backend="ray")) is CPURayExecutor
 
 
 @pytest.mark.parametrize(

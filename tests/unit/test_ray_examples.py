@@ -10,7 +10,7 @@ import pytest
 import ray
 import yaml
 
-from layerskip_vllm.plugin import SUPPORTED_VLLM
+from layerskip_vllm.compat.releases import SUPPORTED_VLLM, release_series
 from layerskip_vllm.version import __version__
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "ray"
@@ -22,7 +22,7 @@ def test_the_cluster_file_is_valid_for_rays_launcher():
     jsonschema.validate(cluster, json.loads(SCHEMA.read_text()))
     packages = dict(re.findall(r"(\S+)==(\S+)", " ".join(cluster["setup_commands"])))
     assert packages["layerskip-vllm"] == __version__
-    assert packages["vllm"].startswith(f"{SUPPORTED_VLLM}.")
+    assert release_series(packages["vllm"]) in SUPPORTED_VLLM
     assert packages["ray"] == ray.__version__
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from vllm.engine.arg_utils import EngineArgs
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
 from layerskip_vllm.vllm_config.flags import add_cli_args
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def is_needed() -> bool:
     """By release: building the parser to look would take each process a second."""
-    return vllm_release() == "0.32"
+    return is_supported_vllm()
 
 
 def install() -> None:

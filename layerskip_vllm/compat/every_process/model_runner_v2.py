@@ -1,12 +1,13 @@
-"""vLLM chooses model runner V1 for `self:E`.
+"""vLLM chooses model runner V1 for `self:E` where the plugin has.
 
 Target: vllm.config:VllmConfig._get_v2_model_runner_unsupported_features
-Reason: The runner is written for V1. vLLM prefers V2 where Triton works, and knows unsupported
-    speculation by the method's name; ours is called `draft_model`, which V2 supports.
-How: Calls the original and appends `LayerSkip self-speculation` where the speculative configuration
-    is ours. vLLM then chooses V1, and refuses where V2 is forced.
+Reason: vLLM prefers V2 where Triton works, on CPUs too, where V1 is faster, and with LoRA, which
+    `self:E` has on V1 alone. It knows unsupported speculation by the method's name; ours is called
+    `draft_model`, which V2 supports.
+How: Calls the original and appends `LayerSkip self-speculation here` where the speculative
+    configuration is ours and not for V2. vLLM then chooses V1.
 Upstream: 0003-v1-only-speculative-config.patch asks the speculative configuration itself.
-May go: When the oldest supported vLLM asks, or when the plugin supports V2.
+May go: When the oldest supported vLLM asks, or with runner V1.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from collections.abc import Callable
 
 from vllm.config import VllmConfig
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
-from layerskip_vllm.vllm_config.runner import uses_runner_v2
 
 
 def is_needed() -> bool:
     """By release: what vLLM lacks here is our own method's name."""
-    return vllm_release() == "0.32"
+    return is_supported_vllm()
 
 
 def install() -> None:
@@ -33,5 +33,5 @@ def install() -> None:
 def _unsupported_features(
     original: Callable[[VllmConfig], list[str]], vllm_config: VllmConfig
 ) -> list[str]:
-    ours = hasattr(vllm_config.speculative_config, "layerskip") and not uses_runner_v2()
-    return original(vllm_config) + (["LayerSkip self-speculation"] if ours else [])
+    is_v1 = getattr(vllm_config.speculative_config, "on_runner_v2", None) is False
+    return original(vllm_config) + (["LayerSkip self-speculation here"] if is_v1 else [])

@@ -7,8 +7,9 @@ How: Sets `ray_device_key` to `CPU`. Where the backend is `ray`, returns `compat
     `CPURayExecutor`, which gives actors no resources beyond the placement group's bundle and
     replaces the global `RayWorkerProc` by a subclass that maps no devices. The driver's
     `OMP_NUM_THREADS` and the address of the Ray that this process is connected to reach the
-    processes below it. Refuses `VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0` and `--data-parallel-backend
-    ray`.
+    processes below it. Refuses `--data-parallel-backend ray` and, on vLLM 0.32,
+    `VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0`; vLLM 0.33 has neither the variable nor the executor that
+    it chooses.
 Upstream: 0007-ray-workers-on-cpu.patch
 May go: When the oldest supported vLLM runs Ray workers on CPUs.
 """
@@ -46,7 +47,7 @@ def _executor_class(
         raise ValueError("--data-parallel-backend ray is not supported on CPU; use mp")
     if parallel_config.distributed_executor_backend != "ray":
         return original(vllm_config)
-    if not envs.VLLM_USE_RAY_V2_EXECUTOR_BACKEND:
+    if not getattr(envs, "VLLM_USE_RAY_V2_EXECUTOR_BACKEND", True):
         raise ValueError(
             "VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0 chooses a Ray executor that has no workers on CPU; "
             "leave it out"

@@ -21,14 +21,14 @@ from vllm import SamplingParams
 from vllm.config import SpeculativeConfig
 from vllm.exceptions import VLLMValidationError
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
 from layerskip_vllm.config import max_drafts_of
 
 
 def is_needed() -> bool:
     """By release: no vLLM knows our requests' options."""
-    return vllm_release() == "0.32"
+    return is_supported_vllm()
 
 
 def install() -> None:

@@ -22,7 +22,7 @@ from vllm.distributed.device_communicators.cpu_communicator import (
 )
 from vllm.platforms import current_platform
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -31,7 +31,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 def is_needed() -> bool:
     """By release, on a CPU: one host cannot show what another would be called."""
-    return current_platform.is_cpu() and vllm_release() == "0.32"
+    return current_platform.is_cpu() and is_supported_vllm()
 
 
 def install() -> None:

@@ -21,14 +21,14 @@ from collections.abc import Callable
 from vllm.config import ModelConfig, ParallelConfig, SpeculativeConfig
 from vllm.engine.arg_utils import EngineArgs
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
 from layerskip_vllm.vllm_config import early_exit, self_speculation
 
 
 def is_needed() -> bool:
     """By release: only a model's whole configuration would show it."""
-    return vllm_release() == "0.32"
+    return is_supported_vllm()
 
 
 def install() -> None:

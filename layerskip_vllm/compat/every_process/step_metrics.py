@@ -22,14 +22,14 @@ from prometheus_client import Counter, Histogram
 from vllm.config import VllmConfig
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorProm
 
-from layerskip_vllm.compat.releases import vllm_release
+from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
 from layerskip_vllm.telemetry import StepMetrics
 
 
 def is_needed() -> bool:
     """By release: no vLLM knows our metrics."""
-    return vllm_release() == "0.32"
+    return is_supported_vllm()
 
 
 def install() -> None:

@@ -4,15 +4,15 @@ Target: vllm.lora.ops.torch_ops.lora_ops:bgmv_expand,
     vllm.lora.ops.torch_ops.lora_ops:bgmv_expand_slice,
     vllm.lora.punica_wrapper.punica_cpu:bgmv_expand,
     vllm.lora.punica_wrapper.punica_cpu:bgmv_expand_slice
-Reason: A fault of vLLM 0.32.0 on CPU. A row without an adapter has the index -1, by which these
-    functions select the last adapter; the Triton kernels skip such rows. Where adapters take all of
-    `max_loras` slots, requests for the base model in the same batch get the last one's: an answer
-    then depends on who else is served.
+Reason: A fault of vLLM 0.32.0 on CPU, which 0.33 has repaired: the probe leaves this off there. A
+    row without an adapter has the index -1, by which these functions select the last adapter; the
+    Triton kernels skip such rows. Where adapters take all of `max_loras` slots, requests for the
+    base model in the same batch get the last one's: an answer then depends on who else is served.
 How: Sets the inputs of such rows to 0, then calls the original; in the module that defines the
     functions and in the one that imports them by name. An engine without `self:E` does not install
     it.
-Upstream: 0009-cpu-lora-rows-without-adapter.patch; vLLM pull requests 48421 and 49656, open.
-May go: When the oldest supported vLLM leaves such rows alone.
+Upstream: 0009-cpu-lora-rows-without-adapter.patch; repaired in vLLM 0.33.
+May go: When the oldest supported vLLM is 0.33.
 """
 
 from __future__ import annotations

@@ -3,13 +3,19 @@
 from tests.unit.contract import (
     compat,
     configuration,
+    graphs,
     models,
     runner_v1,
+    runner_v2,
     scheduling,
     spec_decode,
+    speculator,
     telemetry,
 )
 
-AREAS = (configuration, models, spec_decode, scheduling, runner_v1, telemetry, compat)
+AREAS = (
+    *(configuration, models, spec_decode, scheduling, runner_v1, runner_v2, speculator),
+    *(graphs, telemetry, compat),
+)
 
 CONTRACT = tuple(expectation for area in AREAS for expectation in area.EXPECTATIONS)

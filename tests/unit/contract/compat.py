@@ -85,7 +85,11 @@ PARALLEL = (
         "Chooses Ray; no device is mapped on the driver's side.",
         ("distributed_executor_backend", "data_parallel_backend", "assigned_physical_gpu_ids"),
     ),
-    Has("vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND", "Refused if it is off."),
+    Has(
+        "vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND",
+        "Refused if it is off; later releases have one executor.",
+        until="0.32",
+    ),
     Has(
         "vllm.platforms.interface:Platform", "Set to `CPU`, to place workers.", ("ray_device_key",)
     ),

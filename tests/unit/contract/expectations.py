@@ -1,25 +1,23 @@
-"""The kinds of expectation about vLLM's internals.
+"""The kinds of expectation about vLLM's internals, each checked in a release's sources.
 
 Names that exist only inside a method, such as instance attributes or vLLM's calls to us, are
-checked in the source. Only `resolve` knows which vLLM is meant.
+expectations about its body.
 """
 
 import ast
 import dataclasses
-import functools
-import inspect
-import pkgutil
-import textwrap
 import typing
 
-
-def resolve(path: str) -> object:
-    """The object at `module:Class.method` in the imported vLLM."""
-    return pkgutil.resolve_name(path)
+from tests.unit.contract.sources import Definition, MissingError, Sources
 
 
 def quoted(names: typing.Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
+
+
+def release_number(release: str) -> tuple[int, ...]:
+    """A release series such as "0.32", for comparison."""
+    return tuple(int(part) for part in release.split(".")[:2])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +26,10 @@ class Expectation:
 
     path: str
     reason: str
+    until: str = dataclasses.field(default="", kw_only=True)
+    """Last release series of which we expect it; "" for all."""
+    since: str = dataclasses.field(default="", kw_only=True)
+    """First release series of which we expect it; "" for all."""
 
     def __str__(self):
         return f"{type(self).__name__}-{self.label}"
@@ -36,16 +38,42 @@ class Expectation:
     def label(self) -> str:
         return self.path.rpartition(":")[2]
 
-    @property
-    def target(self):
-        return resolve(self.path)
+    def applies_to(self, release: str) -> bool:
+        """Whether we expect it of a release series, such as "0.33"."""
+        number = release_number(release)
+        return not (
+            (self.until and number > release_number(self.until))
+            or (self.since and number < release_number(self.since))
+        )
 
     def description(self) -> str:
         """The expectation, for the ledger."""
+        releases = (self.since and f"from vLLM {self.since}", self.until and f"to {self.until}")
+        limits = " ".join(filter(None, releases))
+        return self.claim() + (f" ({limits})" if limits else "")
+
+    def claim(self) -> str:
+        """The expectation, without the releases of which we have it."""
         raise NotImplementedError
 
-    def faults(self) -> list[str]:
-        """What the installed vLLM is missing."""
+    def names(self) -> tuple[str, ...]:
+        """The names that the expectation is about, to find where the plugin uses them."""
+        *_, owner, name = ("", *self.label.split("."))
+        return (owner if name == "__init__" else name,)
+
+    def faults(self, sources: Sources) -> list[str]:
+        """What the release is missing."""
+        try:
+            return self.check(sources)
+        except MissingError as error:
+            return [str(error)]
+
+    def check(self, sources: Sources) -> list[str]:
+        """What the release is missing.
+
+        Raises:
+            MissingError: What the expectation is about does not exist.
+        """
         raise NotImplementedError
 
 
@@ -56,13 +84,13 @@ class Takes(Expectation):
     positional: tuple[str, ...] = ()
     keyword: tuple[str, ...] = ()
 
-    def description(self):
+    def claim(self):
         by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
         taken = "; ".join(filter(None, (quoted(self.positional), by_name)))
         return f"takes {taken}" if taken else "exists"
 
-    def faults(self):
-        parameters = [p for p in inspect.signature(self.target).parameters if p != "self"]
+    def check(self, sources):
+        parameters = sources.parameters(self.path)
         in_order = tuple(parameters[: len(self.positional)]) == self.positional
         return [name for name in self.keyword if name not in parameters] + (
             [] if in_order else [f"begins with {parameters[: len(self.positional)]}"]
@@ -76,24 +104,22 @@ class Has(Expectation):
     attributes: tuple[str, ...] = ()
     properties: tuple[str, ...] = ()
 
-    def description(self):
+    def claim(self):
         properties = f"properties {quoted(self.properties)}" if self.properties else ""
         owned = "; ".join(filter(None, (quoted(self.attributes), properties)))
         return f"has {owned}" if owned else "exists"
 
-    def faults(self):
-        target = self.target
-        known = set(getattr(target, "__annotations__", ())) | {
-            field.name
-            for field in (dataclasses.fields(target) if dataclasses.is_dataclass(target) else ())
-        }
-        return [
-            name for name in self.attributes if name not in known and not hasattr(target, name)
-        ] + [
+    def check(self, sources):
+        target = sources.find(self.path)
+        missing = [name for name in self.attributes if not sources.has(target, name)]
+        return missing + [
             f"property {name}"
             for name in self.properties
-            if not isinstance(inspect.getattr_static(target, name, None), property)
+            if not is_property(sources.member(target, name))
         ]
+
+    def names(self):
+        return (*self.attributes, *self.properties) or super().names()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +128,16 @@ class Sets(Expectation):
 
     attributes: tuple[str, ...]
 
-    def description(self):
+    def claim(self):
         return f"sets {quoted(self.attributes)}"
 
-    def faults(self):
+    def names(self):
+        return tuple(name.rpartition(".")[2] for name in self.attributes)
+
+    def check(self, sources):
         stored = {
             ast.unparse(node)
-            for node in ast.walk(method_source(self.path))
+            for node in ast.walk(sources.own(self.path).node)
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
         }
         return [name for name in self.attributes if f"self.{name}" not in stored]
@@ -120,11 +149,11 @@ class Reads(Expectation):
 
     expressions: tuple[str, ...]
 
-    def description(self):
+    def claim(self):
         return f"evaluates {quoted(self.expressions)}"
 
-    def faults(self):
-        nodes = ast.walk(method_source(self.path))
+    def check(self, sources):
+        nodes = ast.walk(sources.own(self.path).node)
         read = {ast.unparse(node) for node in nodes if isinstance(node, ast.expr)}
         return [expression for expression in self.expressions if expression not in read]
 
@@ -140,16 +169,16 @@ class Calls(Expectation):
     def __str__(self):
         return f"{super().__str__()}-{self.function}"
 
-    def description(self):
+    def claim(self):
         in_order = f"{self.num_positional} in order" if self.num_positional else ""
         by_name = f"by name {quoted(self.keyword)}" if self.keyword else ""
         passed = "; ".join(filter(None, (in_order, by_name)))
         return f"calls `{self.function}`" + (f" with {passed}" if passed else "")
 
-    def faults(self):
+    def check(self, sources):
         calls = [
             node
-            for node in ast.walk(method_source(self.path))
+            for node in ast.walk(sources.own(self.path).node)
             if isinstance(node, ast.Call) and ast.unparse(node.func) == self.function
         ]
         return [] if any(map(self._fits, calls)) else [ast.unparse(call) for call in calls] or ["-"]
@@ -165,12 +194,12 @@ class InOrder(Expectation):
 
     expressions: tuple[str, ...]
 
-    def description(self):
+    def claim(self):
         return f"evaluates, in this order, {quoted(self.expressions)}"
 
-    def faults(self):
+    def check(self, sources):
         lines = {}
-        for node in ast.walk(method_source(self.path)):
+        for node in ast.walk(sources.own(self.path).node):
             if isinstance(node, ast.expr) and (text := ast.unparse(node)) in self.expressions:
                 lines[text] = min(node.lineno, lines.get(text, node.lineno))
         return [] if sorted(lines, key=lines.get) == list(self.expressions) else [str(lines)]
@@ -182,23 +211,12 @@ class Admits(Expectation):
 
     values: tuple[str, ...]
 
-    def description(self):
+    def claim(self):
         return f"admits {quoted(self.values)}"
 
-    def faults(self):
-        return [value for value in self.values if value not in typing.get_args(self.target)]
+    def check(self, sources):
+        return [value for value in self.values if value not in sources.literals(self.path)]
 
 
-@functools.cache
-def class_source(path: str) -> ast.ClassDef:
-    source = textwrap.dedent(inspect.getsource(resolve(path)))
-    return ast.parse(source).body[0]
-
-
-def method_source(path: str) -> ast.FunctionDef:
-    """A method's syntax tree, even if decorators replaced the method."""
-    owner, _, name = path.rpartition(".")
-    body = class_source(owner).body
-    methods = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
-    assert methods, f"{owner} defines no method {name}"
-    return methods[0]
+def is_property(found: Definition) -> bool:
+    return "property" in map(ast.unparse, getattr(found.node, "decorator_list", ()))

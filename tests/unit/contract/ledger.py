@@ -1,6 +1,7 @@
 """Write the tables of `patches/README.md`: `make ledger`. A unit test fails if they are stale.
 
-Table 1 holds the docstrings of the hooks in `layerskip_vllm/compat/`, table 2 the contract.
+The first says to which releases the diffs apply. Table 1 holds the docstrings of the hooks in
+`layerskip_vllm/compat/`, table 2 the contract.
 """
 
 import ast
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from tests.unit.contract.areas import AREAS
 from tests.unit.contract.expectations import Expectation
+from tests.unit.contract.patches import patch_entries
 
 ROOT = Path(__file__).parents[3]
 LEDGER = ROOT / "patches" / "README.md"
@@ -89,8 +91,9 @@ def grouped(expectations: tuple[Expectation, ...]):
 
 
 def updated(ledger: str) -> str:
-    """The ledger with both tables up to date."""
+    """The ledger with its tables up to date."""
     tables = {
+        "patches": patch_entries(),
         "hooks": "\n\n".join(map(hook_entry, hook_files())),
         "contract": "\n\n".join(map(area_entry, AREAS)),
     }

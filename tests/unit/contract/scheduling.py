@@ -12,6 +12,13 @@ EXPECTATIONS = (
         f"{VLLM_CONFIG}._set_max_num_scheduled_tokens",
         "The token budget stays the scheduler's, as we need no new slots.",
         ("self.speculative_config.max_num_new_slots_for_drafting",),
+        until="0.32",
+    ),
+    Reads(
+        f"{VLLM_CONFIG}._set_max_num_scheduled_tokens",
+        "The token budget stays the scheduler's; vLLM refuses one of no more than K tokens.",
+        ("self.num_lookahead_tokens",),
+        since="0.33",
     ),
     Reads(
         f"{SCHEDULER}.schedule",
@@ -57,6 +64,52 @@ EXPECTATIONS = (
         "Makes as many placeholders as we chose.",
         ("scheduler_output.num_spec_tokens_to_schedule",),
     ),
+    Reads(
+        f"{ASYNC_SCHEDULER}._update_after_schedule",
+        "Shares one list of placeholders; we replace a request's by a shorter one.",
+        ("request.spec_token_ids", "self._spec_token_placeholders"),
+    ),
+    Takes(
+        f"{SCHEDULER}.update_draft_token_ids",
+        "Overridden, original called: no more drafts of a request than it may have.",
+        positional=("draft_token_ids",),
+    ),
+    Has(
+        "vllm.v1.outputs:DraftTokenIds",
+        "The drafts of a step; we cut them in place.",
+        ("req_ids", "draft_token_ids"),
+    ),
+    Calls(
+        "vllm.v1.engine.core:EngineCore.post_step",
+        "Calls ours where steps are synchronous.",
+        "self.scheduler.update_draft_token_ids",
+        num_positional=1,
+    ),
+    Calls(
+        "vllm.v1.engine.core:EngineCore.__init__",
+        "Calls our factory, which looks like a class, by name.",
+        "Scheduler",
+        keyword=("vllm_config", "kv_cache_config", "structured_output_manager", "block_size"),
+    ),
+    Has(VLLM_CONFIG, "Markers of a thought.", ("reasoning_config",)),
+    Has(
+        "vllm.config.scheduler:SchedulerConfig",
+        "Chooses between our two schedulers.",
+        ("async_scheduling",),
+    ),
+    Has(
+        "vllm.v1.core.sched.output:SchedulerOutput",
+        "In such a step runner V2 proposes with K = 0, whatever we chose: no request can use a "
+        "draft.",
+        ("skip_drafts",),
+        since="0.33",
+    ),
+    Reads(
+        f"{SCHEDULER}._drafts_unused",
+        "Where a request ends with the step, we choose no draft for it either.",
+        ("request.num_output_tokens + 1", "min_num_output_tokens >= request.max_tokens"),
+        since="0.33",
+    ),
     Takes(
         f"{SCHEDULER}.update_from_output",
         "Overridden, original called: the time between steps.",
@@ -93,7 +146,7 @@ EXPECTATIONS = (
         "A request's progress and parameters.",
         (
             *("request_id", "sampling_params", "max_tokens"),
-            *("num_computed_tokens", "num_output_placeholders"),
+            *("num_computed_tokens", "num_output_placeholders", "spec_token_ids"),
         ),
     ),
     Has(REQUEST, "A request's progress.", properties=("num_tokens", "num_output_tokens")),

@@ -1,0 +1,1 @@
+"""`make gpu-check`: exactness, speed and CUDA graphs of `self:E` on one GPU, within a deadline."""

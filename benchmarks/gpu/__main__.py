@@ -1,0 +1,121 @@
+"""`make gpu-check`: check `self:E` on this machine's GPU, and print a report for an issue.
+
+Exactness first, then speed beside plain vLLM and its other drafters, and what happens inside a
+step. Results are written while they come; what does not fit before the deadline is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+
+from benchmarks.arguments import positive, set_up_process
+from benchmarks.gpu.engines import common_variables
+from benchmarks.gpu.plan import PARTS, SIDE_BY_SIDE, steps
+from benchmarks.gpu.records import Planned, read
+from benchmarks.gpu.report import has_failed
+from benchmarks.gpu.run import Results, Runner
+from benchmarks.gpu.versions import read_machine, why_no_gpu
+
+DEADLINE_S = 540
+RESERVE_S = 10
+"""Of the deadline, to end jobs, delete checkpoints and print the report."""
+
+SHARED_MEMORY = Path("/dev/shm")
+NEEDED_BYTES = 24 << 30
+"""All checkpoints of the plan, with some room."""
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
+    parser.add_argument(
+        "--deadline",
+        type=positive,
+        default=DEADLINE_S,
+        metavar="SECONDS",
+        help="for everything; default: %(default)s, enough for the most important parts",
+    )
+    parser.add_argument(
+        "--part",
+        nargs="+",
+        choices=PARTS,
+        default=list(PARTS),
+        metavar="NAME",
+        help=f"of {', '.join(PARTS)}; default: all, as far as the time goes",
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("build/gpu"),
+        metavar="DIRECTORY",
+        help="for report.md, results.jsonl and logs, overwritten; default: %(default)s",
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        metavar="DIRECTORY",
+        help="for checkpoints of 18 GB, deleted at the end; default: shared memory, if it has room",
+    )
+    parser.add_argument(
+        "--side-by-side",
+        type=positive,
+        default=min(SIDE_BY_SIDE, max(len(os.sched_getaffinity(0)) // 3, 1)),
+        metavar="N",
+        help="engines that run at a time where nothing is timed; default here: %(default)s",
+    )
+    return parser.parse_args(argv)
+
+
+@contextlib.contextmanager
+def work_directory(given: Path | None, output: Path) -> Generator[Path]:
+    """A new directory for checkpoints, which the end of the block deletes."""
+    parent = given or (SHARED_MEMORY if _has_room(SHARED_MEMORY) else output)
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=parent, prefix="layerskip-gpu-", ignore_cleanup_errors=True
+    ) as directory:
+        yield Path(directory)
+
+
+def _has_room(directory: Path) -> bool:
+    return directory.is_dir() and shutil.disk_usage(directory).free >= NEEDED_BYTES
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the check; returns the exit status: 1 if there is no GPU or anything failed."""
+    started = time.monotonic()
+    args = parse_arguments(argv)
+    if (missing := why_no_gpu()) is not None:
+        print(missing, file=sys.stderr)
+        return 1
+    set_up_process()
+    output = args.output.resolve()
+    results = Results(output)
+    # What the user has set goes before what we set.
+    os.environ.update({k: v for k, v in common_variables().items() if k not in os.environ})
+    left_s = args.deadline - RESERVE_S - (time.monotonic() - started)
+    runner = Runner(results, output / "logs", left_s, args.side_by_side)
+    try:
+        with work_directory(args.work, output) as work_dir:
+            plan = steps(work_dir.resolve(), args.part)
+            left_out = [part for part in PARTS if part not in args.part]
+            results.add(read_machine())
+            results.add(Planned(args.deadline, [j.name for s in plan for j in s], left_out))
+            runner.run(plan)
+    except KeyboardInterrupt:
+        print("interrupted: the report holds what was measured", file=sys.stderr)
+    print(results.report())
+    print(f"report: {results.report_path}; records: {results.path}", file=sys.stderr)
+    return int(has_failed(list(read(results.path))))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The process of a job: `python -m benchmarks.gpu.worker RESULTS TASK`, TASK in JSON."""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+from benchmarks.gpu.exactness import ExactnessTask
+from benchmarks.gpu.models import CheckpointTask
+from benchmarks.gpu.records import append
+from benchmarks.gpu.speed import SpeedTask
+
+TASKS: dict[str, type[CheckpointTask] | type[ExactnessTask] | type[SpeedTask]] = {
+    task.__name__: task for task in (CheckpointTask, ExactnessTask, SpeedTask)
+}
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, even if that was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    """Run the task; an exception ends the process, with its traceback in the log."""
+    end_with_parent()
+    logging.basicConfig(level=logging.INFO)
+    # A job that runs past its limit is ended by SIGTERM: its log then ends with where it was.
+    faulthandler.register(signal.SIGTERM, chain=True)
+    results, task = sys.argv[1:]
+    values = json.loads(task)
+    TASKS[values["task"]](**values["arguments"]).run(partial(append, Path(results)))
+
+
+if __name__ == "__main__":
+    main()

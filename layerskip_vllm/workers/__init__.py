@@ -1,0 +1,1 @@
+"""vLLM's workers with the model runner of ours that the engine uses."""

@@ -1,0 +1,173 @@
+"""Runner V2 with CUDA graphs, emulated: the output is plain decoding's, and the graphs are ours."""
+
+import itertools
+import json
+import os
+
+import pytest
+from vllm.config.compilation import CUDAGraphMode
+from vllm.forward_context import get_forward_context
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+
+from layerskip_vllm.measure.engine import scheduler
+from tests import emulated_graphs
+from tests.engine.engines import (
+    as_prompts,
+    assert_speculated,
+    close,
+    counts,
+    generate,
+    generate_plainly,
+    greedy,
+    make_self_llm,
+    random_prompts,
+    runner,
+)
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("LAYERSKIP_TEST_RUNNER") != "v2", reason="the process holds runner V1"
+)
+
+EXIT_LAYER, NUM_DRAFTS = 2, 3
+PROMPTS = as_prompts(random_prompts([5, 17, 9]))
+SMALL = {"max_num_seqs": 4, "kv_cache_memory_bytes": 4 << 20}
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    """A model whose drafts are accepted about half of the time."""
+    return random_llama(num_layers=4, num_heads=2, num_kv_heads=1, late_scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def plain(model):
+    """Plain decoding without graphs, and with vLLM's own attention for CPUs."""
+    return generate_plainly(model, PROMPTS, greedy(14))
+
+
+def start(model, options=None, **overrides):
+    return make_self_llm(model, EXIT_LAYER, NUM_DRAFTS, options, **(SMALL | overrides))
+
+
+def decode(llm, params=None):
+    """Outputs and counts of one run."""
+    before = counts(llm)
+    outputs = generate(llm, PROMPTS, params or greedy(14))
+    return outputs, counts(llm).since(before)
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_cycle_is_two_graphs(model, plain, monkeypatch, is_async):
+    replays = emulated_graphs.emulate(monkeypatch, is_async=is_async)
+    llm = start(model)
+    assert isinstance(scheduler(llm), AsyncScheduler) == is_async
+    outputs, counted = decode(llm)
+    close(llm)
+    assert outputs == plain
+    assert_speculated(counted)
+    assert replays.verify_lengths() == {NUM_DRAFTS + 1}
+    assert replays.draft_lengths() == {NUM_DRAFTS}
+
+
+def test_each_draft_length_has_its_graphs(model, plain, monkeypatch):
+    replays = emulated_graphs.emulate(monkeypatch, is_async=True)
+    llm = start(model, {"adaptive": True})
+    lengths = itertools.cycle([3, 0, 1, 2])
+    scheduler(llm).policy.choose = lambda limits: min(next(lengths), max(limits, default=0))
+    outputs, counted = decode(llm)
+    close(llm)
+    assert outputs == plain
+    assert_speculated(counted)
+    assert replays.verify_lengths() == {1, 2, 3, 4}
+    assert replays.draft_lengths() == {1, 2, 3}
+
+
+def test_unequal_limits_resume_without_a_graph(model, plain, monkeypatch):
+    replays = emulated_graphs.emulate(monkeypatch)
+    llm = start(model)
+    limits = [{"num_speculative_tokens": limit} for limit in (1, 2, 3)]
+    outputs, counted = decode(llm, [greedy(14, extra_args=limit) for limit in limits])
+    close(llm)
+    assert outputs == plain
+    assert_speculated(counted)
+    assert replays.draft_lengths() == {NUM_DRAFTS}
+
+
+def test_without_exit_states_no_graph_resumes(model, plain, monkeypatch):
+    replays = emulated_graphs.emulate(monkeypatch)
+    llm = start(model)
+    state = runner(llm).model_state
+    monkeypatch.setattr(state, "set_exit_states", lambda *_: state.num_exit_states.fill(0))
+    outputs, counted = decode(llm)
+    close(llm)
+    assert outputs == plain
+    assert counted.num_accepted > 0
+    assert counted.num_resumed == 0
+    assert not replays.verify_lengths()
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [(CUDAGraphMode.FULL, {}), (CUDAGraphMode.FULL_DECODE_ONLY, {"exit_query_cache": False})],
+    ids=["graphs of mixed batches", "no exit query cache"],
+)
+def test_graphs_of_the_full_forward(model, plain, monkeypatch, mode, options):
+    replays = emulated_graphs.emulate(monkeypatch, mode)
+    llm = start(model, options)
+    outputs, counted = decode(llm)
+    close(llm)
+    assert outputs == plain
+    assert counted.num_accepted > 0
+    assert counted.num_resumed == 0
+    assert replays.verify_lengths()
+
+
+def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, monkeypatch):
+    """Their key is the forward context's descriptor: early layers on a row a request, or remaining
+    layers alone, would replay the graph of another batch, silently.
+    """
+    replays = emulated_graphs.emulate(monkeypatch, CUDAGraphMode.FULL_AND_PIECEWISE)
+    llm = start(model, max_num_batched_tokens=16)
+    its_model, modes = runner(llm).model, set()
+    run_early_layers = its_model.run_early_layers
+
+    def noting_the_mode(*args):
+        modes.add(get_forward_context().cudagraph_runtime_mode)
+        return run_early_layers(*args)
+
+    monkeypatch.setattr(its_model, "run_early_layers", noting_the_mode)
+    limit = {"num_speculative_tokens": 1}  # decodes of unequal length, for which no FULL graph is
+    outputs, counted = decode(llm, [greedy(14), greedy(14), greedy(14, extra_args=limit)])
+    close(llm)
+    assert outputs == plain
+    assert counted.num_accepted > 0
+    assert len(replays.piecewise) > 3
+    for descriptor, inputs in replays.piecewise:
+        assert "exit_state" not in inputs
+        assert len(inputs["input_ids"]) == len(inputs["positions"]) == descriptor.num_tokens
+    assert modes == {CUDAGraphMode.NONE}
+
+
+def test_drafts_of_a_restricted_vocabulary(model, plain, monkeypatch, tmp_path):
+    draft_counts = tmp_path / "counts.json"
+    draft_counts.write_text(json.dumps(dict.fromkeys(range(0, 320, 2), 1)))
+    replays = emulated_graphs.emulate(monkeypatch)
+    llm = start(model, {"draft_vocab_size": 200, "draft_vocab_counts": str(draft_counts)})
+    outputs, counted = decode(llm)
+    close(llm)
+    assert outputs == plain
+    assert_speculated(counted)
+    assert NUM_DRAFTS + 1 in replays.verify_lengths()
+
+
+def test_what_is_captured_is_bounded(model, monkeypatch):
+    emulated_graphs.emulate(monkeypatch)
+    llm = make_self_llm(model, EXIT_LAYER, 20, {"adaptive": True}, **SMALL)
+    its_runner = runner(llm)
+    verify, propose = its_runner.cudagraph_manager.graphs, its_runner.speculator.graphs.graphs
+    close(llm)
+    assert {desc.num_speculative_tokens for desc in propose} == {*range(1, 9), 20}
+    assert {desc.uniform_token_count for desc in verify} == {1, *range(2, 10)}
+    sizes = len(emulated_graphs.CAPTURE_SIZES)
+    assert len(verify) <= 10 * sizes
+    assert len(propose) <= 9 * sizes

@@ -1,0 +1,209 @@
+"""Propose on V2: `runner_v2/speculator.py`."""
+
+from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
+from tests.unit.contract.graphs import GRAPHS
+from tests.unit.contract.runner_v2 import GPU
+
+SPECULATOR = f"{GPU}.spec_decode.speculator:DraftModelSpeculator"
+
+SET_UP = (
+    Takes(
+        SPECULATOR,
+        "Subclassed by `LayerSkipSpeculator`.",
+        positional=("vllm_config", "device"),
+    ),
+    Sets(
+        f"{SPECULATOR}.__init__",
+        "Read by our speculator: the configuration, and the buffers of a draft step.",
+        (
+            *("vllm_config", "speculative_config", "device", "num_speculative_steps"),
+            *("max_num_reqs", "vocab_size", "dp_size", "dp_rank", "input_buffers"),
+            *("idx_mapping", "temperature", "seeds", "draft_tokens", "draft_logits"),
+        ),
+    ),
+    Sets(
+        f"{SPECULATOR}.__init__",
+        "No position passes it.",
+        ("max_model_len",),
+        until="0.32",
+    ),
+    Has(SPECULATOR, "No position passes it.", properties=("max_model_len",), since="0.33"),
+    Sets(
+        f"{SPECULATOR}.__init__",
+        "Set to the longest context of each propose.",
+        ("draft_max_seq_len",),
+    ),
+    Takes(
+        f"{SPECULATOR}.load_draft_model",
+        "Abstract: returns the target.",
+        positional=("target_model", "target_attn_layer_names"),
+    ),
+    Takes(
+        f"{SPECULATOR}.load_model",
+        "Replaced: the original takes the layers that loading adds for the draft's and marks them "
+        "(`is_draft_layer`); ours are the target's.",
+        positional=("target_model",),
+    ),
+    Sets(
+        f"{SPECULATOR}.load_model",
+        "Ours sets the same: the target and its early layers' names.",
+        ("model", "draft_attn_layer_names"),
+    ),
+    Takes(f"{SPECULATOR}._validate_local_argmax_reduction", "Called by ours as by the original."),
+    Sets(
+        f"{SPECULATOR}.set_attn",
+        "Brings the target's blocks and state, and builds groups for the early layers.",
+        ("model_state", "kv_cache_config", "attn_groups", "block_tables"),
+    ),
+    Reads(
+        f"{SPECULATOR}.set_attn",
+        "The early layers get metadata builders of their own.",
+        ("self.draft_attn_layer_names",),
+    ),
+    Sets(
+        f"{SPECULATOR}._configure_decode_metadata_update",
+        "Says whether a graph can hold a whole propose.",
+        ("supports_decode_metadata_update",),
+    ),
+    *(
+        Takes(f"{GPU}.spec_decode.speculator:BaseSpeculator.{method}", "Abstract.", positional)
+        for method, positional in (
+            ("init_cudagraph_manager", ("cudagraph_mode",)),
+            ("capture", ()),
+        )
+    ),
+    Takes(
+        f"{GPU}.spec_decode.speculator:BaseSpeculator.propose",
+        "Abstract: ours takes the same, and every parameter by this name.",
+        positional=(
+            *("input_batch", "attn_metadata", "slot_mappings", "last_hidden_states"),
+            *("aux_hidden_states", "num_sampled", "num_rejected", "last_sampled"),
+            *("next_prefill_tokens", "temperature", "seeds", "dp_sync_state", "dummy_run"),
+            *("skip_attn_for_dummy_run", "mm_inputs", "is_profile", "num_speculative_tokens"),
+        ),
+    ),
+)
+
+PROPOSE = (
+    Takes(
+        f"{SPECULATOR}._copy_request_inputs",
+        "Copies slots, temperatures and seeds; a row of slot -1 is masked.",
+        positional=("num_reqs", "idx_mapping", "temperature", "seeds", "dummy_run"),
+    ),
+    Takes(
+        f"{SPECULATOR}._build_uniform_attn_metadata",
+        "Builds the metadata of an eager draft step.",
+        positional=(
+            *("batch_desc", "num_reqs", "num_query_per_req", "seq_lens_cpu_upper_bound"),
+            "step",
+        ),
+    ),
+    Takes(
+        f"{SPECULATOR}._update_draft_decode_metadata",
+        "Refreshes it on the device inside a graph.",
+        positional=("attn_metadata", "num_reqs"),
+    ),
+    Takes(
+        f"{SPECULATOR}.sample_draft",
+        "Overridden, original called: samples a step's drafts.",
+        positional=(
+            *("hidden_states", "sample_src_positions", "idx_mapping", "temperature", "seeds"),
+            *("draft_step", "draft_logits"),
+        ),
+    ),
+    Takes(
+        f"{SPECULATOR}.compute_draft_logits",
+        "Overridden: the logits of the draft's vocabulary.",
+        positional=("hidden_states", "spec_step_idx"),
+    ),
+    Takes(
+        f"{SPECULATOR}.get_draft_top_tokens",
+        "Overridden: a draft vocabulary goes without the reduction over ranks.",
+        positional=("hidden_states", "spec_step_idx"),
+    ),
+    *(
+        Calls(f"{SPECULATOR}.sample_draft", "Calls ours.", f"self.{method}", num_positional=2)
+        for method in ("compute_draft_logits", "get_draft_top_tokens")
+    ),
+    Sets(
+        f"{GPU}.input_batch:InputBuffers.__init__",
+        "Filled for each draft step.",
+        ("input_ids", "positions", "seq_lens", "query_start_loc"),
+    ),
+    Takes(
+        f"{GPU}.block_table:BlockTables.compute_slot_mappings",
+        "Computes a draft step's slots on the device; none for a masked row.",
+        positional=("idx_mapping", "query_start_loc", "positions", "num_tokens_padded"),
+    ),
+    Sets(
+        f"{GPU}.block_table:BlockTables.__init__",
+        "The target's tables of the step, by KV cache group.",
+        ("input_block_tables",),
+    ),
+    Takes(
+        f"{GPU}.attn_utils:build_slot_mappings_by_layer",
+        "Names a draft step's slots by layer.",
+        positional=("slot_mappings", "kv_cache_config"),
+    ),
+    Takes(
+        "vllm.v1.worker.utils:AttentionGroup.map_to_kernel_block_table",
+        "Renews the block table that a graph has recorded.",
+        positional=("block_table",),
+    ),
+    Has(
+        "vllm.v1.worker.utils:AttentionGroup",
+        "Its tables among those of all groups.",
+        ("kv_cache_group_id",),
+    ),
+    Takes(
+        "vllm.forward_context:set_forward_context",
+        "One context per draft step.",
+        positional=("attn_metadata", "vllm_config"),
+        keyword=(
+            *("num_tokens", "num_tokens_across_dp", "cudagraph_runtime_mode"),
+            *("batch_descriptor", "slot_mapping"),
+        ),
+    ),
+    Takes(
+        "vllm.forward_context:BatchDescriptor",
+        "Piecewise graphs are found by it, so a draft step has its own.",
+        positional=("num_tokens",),
+    ),
+    Takes(
+        "vllm.utils.torch_utils:async_tensor_h2d",
+        "Copies the mask of requests in the middle of their prompts.",
+        positional=("data", "device"),
+    ),
+)
+
+RANKS = (
+    Takes(
+        f"{GPU}.dp_utils:dispatch_cg_and_sync_dp",
+        "Finds the graph of a batch size, on which ranks agree.",
+        positional=("cudagraph_manager", "num_reqs", "num_tokens"),
+        keyword=("uniform_token_count", "dp_size", "dp_rank", "need_eager", "dp_sync_state"),
+    ),
+    Takes(
+        f"{SPECULATOR}._build_uniform_batch_dp_sync",
+        "Carries the ranks' agreement on the target's step to ours.",
+        positional=("target_dp_sync_state", "num_reqs"),
+    ),
+    Has(
+        f"{GPU}.dp_utils:DPSyncState",
+        "Rows of each rank; vLLM 0.33 counts requests before padding, and a dummy step of ours "
+        "runs no more.",
+        ("num_tokens_across_dp", "num_reqs"),
+    ),
+    Takes(
+        f"{GRAPHS}:BatchExecutionDescriptor",
+        "Describes an eager draft step.",
+        positional=("cg_mode", "num_tokens", "num_reqs"),
+    ),
+    Has(
+        "vllm.config.compilation:CUDAGraphMode",
+        "Whole propose steps are captured, or none.",
+        ("FULL", "FULL_DECODE_ONLY", "NONE", "decode_mode"),
+    ),
+)
+
+EXPECTATIONS = (*SET_UP, *PROPOSE, *RANKS)

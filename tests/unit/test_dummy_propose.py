@@ -1,0 +1,49 @@
+"""A dummy propose step, by which an idle data-parallel rank follows the others, on runner V2."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm.config.compilation import CUDAGraphMode
+
+from layerskip_vllm.runner_v2.speculator import LayerSkipSpeculator
+
+
+@pytest.fixture
+def speculator():
+    """A speculator without a model: it records for how many requests it runs."""
+    speculator = object.__new__(LayerSkipSpeculator)
+    speculator.num_speculative_steps, speculator.max_model_len = 2, 64
+    speculator.draft_tokens = torch.zeros(8, 2)
+    speculator.rows = []
+    for method in ("_copy_request_inputs", "_enter_first_step"):
+        setattr(speculator, method, lambda *_: None)
+
+    def dispatch(num_reqs, *_):
+        speculator.rows.append(num_reqs)
+        return SimpleNamespace(cg_mode=CUDAGraphMode.NONE, num_tokens=num_reqs), None
+
+    speculator._dispatch = dispatch
+    speculator._run_steps = lambda num_reqs, *_: speculator.rows.append(num_reqs)
+    return speculator
+
+
+def propose(speculator, num_reqs: int, **arguments) -> None:
+    batch = SimpleNamespace(
+        num_reqs=num_reqs,
+        idx_mapping=None,
+        seq_lens_cpu_upper_bound=torch.ones(num_reqs),
+    )
+    speculator.propose(batch, *[None] * 10, dummy_run=True, **arguments)
+
+
+def test_it_runs_no_more_requests_than_the_ranks_have_agreed_on(speculator):
+    # vLLM 0.33 agrees on the requests before padding; the dummy batch has a graph's.
+    propose(speculator, 8, dp_sync_state=SimpleNamespace(num_reqs=5))
+    assert speculator.rows == [5, 5]
+
+
+@pytest.mark.parametrize("dp_sync_state", [None, SimpleNamespace(num_reqs=9)])
+def test_it_runs_its_whole_batch_otherwise(speculator, dp_sync_state):
+    propose(speculator, 8, dp_sync_state=dp_sync_state)
+    assert speculator.rows == [8, 8]
