@@ -32,6 +32,7 @@ def emulate() -> None:
     driver = SimpleNamespace(is_active=lambda: False)
     backends["cpu"] = SimpleNamespace(driver=driver, compiler=None)
     _accept_wide_masks()
+    _provide_log1p()
 
 
 def _extend_path(folder: Path) -> None:
@@ -59,6 +60,21 @@ def _accept_wide_masks() -> None:
         return store(self, ptrs, value, mask, cache_policy)
 
     InterpreterBuilder.create_masked_store = create_masked_store
+
+
+def _provide_log1p() -> None:
+    """Add the one function of a GPU's math library that rejection sampling needs."""
+    import numpy as np
+    from triton.language import core
+    from triton.language.extra import libdevice
+    from triton.runtime.interpreter import TensorHandle
+
+    def log1p(value):
+        with np.errstate(invalid="ignore", divide="ignore"):  # the kernel drops what has no log
+            result = np.log1p(value.handle.data)
+        return core.tensor(TensorHandle(result, value.handle.dtype), value.type)
+
+    libdevice.log1p = log1p
 
 
 def schedule_asynchronously(monkeypatch) -> None:

@@ -44,6 +44,8 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         super().__init__(vllm_config, device)
         self.draft_step = torch.zeros((), dtype=torch.int64, device=device)
         self.draft_head: DraftHead | None = None
+        self.graphs: ProposeGraphManager = None  # type: ignore[assignment]
+        """None while memory is profiled, eagerly."""
         self._upper_bound: torch.Tensor | None = None
 
     def load_draft_model(

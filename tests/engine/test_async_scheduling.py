@@ -23,7 +23,7 @@ from tests.engine.engines import (
     random_prompts,
 )
 
-pytestmark = [pytest.mark.runner_v2, pytest.mark.both_runners]
+pytestmark = pytest.mark.runner_v2
 
 GRAMMAR = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
 

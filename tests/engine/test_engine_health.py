@@ -74,6 +74,7 @@ def layerskip_metrics(llm) -> dict:
     }
 
 
+@pytest.mark.on_v2
 def test_worker_counts_agree_with_vllms_metrics(random_llama):
     llm = make_self_llm(random_llama(late_scale=0.3), 5, 4)
     scheduled, its_runner = [], runner(llm)

@@ -20,6 +20,7 @@ def ask_for_none(monkeypatch):
     monkeypatch.delenv("VLLM_USE_V2_MODEL_RUNNER", raising=False)
 
 
+@pytest.mark.on_v2
 @pytest.mark.usefixtures("ask_for_none")
 def test_v1_runs_where_none_is_asked_for(random_llama):
     """Also where vLLM finds Triton, and would choose V2."""
@@ -47,6 +48,7 @@ def test_v2_without_triton_is_refused(random_llama):
         create_engine_config(random_llama(), **SELF)
 
 
+@pytest.mark.on_v2
 @pytest.mark.usefixtures("ask_for_v2")
 def test_lora_on_v2_is_refused(random_llama):
     with pytest.raises(ValueError, match="does not support LoRA on model runner V2; leave it out"):

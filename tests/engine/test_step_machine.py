@@ -133,6 +133,7 @@ def drive(engine: SteppedEngine) -> None:
             engine.step([K, step % (K + 1)])
 
 
+@pytest.mark.on_v2
 def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv_tolerance):
     llm = make_engine(model)
     engine = SteppedEngine(llm, sequences, EXIT_LAYER, kv_tolerance)
@@ -145,6 +146,7 @@ def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv
     assert preempted > engine.num_forced_preemptions > 0
 
 
+@pytest.mark.on_v2
 @pytest.mark.parametrize("fault", cycle_faults.ALL)
 def test_a_fault_is_detected(engine, monkeypatch, fault):
     fault(monkeypatch, NUM_BLOCKS * BLOCK_SIZE)
