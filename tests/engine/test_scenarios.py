@@ -22,7 +22,6 @@ from tests.engine.features import EXIT_LAYER, IN_ALL_SCENARIOS, IN_ONE_SCENARIO,
 from tests.models import FAMILIES
 
 
-
 def parametrize(features: dict[str, Feature]) -> pytest.MarkDecorator:
     """Run a test with each feature; with adapters on model runner V1 alone."""
     names = []
