@@ -1,7 +1,12 @@
 """The host contract reads a release's sources as Python would, and says what there is to mend."""
 
-import pytest
+import tomllib
+from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+
+from layerskip_vllm.compat.releases import SUPPORTED_VLLM
 from tests.unit.contract import check, compat
 from tests.unit.contract.expectations import Admits, Has, Reads, Takes
 from tests.unit.contract.releases import release_of, version_of
@@ -198,3 +203,11 @@ def test_the_report_says_why_and_where(sources, capsys, monkeypatch):
     assert "layerskip_vllm/compat/ray_cpu.py:" in report
     assert "vLLM 0.33.1.dev2: 1 of 2 expectations fail" in report
     assert "patches that do not apply: 0001" in report
+
+
+def test_the_extra_for_gpus_admits_exactly_the_supported_releases():
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    (requirement,) = pyproject["project"]["optional-dependencies"]["cuda"]
+    series = [f"0.{minor}" for minor in range(20, 60)]
+    admitted = [s for s in series if f"{s}.1" in Requirement(requirement).specifier]
+    assert admitted == list(SUPPORTED_VLLM)

@@ -18,7 +18,10 @@ CONFIGURATION = (
         "Wrapped: `self:E` and early exit.",
         positional=("target_model_config", "target_parallel_config"),
     ),
-    Takes(f"{VLLM_CONFIG}._get_v2_model_runner_unsupported_features", "Wrapped: rules V2 out."),
+    Takes(
+        f"{VLLM_CONFIG}._get_v2_model_runner_unsupported_features",
+        "Wrapped: rules V2 out where V1 runs `self:E`.",
+    ),
     Takes(
         "vllm.sampling_params:SamplingParams._validate_spec_decode",
         "Wrapped: a request's options, `logit_bias`.",
@@ -47,6 +50,11 @@ SAMPLING = (
         f"{SAMPLE}.logits_processor:BatchUpdate",
         "Shows the probe's request to the processor.",
         positional=("batch_size", "removed", "added", "moved"),
+    ),
+    Sets(
+        f"{SAMPLE}.logits_processor.state:LogitsProcessors.__init__",
+        "Gets the processor of biases.",
+        ("non_argmax_invariant",),
     ),
     Sets(
         f"{INPUT_BATCH}.__init__",

@@ -42,8 +42,8 @@ ARGUMENTS = (
     ),
     Has(
         ENGINE_ARGS,
-        "Changed: async scheduling off, one KV cache group for layers of several types, and no "
-        "CUDA graphs.",
+        "Changed: one KV cache group for layers of several types, and on runner V1 neither async "
+        "scheduling nor CUDA graphs.",
         ("async_scheduling", "disable_hybrid_kv_cache_manager", "compilation_config"),
     ),
     InOrder(
@@ -56,7 +56,13 @@ ARGUMENTS = (
             "self.compilation_config",
         ),
     ),
-    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", "Refused if V2 is forced."),
+    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", "The user's choice of the runner."),
+    Has("vllm.triton_utils:HAS_TRITON", "Runner V2 needs it."),
+    Calls(
+        f"{VLLM_CONFIG}.use_v2_model_runner",
+        "Left to choose, vLLM asks what V2 lacks, which a hook answers.",
+        "self._get_v2_model_runner_unsupported_features",
+    ),
     Has("vllm.envs:VLLM_USE_RUST_FRONTEND", "Refused: that front end loads no plugins."),
     Takes(
         "vllm.config.quantization:resolve_quantization_config",
@@ -130,10 +136,14 @@ PLATFORM = (
         "Keeps a worker class that is not `auto`; other platforms do too.",
         ("parallel_config.worker_cls",),
     ),
-    Has("vllm.config:CompilationConfig", "Set to no CUDA graphs.", ("cudagraph_mode",)),
+    Has(
+        "vllm.config:CompilationConfig",
+        "Set to no CUDA graphs on runner V1.",
+        ("cudagraph_mode",),
+    ),
     Has(
         "vllm.config.compilation:CUDAGraphMode",
-        "A graph would hold both segments, whose token counts differ in a verify step.",
+        "V1's graphs know one shape of batch, and drafts have another.",
         ("NONE",),
     ),
     Has("vllm.platforms:current_platform", "Chooses worker and CUDA graph mode."),

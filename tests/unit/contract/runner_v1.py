@@ -1,4 +1,4 @@
-"""Runner and workers of V1: `runner_v1/`."""
+"""Workers, and the runner of V1: `workers/` and `runner_v1/`."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 
