@@ -21,6 +21,9 @@ LOCKS := requirements/cpu.txt requirements/dev.txt
 # The files run in order, the short unit tests last, so that both processes end at about the same time.
 # Files that share a pair of servers stay together (tests/conftest.py).
 IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
+# A process has one model runner, so tests that are run on V2 too are run by other processes
+# (tests/runner_v2.py).
+ON_V2 := LAYERSKIP_TEST_RUNNER=v2 $(BIN)/python -m pytest $(IN_TWO)
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
 .PHONY: build clean help
@@ -54,11 +57,13 @@ $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirement
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about 8 minutes on 2 cores
+test: setup ## the test suite, about 11 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
+	$(ON_V2) -m "(on_v2 or runner_v2) and not slow and not cluster"
 
 test-all: setup ## it and the slow tests, about 45 minutes
 	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" --hypothesis-profile thorough
+	$(ON_V2) -m "not cluster" tests/engine tests/parallel tests/server
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/parallel/test_two_hosts.py -m cluster

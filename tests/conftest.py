@@ -17,7 +17,7 @@ import pytest
 
 from tests import runner_v2
 
-if os.environ.get("LAYERSKIP_TEST_RUNNER") == "v2":
+if runner_v2.is_chosen():
     runner_v2.emulate()
 
 from tests.models import RandomLlama, RandomModel
@@ -41,6 +41,14 @@ def pytest_xdist_make_scheduler(config, log):
             return "servers" if file in SHARE_SERVERS else file
 
     return Scheduling(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out tests of the model runner that this run does not use."""
+    other = "runner_v1" if runner_v2.is_chosen() else "runner_v2"
+    left_out = [item for item in items if item.get_closest_marker(other)]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

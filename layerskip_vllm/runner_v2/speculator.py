@@ -16,11 +16,10 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.worker.gpu.attn_utils import build_slot_mappings_by_layer
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
-from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
+from layerskip_vllm.runner_v2.draft_choice import DraftChoiceSpeculator
 from layerskip_vllm.runner_v2.graphs import ProposeGraphManager
 from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
-from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,19 +30,19 @@ if TYPE_CHECKING:
     from layerskip_vllm.models.split import SplitForwardMixin
 
 
-class LayerSkipSpeculator(DraftModelSpeculator):
+class LayerSkipSpeculator(DraftChoiceSpeculator):
     """Drafts with the target's early layers, over its own KV blocks.
 
     vLLM's class brings the draft's buffers, attention groups and sampling.
     """
 
-    model: SplitForwardMixin
     model_state: LayerSkipModelState
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         self.draft_step = torch.zeros((), dtype=torch.int64, device=device)
-        self.draft_head: DraftHead | None = None
+        self.graphs: ProposeGraphManager = None  # type: ignore[assignment]
+        """None while memory is profiled, eagerly."""
         self._upper_bound: torch.Tensor | None = None
 
     @property
@@ -73,17 +72,7 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         # vLLM asks the model, which knows no runner; it does so after this.
         target_model.get_model_state_cls = lambda: LayerSkipModelState
         self.draft_attn_layer_names = set(target_model.early_attn_layer_names)
-        self._validate_local_argmax_reduction()
-        token_ids = draft_token_ids(
-            self.speculative_config.layerskip, self.vllm_config.model_config
-        )
-        if token_ids is not None:
-            self.draft_head = DraftHead(target_model.lm_head, token_ids)
-
-    def weights_changed(self) -> None:
-        """Copy the LM head's rows of the draft's vocabulary again."""
-        if self.draft_head is not None:
-            self.draft_head.copy_rows(self.model.lm_head)
+        self.load_draft_head(target_model)
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Capture whole propose steps where the attention backend refreshes its metadata inside."""
@@ -318,34 +307,3 @@ class LayerSkipSpeculator(DraftModelSpeculator):
         positions.add_(1).clamp_(max=self.max_model_len - 1)
         seq_lens = buffers.seq_lens[:num_reqs]
         seq_lens.add_(seq_lens > 0).clamp_(max=self.max_model_len)  # 0 in a graph's idle rows
-
-    def sample_draft(self, *args, **kwargs) -> torch.Tensor:  # type: ignore[no-untyped-def]
-        """Sample as the host does; greedy drafts of a restricted vocabulary become token ids."""
-        sampled = super().sample_draft(*args, **kwargs)
-        if self.draft_head is None or self.draft_logits is not None:
-            return sampled
-        return self.draft_head.token_ids[sampled]
-
-    def get_draft_top_tokens(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
-        """Choose greedily, by `use_local_argmax_reduction`; a restricted vocabulary, whose logits
-        are few, goes without it.
-        """
-        if self.draft_head is None:
-            return super().get_draft_top_tokens(hidden_states, spec_step_idx)
-        return self.compute_draft_logits(hidden_states, spec_step_idx).argmax(dim=-1)
-
-    def compute_draft_logits(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
-        """Logits of the draft's vocabulary, [num_reqs, num_draft_tokens].
-
-        Where drafts are drawn, of the whole vocabulary, [num_reqs, vocab_size]: the rejection
-        sampler reads them. A token that the draft does not know has -inf.
-        """
-        head = self.draft_head
-        if head is None:
-            return super().compute_draft_logits(hidden_states, spec_step_idx)
-        logits = self.model.logits_processor(head, hidden_states, head.bias)
-        if self.draft_logits is None:
-            return logits
-        full = logits.new_full((len(logits), self.vocab_size), -torch.inf)
-        # Idle rows of the head, whose logit is -inf, stand for token 0, which may be known too.
-        return full.scatter_reduce_(1, head.token_ids.expand_as(logits), logits, "amax")

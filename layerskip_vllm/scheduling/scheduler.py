@@ -38,6 +38,7 @@ class DraftingMixin(HostScheduler):
         # Propose writes the early layers' KV of t and of every draft: K + 1 positions.
         self.num_lookahead_tokens += 1
         layerskip = self.vllm_config.speculative_config.layerskip
+        self._on_runner_v2 = self.vllm_config.speculative_config.on_runner_v2
         reasoning = self.vllm_config.reasoning_config
         end_token_ids = reasoning.reasoning_end_token_ids if reasoning is not None else None
         self._num_thinking_end_tokens = len(end_token_ids or ())
@@ -129,9 +130,12 @@ class DraftingMixin(HostScheduler):
         order = draft_order_of(scheduler_output)
         if self._last_step is not None:
             ended, num_verified = self._last_step
+            # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next
+            # it takes to propose what that one verifies.
+            num_proposed = num_verified if self._on_runner_v2 else order.num_drafts
             if order.is_decode:
                 self.policy.cycle_times.observe_step(
-                    order.batch_size, num_verified, order.num_drafts, now - ended
+                    order.batch_size, num_verified, num_proposed, now - ended
                 )
         self._last_step = (now, order.num_drafts)
         self.policy.outcomes.observe(self._num_drafted, self._num_accepted)

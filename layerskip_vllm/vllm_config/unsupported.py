@@ -88,6 +88,11 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     # Waking would have to rebuild what sleep discards; untested, as vLLM refuses it on CPU.
     ("sleep mode", lambda args: args.enable_sleep_mode),
     ("custom logits processors", _custom_logits_processors),
+    # Untested with drafts; vLLM's model runner V2 alone has them.
+    ("watermarking", lambda args: args.watermark_config is not None),
+    ("trace replay", lambda args: args.enable_trace_replay),
+    ("sampling masks", lambda args: args.return_sampling_mask),
+    ("batch-sharded sampling", lambda args: args.enable_batch_sharded_sampling),
     (
         "asynchronous scheduling on model runner V1",
         lambda args: args.async_scheduling is True and not uses_runner_v2(args),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import as_prompts, close, generate, greedy, make_llm, runner
 from tests.engine.kv_memory import KvMemory
 from tests.engine.scripted_drafts import ScriptedDrafts
+from tests.engine.scripted_drafts_v2 import ScriptedDraftsV2
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,14 @@ class Scheduled:
     num_computed: int  # before the step
     num_tokens: int
     block_ids: list[int]
+
+
+def script(
+    its_runner, target_token: Callable[[str, int], int]
+) -> ScriptedDrafts | ScriptedDraftsV2:
+    """Let tests decide an engine's drafts, on either model runner."""
+    kind = ScriptedDraftsV2 if hasattr(its_runner, "speculator") else ScriptedDrafts
+    return kind(its_runner, target_token)
 
 
 class ScheduleRecorder:
@@ -113,10 +122,10 @@ class SteppedEngine:
         its_runner = runner(llm)
         self.engine, self.sequences, self.kv_tolerance = llm.llm_engine, sequences, kv_tolerance
         self.num_early_layers = exit_layer
-        self.num_speculative_tokens = its_runner.num_spec_tokens
+        self.num_speculative_tokens = its_runner.speculative_config.num_speculative_tokens
         self.memory = KvMemory(its_runner)
         self.recorder = ScheduleRecorder(llm)
-        self.drafts = ScriptedDrafts(its_runner, self._target_token)
+        self.drafts = script(its_runner, self._target_token)
         self.live: dict[str, KnownSequence] = {}
         """By the request's internal id."""
         self._inner_ids: dict[str, str] = {}

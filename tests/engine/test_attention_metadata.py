@@ -22,6 +22,9 @@ from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
 from tests.engine.engines import close, make_self_llm, runner
 
 BLOCK_SIZE, MAX_BLOCKS, HEADS, KV_HEADS, HEAD_SIZE = 32, 5, 4, 2, 32
+pytestmark = pytest.mark.runner_v1
+"""The tests build batches of V1's drafter. V2 uses vLLM's own metadata in verify and in propose."""
+
 WINDOW = 48
 
 

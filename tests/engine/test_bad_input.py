@@ -15,6 +15,9 @@ from layerskip_vllm.vllm_config.self_speculation import num_layers_of
 from layerskip_vllm.vllm_config.unsupported import SELF_SPECULATION_UNSUPPORTED
 from tests.models import byte_tokenizer
 
+pytestmark = pytest.mark.runner_v1
+"""Engines here leave the model runner to vLLM; test_runner_choice.py has the others."""
+
 SELF = {"spec_model": "self:3"}
 NUM_LAYERS = 6
 
@@ -158,12 +161,19 @@ TABLE = [
         SELF | {"logits_processors": ["a:B"]},
         r"does not support custom logits processors \(logits_processors=\['a:B'\]\); leave it out",
     ),
+    (SELF | {"watermark_config": {"algorithm": "gumbel"}}, "does not support watermarking"),
+    (SELF | {"enable_trace_replay": True}, "does not support trace replay"),
+    (SELF | {"return_sampling_mask": True}, "does not support sampling masks"),
+    (SELF | {"enable_batch_sharded_sampling": True}, "does not support batch-sharded sampling"),
     (
         SELF | {"quantization": "fp8_per_channel", "quantization_config": {"ignore": ["lm_head"]}},
         "does not support --quantization-config",
     ),
     (SELF | {"enable_sleep_mode": True}, "Sleep mode is not supported on current platform"),
-    (SELF | {"async_scheduling": True}, "does not support asynchronous scheduling"),
+    (
+        SELF | {"async_scheduling": True},
+        "does not support asynchronous scheduling on model runner V1",
+    ),
     (SELF | {"worker_cls": "my.Worker"}, "does not support a worker class of your own"),
     (
         SELF | {"scheduler_cls": "my.Scheduler"},
@@ -234,12 +244,6 @@ def test_a_multimodal_model_is_refused_by_its_architecture():
         num_layers_of(config, feature="self-speculation")
 
 
-def test_model_runner_v2_is_refused_when_forced(random_llama, monkeypatch):
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    with pytest.raises(ValueError, match="does not support model runner V2"):
-        create_engine_config(random_llama(), spec_model="self:3")
-
-
 def test_the_rust_front_end_is_refused(random_llama, monkeypatch):
     """It loads no plugins, so nothing would check a request's draft options."""
     monkeypatch.setenv("VLLM_USE_RUST_FRONTEND", "1")
@@ -250,15 +254,6 @@ def test_the_rust_front_end_is_refused(random_llama, monkeypatch):
 def test_sleep_mode_is_refused_where_vllm_supports_it(random_llama):
     (is_used,) = (used for name, used in SELF_SPECULATION_UNSUPPORTED if name == "sleep mode")
     assert is_used(EngineArgs(random_llama(), enable_sleep_mode=True))
-
-
-def test_model_runner_v2_is_not_chosen_under_self_speculation(random_llama):
-    def unsupported(**flags) -> list[str]:
-        config = create_engine_config(random_llama(), **flags)
-        return config._get_v2_model_runner_unsupported_features()
-
-    assert "LayerSkip self-speculation" in unsupported(spec_model="self:3")
-    assert "LayerSkip self-speculation" not in unsupported()
 
 
 def test_an_installed_logits_processor_is_refused(random_llama, monkeypatch):

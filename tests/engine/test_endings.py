@@ -52,6 +52,7 @@ def outputs(plain, prompts):
     return generate(plain, prompts, greedy(40, ignore_eos=True))
 
 
+@pytest.mark.on_v2
 def test_every_draft_is_accepted_if_the_remaining_layers_add_nothing(llm, prompts, outputs):
     max_tokens = 1 + 5 * (K + 1)
     before = counts(llm)
@@ -72,6 +73,7 @@ def test_max_tokens_cuts_an_accepted_run(llm, plain, prompts, max_tokens):
     assert generate(llm, prompts, params) == generate(plain, prompts, params)
 
 
+@pytest.mark.on_v2
 @pytest.mark.parametrize("max_tokens", range(1, K + 4))
 def test_no_draft_follows_the_last_token(llm, prompts, max_tokens):
     before = counts(llm)
@@ -160,6 +162,7 @@ def test_a_request_reaches_max_model_len_while_another_keeps_drafting(
     assert counted.num_accepted == counted.num_drafted > 0
 
 
+@pytest.mark.on_v2
 def test_aborts_do_not_affect_other_requests(random_llama):
     model = random_llama(late_scale=0.3)
     prompts = random_prompts([20, 7, 33, 12, 5, 28], seed=9)

@@ -69,6 +69,7 @@ def embedded_prompts(model: str) -> list[dict]:
     ]
 
 
+@pytest.mark.on_v2
 def test_prompt_embeddings(model):
     """Chunked beside decodes, and a second time from the prefix cache."""
     prompts = embedded_prompts(model) * 2
@@ -126,6 +127,7 @@ def reload_during_generation(llm, path: str, num_tokens: int) -> tuple[list[int]
     return token_ids, num_before
 
 
+@pytest.mark.on_v2
 def test_a_reload_replaces_all_old_weights(random_llama, tmp_path):
     """Also for running requests, which keep their KV.
 

@@ -73,9 +73,14 @@ def test_each_draft_length_has_its_graphs(model, plain, monkeypatch):
     replays = emulated_graphs.emulate(monkeypatch, is_async=True)
     llm = start(model, {"adaptive": True})
     lengths = itertools.cycle([3, 0, 1, 2])
-    scheduler(llm).policy.choose = lambda limits: min(next(lengths), max(limits, default=0))
+    policy, observed = scheduler(llm).policy, []
+    policy.choose = lambda limits: min(next(lengths), max(limits, default=0))
+    policy.cycle_times.observe_step = lambda *args: observed.append(args[1:3])
     outputs, counted = decode(llm)
     close(llm)
+    # A step's tokens come before its drafts: each time is that of one K, whatever comes next.
+    assert {verified for verified, _ in observed} == {0, 1, 2, 3}
+    assert all(verified == proposed for verified, proposed in observed)
     assert outputs == plain
     assert_speculated(counted)
     assert replays.verify_lengths() == {1, 2, 3, 4}

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+from layerskip_vllm.measure.engine import scheduler
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -15,8 +16,7 @@ from tests.engine.engines import (
     random_prompts,
     runner,
 )
-from tests.engine.scripted_drafts import ScriptedDrafts
-from tests.engine.stepped import batching_difference, known_sequences
+from tests.engine.stepped import batching_difference, known_sequences, script
 
 K, MAX_TOKENS, NUM_LOGPROBS = 4, 40, 3
 LOGPROB_TOLERANCE = 1e-4
@@ -90,23 +90,21 @@ class Batch:
         self._of_b: dict[str, list[int]] = {}
         self._num_right: int | None = None
         self._drafts_allowed = True
-        its_runner = runner(llm)
         self._b_sequences = [p + o for p, o in zip(tenants[1], plain_outputs[1], strict=True)]
-        self._script = ScriptedDrafts(its_runner, self._target_token)
-        self._propose = its_runner.propose_draft_token_ids
-        self._input_batch = its_runner.input_batch
-        its_runner.propose_draft_token_ids = self._propose_for_some
+        self._script = script(runner(llm), self._target_token)
+        self._take_drafts = scheduler(llm).update_draft_token_ids
+        scheduler(llm).update_draft_token_ids = self._take_drafts_of_some
 
     def _target_token(self, req_id: str, position: int) -> int:
         token_ids = self._of_b[req_id]
         return token_ids[min(position, len(token_ids) - 1)]
 
-    def _propose_for_some(self, *args):
-        drafts = self._propose(*args)
-        for row, req_id in enumerate(self._input_batch.req_ids):
-            if req_id in self._of_b and not self._drafts_allowed:
-                drafts[row] = []
-        return drafts
+    def _take_drafts_of_some(self, drafts) -> None:
+        drafts.draft_token_ids = [
+            [] if req_id in self._of_b and not self._drafts_allowed else token_ids
+            for req_id, token_ids in zip(drafts.req_ids, drafts.draft_token_ids, strict=True)
+        ]
+        self._take_drafts(drafts)
 
     def run(self, num_right: int | None, drafts_allowed: bool = True) -> list[Seen]:
         """Decode both tenants' prompts side by side; returns what A sees."""

@@ -19,6 +19,9 @@ from tests.engine.engines import (
 )
 from tests.engine.features import EXIT_LAYER, LORA, NUM_LAYERS
 
+pytestmark = pytest.mark.runner_v1
+"""On V2 `self:E` refuses LoRA."""
+
 K = 3
 LENGTHS = [5, 17, 40, 90, 3, 20]
 

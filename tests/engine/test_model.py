@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests import runner_v2
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -99,7 +100,11 @@ def test_the_exit_layer_is_part_of_the_compile_cache_key(random_llama):
 
 def test_without_self_speculation_the_engine_is_stock_vllm(random_llama):
     from vllm.model_executor.models.llama import LlamaForCausalLM
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    if runner_v2.is_chosen():
+        from vllm.v1.worker.cpu.model_runner import CPUModelRunner
+    else:
+        from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     plain = make_llm(random_llama())
     assert type(runner(plain)) is CPUModelRunner

@@ -69,6 +69,7 @@ OPTIONS = [
 """(`extra_args` of a request, number of tokens that a step may draft for it)."""
 
 
+@pytest.mark.on_v2
 def test_each_request_limits_its_drafts(llm, plain):
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20]))
     params = [greedy(50, ignore_eos=True, extra_args=extra_args) for extra_args, _ in OPTIONS]
@@ -134,6 +135,7 @@ CONSTRAINTS = [
 ]
 
 
+@pytest.mark.on_v2
 def test_drafts_that_a_grammar_rejects_are_cut_off(llm, plain, monkeypatch):
     """Drafting ignores the grammar; vLLM's scheduler cuts the drafts."""
     prompts = as_prompts(random_prompts([5, 17, 40, 9, 3, 20], seed=3))
@@ -162,6 +164,7 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(llm, plain, monkeypatch):
     assert counted.num_resumed > 0
 
 
+@pytest.mark.on_v2
 def test_a_thought_ends_at_its_budget(llm, plain):
     (start,), (end,) = (plain.get_tokenizer().encode(text) for text in (THINK, ANSWER))
     prompts = as_prompts([[*ids, start] for ids in random_prompts([5, 17, 40], seed=4)])

@@ -21,10 +21,20 @@ from tests.engine.engines import (
 from tests.engine.features import EXIT_LAYER, IN_ALL_SCENARIOS, IN_ONE_SCENARIO, Feature
 from tests.models import FAMILIES
 
-every_feature = pytest.mark.parametrize(
-    "name", [*IN_ALL_SCENARIOS, *IN_ONE_SCENARIO], indirect=True
-)
-main_features = pytest.mark.parametrize("name", [*IN_ALL_SCENARIOS], indirect=True)
+
+def parametrize(features: dict[str, Feature]) -> pytest.MarkDecorator:
+    """Run a test with each feature; with adapters on model runner V1 alone."""
+    names = []
+    for name, feature in features.items():
+        needs_v1 = feature.adapted_embeddings is not None
+        marks = [pytest.mark.runner_v1] if needs_v1 else []
+        marks += [pytest.mark.on_v2] if name == "llama" else []
+        names.append(pytest.param(name, marks=marks))
+    return pytest.mark.parametrize("name", names, indirect=True)
+
+
+every_feature = parametrize(IN_ALL_SCENARIOS | IN_ONE_SCENARIO)
+main_features = parametrize(IN_ALL_SCENARIOS)
 
 
 class Case:

@@ -8,12 +8,8 @@ and decoding, times `SPREAD`, since products of few and of many rows may sum in 
 stock vLLM shows no difference, none is allowed.
 """
 
-import dataclasses
-
 import hypothesis.strategies as st
-import numpy as np
 import pytest
-import torch
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -22,8 +18,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from layerskip_vllm.models.split import SplitForwardMixin
-from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
+from tests.engine import cycle_faults
 from tests.engine.engines import close, make_self_llm, num_preemptions, random_prompts
 from tests.engine.stepped import SteppedEngine, batching_difference, known_sequences
 
@@ -138,6 +133,7 @@ def drive(engine: SteppedEngine) -> None:
             engine.step([K, step % (K + 1)])
 
 
+@pytest.mark.on_v2
 def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv_tolerance):
     llm = make_engine(model)
     engine = SteppedEngine(llm, sequences, EXIT_LAYER, kv_tolerance)
@@ -150,61 +146,9 @@ def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv
     assert preempted > engine.num_forced_preemptions > 0
 
 
-def in_another_requests_blocks(patch) -> None:
-    original = DraftSteps.of_batch
-
-    def shifted(*args, **kwargs):
-        steps = original(*args, **kwargs)
-        slots = (steps.slot_mapping + BLOCK_SIZE) % (NUM_BLOCKS * BLOCK_SIZE)
-        return dataclasses.replace(
-            steps, slot_mapping=torch.where(steps.slot_mapping < 0, steps.slot_mapping, slots)
-        )
-
-    patch.setattr(DraftSteps, "of_batch", staticmethod(shifted))
-
-
-def from_another_requests_states(patch) -> None:
-    original = DraftBatch.resumed_entries
-
-    def turned(*args):
-        entries = original(*args)
-        if entries is not None:
-            entries[:, 0] = np.roll(entries[:, 0], 1)
-        return entries
-
-    patch.setattr(DraftBatch, "resumed_entries", turned)
-
-
-def from_the_state_of_the_token_before(patch) -> None:
-    original = DraftBatch.resumed_entries
-
-    def late(*args):
-        entries = original(*args)
-        return None if entries is None else np.maximum(entries - [0, 1], 0)
-
-    patch.setattr(DraftBatch, "resumed_entries", late)
-
-
-def from_a_disturbed_state(patch) -> None:
-    original = SplitForwardMixin.run_remaining_layers
-
-    def disturbed(self, positions, exit_state):
-        exit_state.hidden_states[-1] += 1
-        return original(self, positions, exit_state)
-
-    patch.setattr(SplitForwardMixin, "run_remaining_layers", disturbed)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        in_another_requests_blocks,
-        from_another_requests_states,
-        from_the_state_of_the_token_before,
-        from_a_disturbed_state,
-    ],
-)
+@pytest.mark.on_v2
+@pytest.mark.parametrize("fault", cycle_faults.ALL)
 def test_a_fault_is_detected(engine, monkeypatch, fault):
-    fault(monkeypatch)
+    fault(monkeypatch, NUM_BLOCKS * BLOCK_SIZE)
     with pytest.raises(AssertionError):
         drive(engine)

@@ -9,15 +9,19 @@ def record_drafts(worker) -> None:
     """Make the worker record its drafts; `drafts_of` returns them."""
     runner = worker.model_runner
     runner.recorded_drafts = []
-    propose = runner.propose_draft_token_ids
+    is_v2 = hasattr(runner, "speculator")
+    place, name = (runner.speculator, "propose") if is_v2 else (runner, "propose_draft_token_ids")
+    propose = getattr(place, name)
 
     @functools.wraps(propose)
     def recording(*args, **kwargs):
         drafts = propose(*args, **kwargs)
-        runner.recorded_drafts.append(drafts)
+        # V2 returns a row of the engine's K tokens for each request.
+        num_drafts = kwargs.get("num_speculative_tokens")
+        runner.recorded_drafts.append(drafts[:, :num_drafts].tolist() if is_v2 else drafts)
         return drafts
 
-    runner.propose_draft_token_ids = recording
+    setattr(place, name, recording)
 
 
 def drafts_of(worker) -> list[list[list[int]]]:

@@ -38,6 +38,7 @@ def assert_equal_to_plain_ranks(model: str, lora_request=None, **flags) -> None:
     assert resumed[0] == resumed[1] > 0
 
 
+@pytest.mark.runner_v1
 def test_adapters(model, tmp_path):
     a, b = (
         LoRARequest(str(n), n, save_adapter(model, tmp_path / str(n), n, range(6))) for n in (1, 2)

@@ -78,7 +78,7 @@ def drafts_of_both_ranks(llm) -> list[list[list[int]]]:
 @pytest.mark.parametrize(
     ("shape", "arguments"),
     [
-        pytest.param(UNTIED, {}, id="untied head"),
+        pytest.param(UNTIED, {}, id="untied head", marks=pytest.mark.on_v2),
         pytest.param(
             TIED_ONE_KV_HEAD,
             {},

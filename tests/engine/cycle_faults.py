@@ -1,0 +1,86 @@
+"""Faults in the cycle that the step machine must detect, on either model runner."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from layerskip_vllm.models.split import SplitForwardMixin
+from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
+from tests import runner_v2
+
+SHIFT = 32
+"""Slots between a position's and those of the fault: one block of the tests' engines."""
+
+
+def in_another_requests_blocks(patch, num_slots: int) -> None:
+    """Drafts write their KV one block further on."""
+
+    def shifted(slots: torch.Tensor) -> torch.Tensor:
+        return torch.where(slots < 0, slots, (slots + SHIFT) % num_slots)
+
+    if runner_v2.is_chosen():
+        from layerskip_vllm.runner_v2.speculator import LayerSkipSpeculator
+
+        compute = LayerSkipSpeculator._compute_slots
+        patch.setattr(LayerSkipSpeculator, "_compute_slots", lambda *args: shifted(compute(*args)))
+        return
+    of_batch = DraftSteps.of_batch
+
+    def of_batch_shifted(*args, **kwargs):
+        steps = of_batch(*args, **kwargs)
+        return dataclasses.replace(steps, slot_mapping=shifted(steps.slot_mapping))
+
+    patch.setattr(DraftSteps, "of_batch", staticmethod(of_batch_shifted))
+
+
+def _change_entries(patch, change) -> None:
+    """Change which exit states verification reads: `change(entries)`, [num_tokens, 2]."""
+    if runner_v2.is_chosen():
+        from layerskip_vllm.runner_v2.model_state import LayerSkipModelState as Owner
+
+        name = "_entries"
+    else:
+        Owner, name = DraftBatch, "resumed_entries"  # noqa: N806
+    original = getattr(Owner, name)
+
+    def changed(*args):
+        entries = original(*args)
+        return None if entries is None else change(entries)
+
+    patch.setattr(Owner, name, changed)
+
+
+def from_another_requests_states(patch, num_slots: int) -> None:
+    """Verification resumes from the states of the token before, which may be another request's."""
+
+    def turned(entries: np.ndarray) -> np.ndarray:
+        return np.column_stack([np.roll(entries[:, 0], 1), entries[:, 1]])
+
+    _change_entries(patch, turned)
+
+
+def from_the_state_of_the_token_before(patch, num_slots: int) -> None:
+    """Verification resumes one early step too early."""
+    _change_entries(patch, lambda entries: np.maximum(entries - [0, 1], 0))
+
+
+def from_a_disturbed_state(patch, num_slots: int) -> None:
+    """A state changes between propose and verify."""
+    original = SplitForwardMixin.run_remaining_layers
+
+    def disturbed(self, positions, exit_state):
+        exit_state.hidden_states[-1] += 1
+        return original(self, positions, exit_state)
+
+    patch.setattr(SplitForwardMixin, "run_remaining_layers", disturbed)
+
+
+ALL = [
+    in_another_requests_blocks,
+    from_another_requests_states,
+    from_the_state_of_the_token_before,
+    from_a_disturbed_state,
+]

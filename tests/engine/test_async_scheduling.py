@@ -1,0 +1,113 @@
+"""With asynchronous scheduling, greedy float32 output is that of plain decoding too.
+
+The scheduler plans a step before the last one's tokens are known. Only runner V2 has it under
+`self:E`.
+"""
+
+import pytest
+from vllm.sampling_params import StructuredOutputsParams
+
+from layerskip_vllm.measure.engine import scheduler
+from layerskip_vllm.scheduling.scheduler import LayerSkipAsyncScheduler
+from tests import runner_v2
+from tests.engine.engines import (
+    as_prompts,
+    assert_speculated,
+    close,
+    counts,
+    generate,
+    generate_plainly,
+    greedy,
+    make_self_llm,
+    num_preemptions,
+    random_prompts,
+)
+
+pytestmark = pytest.mark.runner_v2
+
+GRAMMAR = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
+
+
+@pytest.fixture(scope="module")
+def model(random_llama):
+    """Its drafts are accepted about half of the time."""
+    return random_llama(num_layers=6, late_scale=0.3)
+
+
+@pytest.fixture
+def open_llm(model, monkeypatch):
+    """`open_llm(**settings)` -> an engine that drafts and schedules asynchronously."""
+
+    def open_llm(exit_layer=3, num_speculative_tokens=3, **settings):
+        runner_v2.schedule_asynchronously(monkeypatch)
+        llm = make_self_llm(model, exit_layer, num_speculative_tokens, **settings)
+        assert isinstance(scheduler(llm), LayerSkipAsyncScheduler)
+        return llm
+
+    return open_llm
+
+
+def test_chunked_prompts_mix_with_decodes(model, open_llm):
+    prompts = as_prompts(random_prompts([70, 5, 33, 12], seed=2))
+    expected = generate_plainly(model, prompts, greedy(30))
+    llm = open_llm(max_num_batched_tokens=32, max_num_seqs=4)
+    before = counts(llm)
+    assert generate(llm, prompts, greedy(30)) == expected
+    assert_speculated(counts(llm).since(before))
+    close(llm)
+
+
+def test_preempted_requests_start_over(model, open_llm):
+    prompts = as_prompts(random_prompts([40, 50, 30], seed=5))
+    params = greedy(80, ignore_eos=True)
+    expected = generate_plainly(model, prompts, params)
+    llm = open_llm(num_gpu_blocks_override=10)
+    before, preempted_before = counts(llm), num_preemptions(llm)
+    assert generate(llm, prompts, params) == expected
+    counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
+    close(llm)
+    assert preempted > 0
+    assert_speculated(counted)
+
+
+def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm):
+    """vLLM waits for the last step's tokens before it samples such a step."""
+    prompts = as_prompts(random_prompts([5, 17, 9], seed=3))
+    constraints = [{"regex": "[a-f]{8}-[0-9]{4}(-[x-z]{2}){3}"}, {"regex": "[ -~]{30}"}]
+
+    def params() -> list:
+        constrained = [StructuredOutputsParams(**one) for one in constraints]
+        return [greedy(40, structured_outputs=one) for one in [*constrained, None]]
+
+    expected = generate_plainly(model, prompts, params(), **GRAMMAR)
+    llm = open_llm(exit_layer=5, **GRAMMAR)
+    before = counts(llm)
+    assert generate(llm, prompts, params()) == expected
+    assert_speculated(counts(llm).since(before))
+    close(llm)
+
+
+def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm):
+    token_prompts = random_prompts([20, 7, 33, 12], seed=9)
+    params = [
+        greedy(40, ignore_eos=True),
+        greedy(40, ignore_eos=True, extra_args={"num_speculative_tokens": 1}),
+        greedy(40, ignore_eos=True),
+        greedy(23, ignore_eos=True),
+    ]
+    expected = generate_plainly(model, as_prompts(token_prompts), greedy(40, ignore_eos=True))
+    llm = open_llm()
+    before, engine, finished, steps = counts(llm), llm.llm_engine, {}, 0
+    for i, ids in enumerate(token_prompts):
+        engine.add_request(str(i), {"prompt_token_ids": ids}, params[i])
+    while engine.has_unfinished_requests():
+        steps += 1
+        if steps == 6:  # a step that drafted for it has not returned yet
+            engine.abort_request(["2"])
+        for output in engine.step():
+            if output.finished:
+                finished[output.request_id] = list(output.outputs[0].token_ids)
+    counted = counts(llm).since(before)
+    close(llm)
+    assert finished == {"0": expected[0], "1": expected[1], "3": expected[3][:23]}
+    assert_speculated(counted)
