@@ -1,4 +1,4 @@
-"""Propose on V2: `runner_v2/speculator.py`."""
+"""Propose on V2: `runner_v2/speculator.py` and `runner_v2/draft_choice.py`."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 from tests.unit.contract.graphs import GRAPHS
