@@ -48,6 +48,15 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         self._builds_metadata = True
         """False while memory is profiled: there are no KV blocks then."""
 
+    @property
+    def max_model_len(self) -> int:
+        """The target's, which vLLM lowers after this is made if it is to fit memory."""
+        return self.vllm_config.model_config.max_model_len
+
+    @max_model_len.setter
+    def max_model_len(self, _: int) -> None:
+        """Accept what vLLM 0.32's constructor sets; 0.33 has the property above."""
+
     def load_draft_model(
         self, target_model: nn.Module, target_attn_layer_names: set[str]
     ) -> nn.Module:
