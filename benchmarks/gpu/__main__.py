@@ -62,7 +62,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--work",
         type=Path,
         metavar="DIRECTORY",
-        help="for checkpoints of 18 GB, deleted at the end; default: shared memory, if it has room",
+        help="for checkpoints of 18 GB, deleted at the end; default: shared memory, the system's "
+        "temporary directory or that of the output, the first with room",
     )
     parser.add_argument(
         "--side-by-side",
@@ -77,7 +78,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @contextlib.contextmanager
 def work_directory(given: Path | None, output: Path) -> Generator[Path]:
     """A new directory for checkpoints, which the end of the block deletes."""
-    parent = given or (SHARED_MEMORY if _has_room(SHARED_MEMORY) else output)
+    candidates = (SHARED_MEMORY, Path(tempfile.gettempdir()))
+    parent = given or next(filter(_has_room, candidates), output)
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=parent, prefix="layerskip-gpu-", ignore_cleanup_errors=True
@@ -90,31 +92,42 @@ def _has_room(directory: Path) -> bool:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the check; returns the exit status: 1 if there is no GPU or anything failed."""
+    """Run the check.
+
+    Returns:
+        The exit status: 1 if there is no GPU, if anything failed, or after an interruption.
+    """
     started = time.monotonic()
     args = parse_arguments(argv)
     if (missing := why_no_gpu()) is not None:
         print(missing, file=sys.stderr)
         return 1
     set_up_process()
-    output = args.output.resolve()
-    results = Results(output)
+    results = Results(args.output.resolve())
+    is_interrupted = False
+    try:
+        _run(args, results, started)
+    except KeyboardInterrupt:
+        is_interrupted = True
+        print("interrupted: the report holds what was measured", file=sys.stderr)
+    print(results.report())
+    print(f"report: {results.report_path}; records: {results.path}", file=sys.stderr)
+    return int(is_interrupted or has_failed(list(read(results.path))))
+
+
+def _run(args: argparse.Namespace, results: Results, started: float) -> None:
+    """Run the plan, from `started` on, in seconds of the monotonic clock."""
+    output = results.path.parent
     # What the user has set goes before what we set.
     os.environ.update({k: v for k, v in common_variables().items() if k not in os.environ})
     left_s = args.deadline - RESERVE_S - (time.monotonic() - started)
     runner = Runner(results, output / "logs", left_s, args.side_by_side)
-    try:
-        with work_directory(args.work, output) as work_dir:
-            plan = steps(work_dir.resolve(), args.part)
-            left_out = [part for part in PARTS if part not in args.part]
-            results.add(read_machine())
-            results.add(Planned(args.deadline, [j.name for s in plan for j in s], left_out))
-            runner.run(plan)
-    except KeyboardInterrupt:
-        print("interrupted: the report holds what was measured", file=sys.stderr)
-    print(results.report())
-    print(f"report: {results.report_path}; records: {results.path}", file=sys.stderr)
-    return int(has_failed(list(read(results.path))))
+    with work_directory(args.work, output) as work_dir:
+        plan = steps(work_dir.resolve(), args.part)
+        left_out = [part for part in PARTS if part not in args.part]
+        results.add(read_machine())
+        results.add(Planned(args.deadline, [job.name for step in plan for job in step], left_out))
+        runner.run(plan)
 
 
 if __name__ == "__main__":

@@ -39,16 +39,22 @@ EXIT_LAYERS = {"random": 3, "python-10m": 4}
 
 @dataclass(frozen=True)
 class Variant:
-    """An engine of the comparison."""
+    """An engine of the comparison.
+
+    Attributes:
+        is_self: `self:E`, not plain.
+        is_eager: Not compiled and without CUDA graphs; otherwise vLLM's defaults.
+        async_scheduling: None leaves it to vLLM.
+    """
 
     is_self: bool
     is_eager: bool
-    async_scheduling: bool | None = None  # None leaves it to vLLM
+    async_scheduling: bool | None = None
 
     @property
     def name(self) -> str:
         """In the report."""
-        words = ["self:E" if self.is_self else "plain", "eager" if self.is_eager else "graphs"]
+        words = ["self:E" if self.is_self else "plain", "eager" if self.is_eager else "compiled"]
         if self.async_scheduling is not None:
             words.append("async" if self.async_scheduling else "sync")
         return ", ".join(words)

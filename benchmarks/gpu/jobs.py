@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.gpu.records import Emit
 
 LOG_TAIL_LINES = 15
+LOG_LINE_CHARS = 200
 STOP_LIMIT_S = 5
 
 
@@ -120,4 +122,16 @@ class JobProcess:
     def log_tail(self) -> list[str]:
         """The last lines of its output."""
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return [line for line in lines if line.strip()][-LOG_TAIL_LINES:]
+        return [line[:LOG_LINE_CHARS] for line in lines if line.strip()][-LOG_TAIL_LINES:]
+
+
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, even if that was killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()

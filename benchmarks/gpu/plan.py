@@ -75,6 +75,7 @@ class Plan:
                 exactness("bfloat16", "V1", "python-10m"),
                 self.checkpoint("7b"),
             ],
+            [speed("1b", "self-v2-default")],
             *([speed("1b", column)] for column in ("self-v1", "plain-v1", "draft_model", "ngram")),
             [speed("7b", "plain")],
             [speed("7b", "self-v2")],

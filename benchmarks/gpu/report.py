@@ -110,7 +110,8 @@ def _exactness(records: Sequence[Exactness]) -> list[str]:
         "Greedy token ids, K = 4 fixed, requests joining a batch that decodes. The gap is plain's "
         "log-probability of its own token minus that of the other token, at the first difference "
         f"of a request. float32 must be equal; a gap up to {TIE_GAP:g} counts as a tie. bfloat16 "
-        "is reported. Plain against plain shows what compilation alone changes.",
+        "is reported. Compiled: vLLM's defaults, with CUDA graphs where the table of engines shows "
+        "them. Plain against plain shows what compilation alone changes.",
         table(header, rows),
     ]
 

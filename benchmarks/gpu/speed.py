@@ -51,6 +51,7 @@ COLUMNS = {
         Column("ngram", "ngram", None, "`ngram`"),
         Column("self-v2", "self", "V2", "`self:E` V2"),
         Column("self-v2-vocab", "self-draft-vocab", "V2", "`self:E` V2, draft vocabulary"),
+        Column("self-v2-default", "self-default", "V2", "`self:E` V2, default settings"),
         Column("self-v1", "self", "V1", "`self:E` V1"),
     )
 }

@@ -5,15 +5,13 @@ from __future__ import annotations
 import faulthandler
 import json
 import logging
-import os
 import signal
 import sys
-import threading
-import time
 from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu.exactness import ExactnessTask
+from benchmarks.gpu.jobs import end_with_parent
 from benchmarks.gpu.models import CheckpointTask
 from benchmarks.gpu.records import append
 from benchmarks.gpu.speed import SpeedTask
@@ -21,18 +19,6 @@ from benchmarks.gpu.speed import SpeedTask
 TASKS: dict[str, type[CheckpointTask] | type[ExactnessTask] | type[SpeedTask]] = {
     task.__name__: task for task in (CheckpointTask, ExactnessTask, SpeedTask)
 }
-
-
-def end_with_parent() -> None:
-    """End this process soon after the one that started it, even if that was killed."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:

@@ -20,6 +20,13 @@ from benchmarks.gpu.run import Results, Runner
 from benchmarks.gpu.versions import NO_GPU, relevant_variables
 
 
+@pytest.fixture(autouse=True)
+def restored_environment(monkeypatch):
+    """The command sets variables and signal handlers for its jobs."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    monkeypatch.setattr(command, "set_up_process", lambda: None)
+
+
 @pytest.fixture
 def results(tmp_path):
     return Results(tmp_path / "out")
@@ -147,7 +154,7 @@ def test_a_job_ends_with_the_process_that_started_it(tmp_path):
     """Or an engine would hold the GPU's memory after a kill."""
     code = (
         "import subprocess, sys, time\n"
-        "from benchmarks.gpu.worker import end_with_parent\n"
+        "from benchmarks.gpu.jobs import end_with_parent\n"
         "end_with_parent(); print('ready', flush=True); time.sleep(60)"
     )
     parent = (
@@ -203,11 +210,34 @@ def test_without_a_gpu_it_ends_at_once_and_says_what_is_needed(monkeypatch, tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_an_interruption_prints_the_report_and_fails(monkeypatch, tmp_path, capsys):
+    def interrupted(self, steps):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(command.Runner, "run", interrupted)
+    assert command.main(["--output", str(tmp_path), "--part", "7b", "--work", str(tmp_path)]) == 1
+    assert "- speed 7b plain: no outcome" in capsys.readouterr().out
+    assert not list(tmp_path.glob("layerskip-gpu-*"))
+
+
 def test_the_work_directory_is_deleted(tmp_path):
     with command.work_directory(tmp_path / "given", tmp_path) as directory:
         (directory / "model").mkdir()
         assert directory.parent == tmp_path / "given"
     assert not directory.exists()
+
+
+def test_checkpoints_go_where_there_is_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "SHARED_MEMORY", tmp_path / "shm")
+    monkeypatch.setattr(command.tempfile, "gettempdir", lambda: str(tmp_path / "tmp"))
+    for name, has_room in (("shm", False), ("tmp", True)):
+        (tmp_path / name).mkdir()
+        monkeypatch.setattr(
+            command, "_has_room", lambda path, n=name, r=has_room: r and path.name == n
+        )
+        with command.work_directory(None, tmp_path / "out") as directory:
+            assert directory.parent.name == (name if has_room else "out")
 
 
 def test_the_report_shows_relevant_variables_and_no_secret(monkeypatch):

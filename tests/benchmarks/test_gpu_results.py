@@ -65,8 +65,8 @@ def test_a_missing_token_is_a_difference():
 def exactness(**changes):
     values = {
         "job": "exactness float32 V2 random",
-        "engine": "self:E, graphs, async",
-        "reference": "plain, graphs",
+        "engine": "self:E, compiled, async",
+        "reference": "plain, compiled",
         "is_required": True,
         "num_equal": 16,
         "num_requests": 16,

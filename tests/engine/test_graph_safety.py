@@ -1,7 +1,5 @@
 """What the CUDA graphs of runner V2 capture is the same for other data: shown without a GPU."""
 
-import os
-
 import pytest
 import torch
 from vllm.config.compilation import CUDAGraphMode
@@ -18,9 +16,7 @@ from tests.engine.engines import (
 )
 from tests.recorded_operations import HostReads, recorded, without_interpreter
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("LAYERSKIP_TEST_RUNNER") != "v2", reason="the process holds runner V1"
-)
+pytestmark = pytest.mark.runner_v2
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 
 import pytest
 from vllm.config.compilation import CUDAGraphMode
@@ -24,9 +23,7 @@ from tests.engine.engines import (
     runner,
 )
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("LAYERSKIP_TEST_RUNNER") != "v2", reason="the process holds runner V1"
-)
+pytestmark = pytest.mark.runner_v2
 
 EXIT_LAYER, NUM_DRAFTS = 2, 3
 PROMPTS = as_prompts(random_prompts([5, 17, 9]))
@@ -87,6 +84,7 @@ def test_each_draft_length_has_its_graphs(model, plain, monkeypatch):
     assert replays.draft_lengths() == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_unequal_limits_resume_without_a_graph(model, plain, monkeypatch):
     replays = emulated_graphs.emulate(monkeypatch)
     llm = start(model)
@@ -111,6 +109,7 @@ def test_without_exit_states_no_graph_resumes(model, plain, monkeypatch):
     assert not replays.verify_lengths()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "options"),
     [(CUDAGraphMode.FULL, {}), (CUDAGraphMode.FULL_DECODE_ONLY, {"exit_query_cache": False})],
@@ -153,6 +152,7 @@ def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, mo
     assert modes == {CUDAGraphMode.NONE}
 
 
+@pytest.mark.slow
 def test_drafts_of_a_restricted_vocabulary(model, plain, monkeypatch, tmp_path):
     draft_counts = tmp_path / "counts.json"
     draft_counts.write_text(json.dumps(dict.fromkeys(range(0, 320, 2), 1)))
