@@ -110,7 +110,7 @@ def distort_draft_logits(its_runner, is_greedy: bool) -> None:
 
     def wrong(logits, input_batch, draft_logits=None, invalid_drafts=None):
         assert (draft_logits is None) == is_greedy
-        wrong_logits = torch.zeros(shape) if is_greedy else draft_logits.roll(1, dims=-1)
+        wrong_logits = torch.zeros(shape) if is_greedy else 4 * draft_logits.roll(1, dims=-1)
         return right(logits, input_batch, wrong_logits, invalid_drafts)
 
     its_runner.rejection_sampler = wrong
