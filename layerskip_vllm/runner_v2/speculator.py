@@ -234,12 +234,12 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         step_metadata: dict[str, object] | None
         keeps_states = self.model_state.use_exit_query_cache
         for step in range(num_speculative_steps + keeps_states):
-            slots = self._compute_slots(num_reqs, num_tokens)
             if attn_metadata is not None:
+                self._compute_slots(num_reqs, num_tokens)
                 self._update_draft_decode_metadata(attn_metadata, num_reqs)
                 step_metadata, step_slots = attn_metadata, slot_mappings
             else:
-                step_metadata, step_slots = self._build_context(step, num_reqs, slots)
+                step_metadata, step_slots = self._build_context(step, num_reqs, num_tokens)
             with set_forward_context(
                 step_metadata,
                 self.vllm_config,
@@ -269,11 +269,12 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         )
 
     def _build_context(
-        self, step: int, num_reqs: int, slots: torch.Tensor
+        self, step: int, num_reqs: int, num_tokens: int
     ) -> tuple[dict[str, object] | None, dict[str, torch.Tensor] | None]:
         """Attention metadata and slot mappings of one eager step; None while memory is profiled."""
         if not self._builds_metadata:
             return None, None
+        slots = self._compute_slots(num_reqs, num_tokens)
         longest = int(self._upper_bound[:num_reqs].max()) + step + 1
         self.draft_max_seq_len = min(longest, self.max_model_len)
         attn_metadata = self._build_uniform_attn_metadata(
