@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 
 MAX_CAPTURED_DRAFTS = 8
-"""Where the policy chooses K, each up to this has graphs, and the engine's own K. Another runs without
-one, and the policy, which measures what each K takes, seldom chooses it."""
+"""Where the policy chooses K, each K up to this has graphs, as has the engine's own. Another
+runs without; the policy measures what each K takes, so it seldom chooses that one."""
 
 
 def captured_draft_lengths(vllm_config: VllmConfig) -> list[int]:
