@@ -41,8 +41,8 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         self.draft_step = torch.zeros((), dtype=torch.int64, device=device)
+        # None while memory is profiled, eagerly.
         self.graphs: ProposeGraphManager = None  # type: ignore[assignment]
-        """None while memory is profiled, eagerly."""
         self._upper_bound: torch.Tensor | None = None
 
     def load_draft_model(
@@ -230,12 +230,12 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         """
         step_metadata: dict[str, object] | None
         for step in range(num_speculative_steps + 1):
-            slots = self._compute_slots(num_reqs, num_tokens)
             if attn_metadata is not None:
+                self._compute_slots(num_reqs, num_tokens)  # into the mappings' own buffer
                 self._update_draft_decode_metadata(attn_metadata, num_reqs)
                 step_metadata, step_slots = attn_metadata, slot_mappings
             else:
-                step_metadata, step_slots = self._build_context(step, num_reqs, slots)
+                step_metadata, step_slots = self._build_context(step, num_reqs, num_tokens)
             with set_forward_context(
                 step_metadata,
                 self.vllm_config,
@@ -264,11 +264,12 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         )
 
     def _build_context(
-        self, step: int, num_reqs: int, slots: torch.Tensor
+        self, step: int, num_reqs: int, num_tokens: int
     ) -> tuple[dict[str, object] | None, dict[str, torch.Tensor] | None]:
         """Attention metadata and slot mappings of one eager step; None while memory is profiled."""
         if self._upper_bound is None:
             return None, None
+        slots = self._compute_slots(num_reqs, num_tokens)
         attn_metadata = self._build_uniform_attn_metadata(
             BatchExecutionDescriptor(CUDAGraphMode.NONE, num_reqs, num_reqs),
             num_reqs,
