@@ -235,7 +235,7 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         keeps_states = self.model_state.use_exit_query_cache
         for step in range(num_speculative_steps + keeps_states):
             if attn_metadata is not None:
-                self._compute_slots(num_reqs, num_tokens)
+                self._compute_slots(num_reqs, num_tokens)  # into the mappings' own buffer
                 self._update_draft_decode_metadata(attn_metadata, num_reqs)
                 step_metadata, step_slots = attn_metadata, slot_mappings
             else:
