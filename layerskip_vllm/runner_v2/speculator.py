@@ -147,8 +147,6 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
             self._builds_metadata = not skip_attn_for_dummy_run
             sizes = num_reqs, desc.num_tokens
             self._run_steps(*sizes, None, None, num_tokens_across_dp, desc.cg_mode, num_drafts)
-        if is_profile:
-            self._run_remaining_layers(num_reqs)
         if not dummy_run:
             states = num_drafts + 1 if drafts_for is None else (num_drafts + 1) * drafts_for
             self.model_state.set_exit_states(input_batch.idx_mapping_np, states)
@@ -179,14 +177,6 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         buffers.seq_lens[num_reqs:] = 0
         torch.arange(self.max_num_reqs + 1, out=buffers.query_start_loc)
         buffers.query_start_loc.clamp_(max=num_reqs)
-
-    def _run_remaining_layers(self, num_reqs: int) -> None:
-        """Compile the second segment: the target's own dummy run has run the full forward only."""
-        positions = self.input_buffers.positions[:num_reqs]
-        slots = torch.full_like(positions, self.max_num_reqs)
-        exit_state = self.model_state.exit_query_cache.gather_slots(slots, 1)
-        with set_forward_context(None, self.vllm_config, num_tokens=num_reqs):
-            self.model.run_remaining_layers(positions, exit_state)
 
     def _dispatch(  # type: ignore[no-untyped-def]
         self, num_reqs: int, num_drafts: int, dp_sync_state, need_eager: bool
