@@ -64,10 +64,11 @@ def test_all_patches_apply_together_in_order(tmp_path):
 
 
 @needs_patch_command
-@pytest.mark.parametrize("sources", downloaded(), ids=release_of)
-def test_the_ledger_knows_which_patches_apply_to_other_releases(sources):
-    changed = [number for number in CHANGED_SINCE if release_of(sources) in CHANGED_SINCE[number]]
-    assert misfits(sources.root) == changed
+def test_the_ledger_knows_which_patches_apply_to_other_releases():
+    """Of those that `make contract` has downloaded."""
+    for sources in downloaded():
+        release = release_of(sources)
+        assert misfits(sources.root) == [n for n in CHANGED_SINCE if release in CHANGED_SINCE[n]]
 
 
 def test_each_patch_is_named_by_a_hook():

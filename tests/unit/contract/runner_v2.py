@@ -52,6 +52,10 @@ RUNNERS = (
 
 STEP = (
     Takes(
+        f"{RUNNER_V2}.profile_run",
+        "Overridden, original called: compiles the second segment, at a time when vLLM compiles.",
+    ),
+    Takes(
         f"{RUNNER_V2}.gather_batch_req_state",
         "Overridden, original called: decides whether the step resumes.",
         positional=("scheduler_output", "dummy_run"),
