@@ -107,6 +107,8 @@ def emulate(monkeypatch, mode=CUDAGraphMode.FULL_DECODE_ONLY, is_async=False) ->
     monkeypatch.setattr(triton_attn, "MIN_LAUNCH_GRID_SIZE_2D", 1)  # fewer programs
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))  # tile sizes
     monkeypatch.setattr(CPUWorker, "compile_or_warm_up_model", compile_or_warm_up_model)
+    # Memory is profiled on GPUs, before there are KV blocks.
+    monkeypatch.setattr(CPUWorker, "_should_warm_up_model", lambda _: True)
     monkeypatch.setattr(CudaGraphManager, "capture", partialmethod(_capture, replays=replays))
     return replays
 

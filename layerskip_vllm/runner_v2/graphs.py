@@ -24,16 +24,18 @@ if TYPE_CHECKING:
     from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 
 MAX_CAPTURED_DRAFTS = 8
-"""Each K up to this has graphs of its own, and the engine's K. Another K runs without one, and the
-policy, which measures what each K takes, seldom chooses it."""
+"""Where the policy chooses K, each K up to this has graphs, as has the engine's own. Another
+runs without; the policy measures what each K takes, so it seldom chooses that one."""
 
 
 def captured_draft_lengths(vllm_config: VllmConfig) -> list[int]:
     """The K that have graphs, longest first; K = 0, plain decoding, is not among them."""
-    most = vllm_config.num_speculative_tokens
-    shorter = range(1, min(most, MAX_CAPTURED_DRAFTS + 1))
-    is_adaptive = vllm_config.speculative_config.layerskip.adaptive
-    return [most, *reversed(shorter)] if is_adaptive else [most]
+    config = vllm_config.speculative_config
+    lengths = {vllm_config.num_speculative_tokens}
+    lengths |= {k for *_, k in config.num_speculative_tokens_per_batch_size or [] if k > 0}
+    if config.layerskip.adaptive:
+        lengths |= set(range(1, min(max(lengths), MAX_CAPTURED_DRAFTS + 1)))
+    return sorted(lengths, reverse=True)
 
 
 class VerifyGraphManager(ModelCudaGraphManager):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorStats
+from vllm.forward_context import set_forward_context
 from vllm.v1.outputs import ECConnectorOutput
 
 from layerskip_vllm.config import OPTIONS_KEY
@@ -16,7 +18,6 @@ from layerskip_vllm.telemetry import StepStats
 from layerskip_vllm.vllm_config.speculative_config import require_same_version
 
 if TYPE_CHECKING:
-    import torch
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
     from vllm.v1.worker.gpu.cudagraph_utils import ModelCudaGraphManager
@@ -46,6 +47,17 @@ class LayerSkipRunnerMixin(Host):
         """
         super().load_model(*args, **kwargs)
         self.speculator.model_state = self.model_state
+
+    @torch.inference_mode()
+    def profile_run(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Profile as the host does, and compile the second segment: its forwards and propose's are
+        the whole model and the first.
+        """
+        super().profile_run(*args, **kwargs)
+        slots = torch.full((self.max_num_reqs,), self.max_num_reqs, device=self.device)
+        exit_state = self.model_state.exit_query_cache.gather_slots(slots, 1)
+        with set_forward_context(None, self.vllm_config, num_tokens=len(slots)):
+            self.model.run_remaining_layers(torch.zeros_like(slots), exit_state)
 
     def initialize_kv_cache(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Put our manager of graphs in the place of the host's, which has captured nothing yet."""

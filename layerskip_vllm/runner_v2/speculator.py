@@ -6,6 +6,7 @@ the host lays out the batch's shape, and the device fills in positions, slots an
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import nn
     from vllm.v1.worker.gpu.input_batch import InputBatch
-    from vllm.v1.worker.utils import AttentionGroup
 
     from layerskip_vllm.models.split import SplitForwardMixin
 
@@ -41,9 +41,21 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
         self.draft_step = torch.zeros((), dtype=torch.int64, device=device)
-        # None while memory is profiled, eagerly.
         self.graphs: ProposeGraphManager = None  # type: ignore[assignment]
-        self._upper_bound: torch.Tensor | None = None
+        """None while memory is profiled, eagerly."""
+        self._upper_bound = torch.empty(0)
+        """[num_reqs], int32, on the host: no request is longer, drafts apart."""
+        self._builds_metadata = True
+        """False while memory is profiled: there are no KV blocks then."""
+
+    @property
+    def max_model_len(self) -> int:
+        """The target's, which vLLM lowers after this is made if it is to fit memory."""
+        return self.vllm_config.model_config.max_model_len
+
+    @max_model_len.setter
+    def max_model_len(self, _: int) -> None:
+        """Accept what vLLM 0.32's constructor sets; 0.33 has the property above."""
 
     def load_draft_model(
         self, target_model: nn.Module, target_attn_layer_names: set[str]
@@ -124,32 +136,17 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
             mask = async_tensor_h2d(drafts_for, device=self.device)
             self.idx_mapping[:num_reqs].masked_fill_(~mask, -1)
         self._enter_first_step(input_batch, num_rejected, last_sampled)
-        upper_bound = input_batch.seq_lens_cpu_upper_bound
-        self.draft_max_seq_len = min(
-            int(upper_bound[:num_reqs].max()) + num_drafts + 1, self.max_model_len
-        )
+        self._upper_bound = input_batch.seq_lens_cpu_upper_bound
         if dummy_run and dp_sync_state is not None:
             # vLLM 0.33's ranks agree on the number of requests before a graph's padding.
             num_reqs = min(num_reqs, dp_sync_state.num_reqs)
         desc, num_tokens_across_dp = self._dispatch(num_reqs, num_drafts, dp_sync_state, is_profile)
         if desc.cg_mode == CUDAGraphMode.FULL:
-            for group in self._early_groups():
-                tables = self.block_tables.input_block_tables[group.kv_cache_group_id]
-                group.map_to_kernel_block_table(tables)
-            self.graphs.run_fullgraph(desc)
+            self._replay(desc)
         else:
-            self._upper_bound = None if skip_attn_for_dummy_run else upper_bound
-            self._run_steps(
-                num_reqs,
-                desc.num_tokens,
-                None,
-                None,
-                num_tokens_across_dp,
-                desc.cg_mode,
-                num_drafts,
-            )
-        if is_profile:
-            self._run_remaining_layers(num_reqs)
+            self._builds_metadata = not skip_attn_for_dummy_run
+            sizes = num_reqs, desc.num_tokens
+            self._run_steps(*sizes, None, None, num_tokens_across_dp, desc.cg_mode, num_drafts)
         if not dummy_run:
             states = num_drafts + 1 if drafts_for is None else (num_drafts + 1) * drafts_for
             self.model_state.set_exit_states(input_batch.idx_mapping_np, states)
@@ -181,14 +178,6 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         torch.arange(self.max_num_reqs + 1, out=buffers.query_start_loc)
         buffers.query_start_loc.clamp_(max=num_reqs)
 
-    def _run_remaining_layers(self, num_reqs: int) -> None:
-        """Compile the second segment: the target's own dummy run has run the full forward only."""
-        positions = self.input_buffers.positions[:num_reqs]
-        slots = torch.full_like(positions, self.max_num_reqs)
-        exit_state = self.model_state.exit_query_cache.gather_slots(slots, 1)
-        with set_forward_context(None, self.vllm_config, num_tokens=num_reqs):
-            self.model.run_remaining_layers(positions, exit_state)
-
     def _dispatch(  # type: ignore[no-untyped-def]
         self, num_reqs: int, num_drafts: int, dp_sync_state, need_eager: bool
     ) -> tuple[BatchExecutionDescriptor, torch.Tensor | None]:
@@ -210,8 +199,12 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
             desc = self.graphs.specialize_spec_tokens(desc, num_drafts)
         return desc, dp_sync_state and dp_sync_state.num_tokens_across_dp
 
-    def _early_groups(self) -> list[AttentionGroup]:
-        return [group for groups in self.attn_groups for group in groups]
+    def _replay(self, desc: BatchExecutionDescriptor) -> None:
+        """Replay a graph, after refreshing what is outside it: block tables in a kernel's units."""
+        for group in chain.from_iterable(self.attn_groups):
+            tables = self.block_tables.input_block_tables[group.kv_cache_group_id]
+            group.map_to_kernel_block_table(tables)
+        self.graphs.run_fullgraph(desc)
 
     def _run_steps(
         self,
@@ -226,10 +219,11 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         """Run all K + 1 early steps; what a graph captures.
 
         With metadata given, they are refreshed in place for each step, on the device. Without, each
-        step builds its own.
+        step builds its own. The last step leaves d_K's exit state and nothing else.
         """
         step_metadata: dict[str, object] | None
-        for step in range(num_speculative_steps + 1):
+        keeps_states = self.model_state.use_exit_query_cache
+        for step in range(num_speculative_steps + keeps_states):
             if attn_metadata is not None:
                 self._compute_slots(num_reqs, num_tokens)  # into the mappings' own buffer
                 self._update_draft_decode_metadata(attn_metadata, num_reqs)
@@ -249,9 +243,10 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
                     self.input_buffers.input_ids[:num_tokens],
                     self.input_buffers.positions[:num_tokens],
                 )
-            self.model_state.exit_query_cache.store_slots(
-                step, exit_state.first(num_reqs), self.idx_mapping[:num_reqs]
-            )
+            if keeps_states:
+                self.model_state.exit_query_cache.store_slots(
+                    step, exit_state.first(num_reqs), self.idx_mapping[:num_reqs]
+                )
             if step < num_speculative_steps:
                 self._draft(step, hidden_states[:num_reqs])
 
@@ -267,9 +262,11 @@ class LayerSkipSpeculator(DraftChoiceSpeculator):
         self, step: int, num_reqs: int, num_tokens: int
     ) -> tuple[dict[str, object] | None, dict[str, torch.Tensor] | None]:
         """Attention metadata and slot mappings of one eager step; None while memory is profiled."""
-        if self._upper_bound is None:
+        if not self._builds_metadata:
             return None, None
         slots = self._compute_slots(num_reqs, num_tokens)
+        longest = int(self._upper_bound[:num_reqs].max()) + step + 1
+        self.draft_max_seq_len = min(longest, self.max_model_len)
         attn_metadata = self._build_uniform_attn_metadata(
             BatchExecutionDescriptor(CUDAGraphMode.NONE, num_reqs, num_reqs),
             num_reqs,

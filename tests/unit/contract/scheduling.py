@@ -31,6 +31,18 @@ EXPECTATIONS = (
         "we set one.",
         ("self.dynamic_sd_lookup",),
     ),
+    Reads(
+        f"{VLLM_CONFIG}._maybe_disable_dynamic_sd_for_v1",
+        "Keeps that schedule on runner V1 for our method's name.",
+        ("'draft_model'",),
+        since="0.33",
+    ),
+    Reads(
+        f"{VLLM_CONFIG}._maybe_disable_dynamic_sd_for_data_parallel",
+        "Drops it under data parallelism, where new requests are padded after all; a step with "
+        "such a request runs the full forward.",
+        ("self.parallel_config.data_parallel_size <= 1",),
+    ),
     Takes(
         "vllm.config.scheduler:SchedulerConfig.get_scheduler_cls",
         "Resolves the scheduler class that we name.",

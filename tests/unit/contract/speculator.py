@@ -1,4 +1,4 @@
-"""Propose on V2: `runner_v2/speculator.py`."""
+"""Propose on V2: `runner_v2/speculator.py` and `runner_v2/draft_choice.py`."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 from tests.unit.contract.graphs import GRAPHS
@@ -23,11 +23,21 @@ SET_UP = (
     ),
     Sets(
         f"{SPECULATOR}.__init__",
-        "No position passes it.",
+        "Overridden by a property, as it is not renewed where vLLM fits the context to memory.",
         ("max_model_len",),
         until="0.32",
     ),
-    Has(SPECULATOR, "No position passes it.", properties=("max_model_len",), since="0.33"),
+    Has(
+        SPECULATOR,
+        "Overridden by the same, for 0.32.",
+        properties=("max_model_len",),
+        since="0.33",
+    ),
+    Sets(
+        "vllm.v1.worker.gpu_worker:Worker.update_max_model_len",
+        "Renews the configuration's, which ours reads.",
+        ("model_config.max_model_len",),
+    ),
     Sets(
         f"{SPECULATOR}.__init__",
         "Set to the longest context of each propose.",

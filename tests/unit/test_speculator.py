@@ -1,4 +1,7 @@
-"""A dummy propose step, by which an idle data-parallel rank follows the others, on runner V2."""
+"""The speculator of runner V2 without a model: what it takes from vLLM's configuration and ranks.
+
+By a dummy propose step, an idle data-parallel rank follows the others.
+"""
 
 from types import SimpleNamespace
 
@@ -13,7 +16,8 @@ from layerskip_vllm.runner_v2.speculator import LayerSkipSpeculator
 def speculator():
     """A speculator without a model: it records for how many requests it runs."""
     speculator = object.__new__(LayerSkipSpeculator)
-    speculator.num_speculative_steps, speculator.max_model_len = 2, 64
+    speculator.vllm_config = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64))
+    speculator.num_speculative_steps = 2
     speculator.draft_tokens = torch.zeros(8, 2)
     speculator.rows = []
     for method in ("_copy_request_inputs", "_enter_first_step"):
@@ -37,13 +41,19 @@ def propose(speculator, num_reqs: int, **arguments) -> None:
     speculator.propose(batch, *[None] * 10, dummy_run=True, **arguments)
 
 
-def test_it_runs_no_more_requests_than_the_ranks_have_agreed_on(speculator):
+def test_it_follows_a_context_that_vllm_has_fitted_to_memory(speculator):
+    speculator.max_model_len = 64  # as vLLM 0.32's constructor does
+    speculator.vllm_config.model_config.max_model_len = 48
+    assert speculator.max_model_len == 48
+
+
+def test_a_dummy_step_runs_no_more_requests_than_the_ranks_have_agreed_on(speculator):
     # vLLM 0.33 agrees on the requests before padding; the dummy batch has a graph's.
     propose(speculator, 8, dp_sync_state=SimpleNamespace(num_reqs=5))
     assert speculator.rows == [5, 5]
 
 
 @pytest.mark.parametrize("dp_sync_state", [None, SimpleNamespace(num_reqs=9)])
-def test_it_runs_its_whole_batch_otherwise(speculator, dp_sync_state):
+def test_a_dummy_step_runs_its_whole_batch_otherwise(speculator, dp_sync_state):
     propose(speculator, 8, dp_sync_state=dp_sync_state)
     assert speculator.rows == [8, 8]
