@@ -24,6 +24,11 @@ IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 # A process has one model runner, so tests that are run on V2 too are run by other processes
 # (tests/runner_v2.py).
 ON_V2 := LAYERSKIP_TEST_RUNNER=v2 $(BIN)/python -m pytest $(IN_TWO)
+# The others need no model runner, look into V1's, or were not run on V2.
+TESTS_OF_V2 := tests/parallel/test_tensor_parallel.py tests/parallel/test_data_parallel.py \
+  tests/server/test_api.py $(addprefix tests/engine/test_,$(addsuffix .py,sampling scenarios \
+  policy requests endings engine_features engine_health exact async_scheduling graphs isolation \
+  step_machine model runner_choice))
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
 .PHONY: build clean help
@@ -59,11 +64,11 @@ demo: setup ## serve a model plainly and with self-speculation, side by side
 
 test: setup ## the test suite, about 11 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
-	$(ON_V2) -m "(on_v2 or runner_v2) and not slow and not cluster"
+	$(ON_V2) -m "(on_v2 or runner_v2) and not slow" $(TESTS_OF_V2)
 
 test-all: setup ## it and the slow tests, about 45 minutes
 	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" --hypothesis-profile thorough
-	$(ON_V2) -m "not cluster" tests/engine tests/parallel tests/server
+	$(ON_V2) -m "not cluster" $(TESTS_OF_V2)
 
 test-cluster: setup ## tensor parallel across two emulated hosts with Ray; as root, about 5 minutes
 	$(BIN)/python -m pytest tests/parallel/test_two_hosts.py -m cluster
