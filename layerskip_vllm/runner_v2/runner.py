@@ -36,7 +36,9 @@ class LayerSkipRunnerMixin(Host):
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         require_same_version(vllm_config.speculative_config.package_version)
         super().__init__(vllm_config, device)
-        self.speculator = LayerSkipSpeculator(vllm_config, device)
+        self.speculator = LayerSkipSpeculator(
+            vllm_config, device, self.req_states.last_sampled_tokens, self.input_buffers.seq_lens
+        )
         self.num_resumed_tokens = 0
         self._step_stats = StepStats(0)
         self._step_times = StepTimes(device)

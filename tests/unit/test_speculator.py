@@ -20,8 +20,9 @@ def speculator():
     speculator.num_speculative_steps = 2
     speculator.draft_tokens = torch.zeros(8, 2)
     speculator.rows = []
-    for method in ("_copy_request_inputs", "_enter_first_step"):
-        setattr(speculator, method, lambda *_: None)
+    speculator.draft_logits = None
+    speculator._num_reqs, speculator._num_rejected = torch.zeros(()), torch.zeros(8)
+    speculator._enter_slots = lambda *_: None
 
     def dispatch(num_reqs, *_):
         speculator.rows.append(num_reqs)
@@ -38,7 +39,9 @@ def propose(speculator, num_reqs: int, **arguments) -> None:
         idx_mapping=None,
         seq_lens_cpu_upper_bound=torch.ones(num_reqs),
     )
-    speculator.propose(batch, *[None] * 10, dummy_run=True, **arguments)
+    tensors = [None] * 10
+    tensors[5] = torch.zeros(num_reqs)  # num_rejected
+    speculator.propose(batch, *tensors, dummy_run=True, **arguments)
 
 
 def test_it_follows_a_context_that_vllm_has_fitted_to_memory(speculator):

@@ -1,4 +1,4 @@
-"""Propose on V2: `runner_v2/speculator.py` and `runner_v2/draft_choice.py`."""
+"""Propose on V2: `speculator.py`, `early_steps.py` and `draft_choice.py` of `runner_v2/`."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 from tests.unit.contract.graphs import GRAPHS
@@ -95,10 +95,25 @@ SET_UP = (
 )
 
 PROPOSE = (
-    Takes(
+    Reads(
         f"{SPECULATOR}._copy_request_inputs",
-        "Copies slots, temperatures and seeds; a row of slot -1 is masked.",
-        positional=("num_reqs", "idx_mapping", "temperature", "seeds", "dummy_run"),
+        "What ours does in its place: a row of slot -1 is masked.",
+        ("self.temperature.copy_", "self.seeds.copy_", "self.idx_mapping.fill_"),
+    ),
+    Sets(
+        f"{GPU}.model_runner:GPUModelRunner.__init__",
+        "What a step leaves, at one address: a captured propose reads it there.",
+        ("req_states", "input_buffers"),
+    ),
+    Sets(
+        f"{GPU}.states:RequestState.__init__",
+        "The token that each request sampled last, by slot.",
+        ("last_sampled_tokens",),
+    ),
+    Reads(
+        f"{GPU}.model_runner:GPUModelRunner.prepare_inputs",
+        "A step's lengths by row lie in this buffer, whatever graph runs.",
+        ("self.input_buffers.seq_lens[:num_reqs_padded]",),
     ),
     Takes(
         f"{SPECULATOR}._build_uniform_attn_metadata",
