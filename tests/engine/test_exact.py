@@ -60,7 +60,6 @@ def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs
     assert counted.num_resumed == 0
 
 
-@pytest.mark.on_v2
 def test_local_argmax_drafts_the_same_tokens(mixed_model, plain_outputs):
     prompts = as_prompts(random_prompts(LENGTHS))
     counted = []

@@ -22,19 +22,25 @@ from tests.engine.features import EXIT_LAYER, IN_ALL_SCENARIOS, IN_ONE_SCENARIO,
 from tests.models import FAMILIES
 
 
-def parametrize(features: dict[str, Feature]) -> pytest.MarkDecorator:
-    """Run a test with each feature; with adapters on model runner V1 alone."""
+def parametrize(features: dict[str, Feature], *on_v2: str) -> pytest.MarkDecorator:
+    """Run a test with each feature; with adapters on model runner V1 alone.
+
+    Args:
+        features: By name.
+        on_v2: Names of features with which `make test` runs it on V2 too.
+    """
     names = []
     for name, feature in features.items():
         needs_v1 = feature.adapted_embeddings is not None
         marks = [pytest.mark.runner_v1] if needs_v1 else []
-        marks += [pytest.mark.on_v2] if name == "llama" else []
+        marks += [pytest.mark.on_v2] if name in on_v2 else []
         names.append(pytest.param(name, marks=marks))
     return pytest.mark.parametrize("name", names, indirect=True)
 
 
 every_feature = parametrize(IN_ALL_SCENARIOS | IN_ONE_SCENARIO)
 main_features = parametrize(IN_ALL_SCENARIOS)
+main_features_and_v2 = parametrize(IN_ALL_SCENARIOS, "llama")
 
 
 class Case:
@@ -109,14 +115,14 @@ def test_32_requests_of_unequal_length_join_and_leave(case):
     case.assert_equal(prompts, params, max_num_seqs=12)
 
 
-@main_features
+@main_features_and_v2
 def test_chunked_prompts_mix_with_decodes(case):
     prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
     chunks = {"max_num_batched_tokens": case.feature.chunk_size, "max_num_seqs": 8}
     case.assert_equal(prompts, greedy(40), **chunks)
 
 
-@main_features
+@main_features_and_v2
 def test_shared_prefixes_hit_the_cache_on_the_second_run(case):
     (prefix,) = random_prompts([96], seed=3)
     tails = random_prompts([1, 7, 32, 33, 40, 64], seed=4)
@@ -140,7 +146,7 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(case):
     assert_speculated(counted)
 
 
-@main_features
+@main_features_and_v2
 def test_preempted_requests_start_over(case):
     """With a window, another request soon reuses the few blocks that one releases."""
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
