@@ -128,32 +128,53 @@ MIXED = (None, {"layerskip": False}, None, {"num_speculative_tokens": 1}, None)
 """Rows with two, one and no drafts in a batch, each with its own probabilities."""
 
 
+def method(name: str, extra_args=(None,), **settings):
+    return pytest.param(name, extra_args, **settings)
+
+
+GREEDY = method("greedy")
+PROBABILISTIC = method("probabilistic")
+PROBABILISTIC_ON_V2 = method("probabilistic", marks=pytest.mark.on_v2)
+PROBABILISTIC_MIXED = method("probabilistic", MIXED, id="probabilistic-mixed")
+
+
+@pytest.fixture
+def open_llm(model):
+    """`open_llm(draft_sample_method)` -> an engine with room for many requests."""
+
+    def open_llm(draft_sample_method):
+        config = {"draft_sample_method": draft_sample_method}
+        return make_self_llm(model, 4, 2, max_num_seqs=256, speculative_config=config)
+
+    return open_llm
+
+
 @pytest.mark.parametrize(
-    ("draft_sample_method", "extra_args"),
-    [
-        ("greedy", (None,)),
-        pytest.param("probabilistic", (None,), marks=pytest.mark.on_v2),
-        pytest.param("probabilistic", MIXED, id="probabilistic-mixed"),
-    ],
+    ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC_ON_V2, PROBABILISTIC_MIXED]
 )
 def test_samples_follow_the_targets_distribution(
-    model, probabilities, draft_sample_method, extra_args
+    open_llm, probabilities, draft_sample_method, extra_args
 ):
-    llm = make_self_llm(
-        model,
-        4,
-        2,
-        max_num_seqs=256,
-        speculative_config={"draft_sample_method": draft_sample_method},
-    )
+    llm = open_llm(draft_sample_method)
     before = counts(llm)
     samples = continuations(llm, 2 * NUM_SAMPLES, extra_args)
     counted = counts(llm).since(before)
+    close(llm)
     assert 0.05 < counted.num_accepted / counted.num_drafted < 0.95
     assert counted.num_resumed > 0
     assert p_value(samples, probabilities) > SAME
 
+
+@pytest.mark.parametrize(
+    ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC, PROBABILISTIC_MIXED]
+)
+def test_wrong_draft_probabilities_are_detected(
+    open_llm, probabilities, draft_sample_method, extra_args
+):
+    """With them the rejection sampler accepts wrong tokens."""
+    llm = open_llm(draft_sample_method)
     distort = distort_draft_logits if runner_v2.is_chosen() else distort_draft_probs
     distort(runner(llm), is_greedy=draft_sample_method == "greedy")
-    assert p_value(continuations(llm, 3 * NUM_SAMPLES, extra_args), probabilities) < DIFFERENT
+    samples = continuations(llm, 3 * NUM_SAMPLES, extra_args)
     close(llm)
+    assert p_value(samples, probabilities) < DIFFERENT
