@@ -91,7 +91,6 @@ def test_the_defaults(run):
     assert counted.num_drafts > 0
 
 
-@pytest.mark.on_v2
 def test_a_draft_length_that_changes_every_step(run, monkeypatch):
     lengths = iter([4, 0, 1, 3, 0, 0, 2] * 1000)
     monkeypatch.setattr(DraftPolicy, "choose", lambda *args: next(lengths))

@@ -146,7 +146,7 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(case):
     assert_speculated(counted)
 
 
-@main_features_and_v2
+@main_features
 def test_preempted_requests_start_over(case):
     """With a window, another request soon reuses the few blocks that one releases."""
     prompts = as_prompts(random_prompts([40, 50, 30, 45, 38, 42], seed=5))
