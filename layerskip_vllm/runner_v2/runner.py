@@ -80,7 +80,8 @@ class LayerSkipRunnerMixin(Host):
         """Find out whether the step may resume, before its graph is chosen.
 
         A graph of a uniform batch with drafts resumes, so a batch that cannot is not called uniform
-        here; it happens where vLLM's budget of tokens has kept a request out of a step.
+        here: one whose weights were reloaded since it drafted, or of new requests that vLLM has
+        padded with placeholders for drafts.
         """
         state, query_len = super().gather_batch_req_state(scheduler_output, dummy_run)
         model_state = self.model_state
