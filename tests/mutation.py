@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import runner_v2
+
 ROOT = Path(__file__).parents[1]
 COPIED = ("layerskip_vllm", "tests", "benchmarks")
 """Not linked, since pytest resolves links and would import the originals' neighbours."""
@@ -36,12 +38,16 @@ class Fault:
     wrong: str
     tests: tuple[str, ...]
     """Arguments of pytest, under tests/."""
+    runner: str = "v1"
+    """vLLM's model runner that the tests run on; see tests/runner_v2.py."""
 
 
 SCENARIOS = ("engine/test_scenarios.py::test_requests_of_unequal_length",)
 CHUNKED = ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes",)
 HISTORY = ("engine/test_step_machine.py",)
 BATCH, PROPOSER = "spec_decode/draft_batch.py", "runner_v1/proposer.py"
+CYCLE = ("engine/test_graphs.py::test_a_cycle_is_two_graphs",)
+STATE = "runner_v2/model_state.py"
 RUNNER, SCHEDULER = "runner_v1/runner.py", "scheduling/scheduler.py"
 
 FAULTS = [
@@ -171,6 +177,54 @@ FAULTS = [
         "np.array(limits)",
         CHUNKED,
     ),
+    Fault(
+        "a slot's new owner has the old one's exit states",
+        STATE,
+        "self.num_exit_states[req_index] = 0",
+        "pass",
+        ("engine/test_exact.py::test_short_prompts_one_after_another",),
+        "v2",
+    ),
+    Fault(
+        "a graph resumes from other requests' exit states",
+        STATE,
+        "self._slots[: input_batch.num_reqs] = input_batch.idx_mapping",
+        "self._slots[: input_batch.num_reqs] = input_batch.idx_mapping.flip(0)",
+        CYCLE,
+        "v2",
+    ),
+    Fault(
+        "a plain step resumes",
+        STATE,
+        "return self.graphs_resume and num_tokens > num_reqs",
+        "return self.graphs_resume",
+        ("engine/test_graphs.py::test_each_draft_length_has_its_graphs",),
+        "v2",
+    ),
+    Fault(
+        "a graph resumes without exit states",
+        "runner_v2/runner.py",
+        "query_len != 1 and not model_state.may_resume",
+        "False",
+        ("engine/test_graphs.py::test_without_exit_states_no_graph_resumes",),
+        "v2",
+    ),
+    Fault(
+        "drafts follow rejected ones",
+        "runner_v2/early_steps.py",
+        "self._target_seq_lens[:num_reqs] - self._num_rejected[:num_reqs]",
+        "self._target_seq_lens[:num_reqs] + 0",
+        CYCLE,
+        "v2",
+    ),
+    Fault(
+        "the host waits for the rejected drafts",
+        "runner_v2/speculator.py",
+        "self._num_reqs.fill_(num_reqs)",
+        "self._num_reqs.fill_(num_reqs + 0 * int(num_rejected.sum()))",
+        ("engine/test_graph_safety.py::test_a_step_waits_for_nothing_on_the_device",),
+        "v2",
+    ),
 ]
 
 
@@ -184,14 +238,14 @@ def copy_repository(directory: Path) -> None:
             (directory / path.name).symlink_to(path)
 
 
-def run_tests(directory: Path, tests: Iterable[str]) -> int:
+def run_tests(directory: Path, tests: Iterable[str], runner: str) -> int:
     """Run some tests in a copy of the repository; returns pytest's exit code."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     try:
         done = subprocess.run(
             [*command, *(f"tests/{test}" for test in tests)],
             cwd=directory,
-            env=os.environ | {"PYTHONPATH": str(directory)},
+            env=os.environ | {"PYTHONPATH": str(directory), runner_v2.VARIABLE: runner},
             capture_output=True,
             text=True,
             timeout=LIMIT_S,
@@ -214,7 +268,7 @@ def outcome_of(fault: Fault) -> str:
         if text.count(fault.right) != 1:
             return f"stale: {fault.file} holds its text {text.count(fault.right)} times"
         file.write_text(text.replace(fault.right, fault.wrong), encoding="utf-8")
-        code = run_tests(directory, fault.tests)
+        code = run_tests(directory, fault.tests, fault.runner)
     return {PASSED: "survived", FAILED: "caught"}.get(code, f"broken: pytest exited with {code}")
 
 
@@ -226,9 +280,11 @@ def main(names: list[str]) -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="layerskip-sound-") as name:
         copy_repository(Path(name))
-        if run_tests(Path(name), sorted({test for fault in faults for test in fault.tests})):
-            print("The tests fail without any fault.")
-            return 1
+        for runner in sorted({fault.runner for fault in faults}):
+            tests = {test for fault in faults if fault.runner == runner for test in fault.tests}
+            if run_tests(Path(name), sorted(tests), runner):
+                print(f"The tests on runner {runner} fail without any fault.")
+                return 1
     all_caught = True
     for fault in faults:
         outcome = outcome_of(fault)

@@ -49,6 +49,21 @@ def test_every_exit_layer_and_draft_length(
     assert_speculated(counted)
 
 
+@pytest.mark.on_v2
+def test_short_prompts_one_after_another(mixed_model):
+    """A prompt no longer than the exit states that the request before has left in its place."""
+    prompts = as_prompts(random_prompts([3, 3, 2, 4]))
+    alone = {"max_num_seqs": 1, "enable_prefix_caching": False}
+    plain = generate_plainly(mixed_model, prompts, greedy(12), **alone)
+    llm = make_self_llm(mixed_model, 3, 3, **alone)
+    before = counts(llm)
+    outputs = generate(llm, prompts, greedy(12))
+    counted = counts(llm).since(before)
+    close(llm)
+    assert outputs == plain
+    assert_speculated(counted)
+
+
 def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs):
     llm = make_self_llm(mixed_model, 3, 3, {"exit_query_cache": False})
     before = counts(llm)
