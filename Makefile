@@ -83,6 +83,8 @@ bench: setup ## every way to decode, measured side by side, into build/bench; ta
 	$(BIN)/python -m benchmarks.compare --output build/bench $(BENCH_OPTIONS)
 
 gpu-check: ## exactness, speed and CUDA graphs of self:E on this GPU, into build/gpu; 9 minutes
+	@$(GPU_PYTHON) -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, ["torch", "vllm"])))' || \
+	  { echo "make gpu-check: $(GPU_PYTHON) has no PyTorch or no vLLM; name a Python with vLLM for CUDA: make gpu-check GPU_PYTHON=..."; exit 1; }
 	$(GPU_PYTHON) -m benchmarks.gpu $(GPU_OPTIONS)
 
 quality: setup ## lint, format check, types

@@ -66,10 +66,9 @@ def _own_scheduler(args: EngineArgs) -> str:
     return f"scheduler_cls={args.scheduler_cls!r}" if is_theirs else ""
 
 
-def _only_on_runner_v1(args: EngineArgs) -> str:
-    """Where runner V2 is left to us to choose, these choose V1 instead."""
-    names = [name for name, is_used in RUNNER_V1_ONLY if is_used(args)]
-    return ", ".join(names) if uses_runner_v2(args) else ""
+def _on_runner_v2(is_used: Callable[[EngineArgs], object]) -> Callable[[EngineArgs], bool]:
+    """Where the choice of a runner is ours, what is used chooses V1 instead."""
+    return lambda args: bool(is_used(args)) and uses_runner_v2(args)
 
 
 SELF_SPECULATION_UNSUPPORTED: Unsupported = (
@@ -94,11 +93,17 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     ("sampling masks", lambda args: args.return_sampling_mask),
     ("batch-sharded sampling", lambda args: args.enable_batch_sharded_sampling),
     (
-        "asynchronous scheduling on model runner V1",
+        "asynchronous scheduling on model runner V1 (V2 has it, on CUDA)",
         lambda args: args.async_scheduling is True and not uses_runner_v2(args),
     ),
     ("a scheduler class of your own", _own_scheduler),
-    ("what only model runner V1 has (VLLM_USE_V2_MODEL_RUNNER=0)", _only_on_runner_v1),
+    *(
+        (
+            f"{name} on model runner V2 (V1 supports it: VLLM_USE_V2_MODEL_RUNNER=0)",
+            _on_runner_v2(is_used),
+        )
+        for name, is_used in RUNNER_V1_ONLY
+    ),
     ("a worker class of your own", lambda args: args.worker_cls != "auto"),
     # It loads no plugins, so a request's options would reach the workers unchecked.
     ("the Rust front end (VLLM_USE_RUST_FRONTEND)", lambda args: envs.VLLM_USE_RUST_FRONTEND),

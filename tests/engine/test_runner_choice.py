@@ -51,7 +51,7 @@ def test_v2_without_triton_is_refused(random_llama):
 @pytest.mark.on_v2
 @pytest.mark.usefixtures("ask_for_v2")
 def test_lora_on_v2_is_refused(random_llama):
-    with pytest.raises(ValueError, match=r"only model runner V1 has .*\(LoRA\); leave it out"):
+    with pytest.raises(ValueError, match=r"LoRA on model runner V2 .V1 supports it"):
         create_engine_config(random_llama(), **SELF, enable_lora=True)
 
 
