@@ -46,16 +46,16 @@ def plain_outputs(model, prompts):
 
 @pytest.fixture
 def run(model, prompts, plain_outputs):
-    """Generate with some options and compare with plain decoding; returns counts and runner."""
+    """Generate with some options and compare with plain decoding; returns counts and drafter."""
 
     def run(options, exit_layer=3, num_speculative_tokens=4, **overrides):
         llm = make_self_llm(model, exit_layer, num_speculative_tokens, options, **overrides)
         before = counts(llm)
         assert generate(llm, prompts, greedy(MAX_TOKENS)) == plain_outputs
         assert generate(llm, prompts[::-1], greedy(MAX_TOKENS)) == plain_outputs[::-1]
-        counted, its_runner = counts(llm).since(before), runner(llm)
+        counted, its_drafter = counts(llm).since(before), drafter(runner(llm))
         close(llm)
-        return counted, its_runner
+        return counted, its_drafter
 
     return run
 
@@ -123,8 +123,8 @@ def test_a_draft_vocabulary_affects_only_drafts(run, tmp_path):
     full, _ = run({})
     file = tmp_path / "counts.json"
     file.write_text(json.dumps({str(i): 1000 - i for i in range(100)}))
-    part, its_runner = run({"draft_vocab_size": 100, "draft_vocab_counts": str(file)})
-    head = drafter(its_runner).draft_head
+    part, its_drafter = run({"draft_vocab_size": 100, "draft_vocab_counts": str(file)})
+    head = its_drafter.draft_head
     assert head.token_ids.tolist() == [*range(99), 256]  # the most frequent, and the end of text
     assert 0 < part.num_accepted / part.num_drafted < full.num_accepted / full.num_drafted
     assert part.num_resumed > 0
@@ -142,8 +142,8 @@ def test_a_full_draft_vocabulary_changes_no_draft(run, tmp_path):
     file = tmp_path / "counts.json"
     file.write_text("{}")
     full, _ = run({})
-    whole, its_runner = run({"draft_vocab_size": 320, "draft_vocab_counts": str(file)})
-    assert drafter(its_runner).draft_head is not None
+    whole, its_drafter = run({"draft_vocab_size": 320, "draft_vocab_counts": str(file)})
+    assert its_drafter.draft_head is not None
     assert whole == full
 
 
