@@ -66,7 +66,7 @@ test: setup ## the test suite, about 11 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
 	$(ON_V2) -m "(on_v2 or runner_v2) and not slow" $(TESTS_OF_V2)
 
-test-all: setup ## it and the slow tests, about 45 minutes
+test-all: setup ## it and the slow tests, about 75 minutes
 	$(BIN)/python -m pytest $(IN_TWO) -m "not cluster" --hypothesis-profile thorough
 	$(ON_V2) -m "not cluster" $(TESTS_OF_V2)
 
