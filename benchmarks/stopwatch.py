@@ -5,11 +5,28 @@ from __future__ import annotations
 import functools
 import time
 from collections import defaultdict
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 
 Path = tuple[str, ...]
 """Labels from the outermost timed call to the innermost."""
+
+Method = tuple[object, str, str]
+"""Owner, name, and label of a method."""
+
+
+@contextmanager
+def replaced(methods: Iterable[Method], wrapper: Callable) -> Generator[None]:
+    """Put `wrapper(method, label)` in the place of methods of live objects."""
+    owners = []
+    try:
+        for owner, name, label in methods:
+            setattr(owner, name, wrapper(getattr(owner, name), label))
+            owners.append((owner, name))
+        yield
+    finally:
+        for owner, name in reversed(owners):
+            delattr(owner, name)
 
 
 class Stopwatch:
@@ -30,21 +47,14 @@ class Stopwatch:
         return taken
 
     @contextmanager
-    def timing(self, methods: Iterable[tuple[object, str, str]]) -> Generator[None]:
+    def timing(self, methods: Iterable[Method]) -> Generator[None]:
         """Time methods while the block runs.
 
         Args:
             methods: (object, method name, label) of each.
         """
-        wrapped = []
-        try:
-            for owner, name, label in methods:
-                setattr(owner, name, self._timed(getattr(owner, name), label))
-                wrapped.append((owner, name))
+        with replaced(methods, self._timed):
             yield
-        finally:
-            for owner, name in reversed(wrapped):
-                delattr(owner, name)
 
     def _timed(self, method, label: str):  # type: ignore[no-untyped-def]
         @functools.wraps(method)

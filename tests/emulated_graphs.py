@@ -23,6 +23,7 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
     SpeculatorBatchDescriptor,
 )
 
+from tests import runner_v2
 from tests.recorded_operations import recorded
 
 CAPTURE_SIZES = [1, 2, 4, 8, 16]
@@ -54,10 +55,8 @@ def _is_propose(desc) -> bool:
 def emulate(monkeypatch, mode=CUDAGraphMode.FULL_DECODE_ONLY, is_async=False) -> Replays:
     """Let engines that start from here on capture graphs and use them."""
     replays = Replays()
-    update = CpuPlatform.check_and_update_config.__func__
 
-    def check_and_update_config(cls, vllm_config):
-        update(cls, vllm_config)
+    def change(vllm_config):
         vllm_config.scheduler_config.async_scheduling = is_async
         compilation = vllm_config.compilation_config
         compilation.cudagraph_mode = mode
@@ -100,7 +99,8 @@ def emulate(monkeypatch, mode=CUDAGraphMode.FULL_DECODE_ONLY, is_async=False) ->
         monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
         monkeypatch.setattr(cudagraph_utils, "BreakableCUDAGraphWrapper", PiecewiseGraphs)
     warm_up = CPUWorker.compile_or_warm_up_model
-    for method in (check_and_update_config, get_attn_backend_cls, get_global_graph_pool):
+    runner_v2.configure_after_vllm(monkeypatch, change)
+    for method in (get_attn_backend_cls, get_global_graph_pool):
         monkeypatch.setattr(CpuPlatform, method.__name__, classmethod(method))
     chosen = selector._cached_get_attn_backend
     monkeypatch.setattr(selector, "_cached_get_attn_backend", chosen.__wrapped__)

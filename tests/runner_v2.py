@@ -77,16 +77,25 @@ def _provide_log1p() -> None:
     libdevice.log1p = log1p
 
 
-def schedule_asynchronously(monkeypatch) -> None:
-    """Undo that vLLM turns asynchronous scheduling off on CPUs, for engines that start later."""
+def configure_after_vllm(monkeypatch, change) -> None:
+    """Change the configuration of engines that start later, after vLLM has made it fit for CPUs."""
     from vllm.platforms.cpu import CpuPlatform
 
     update = CpuPlatform.check_and_update_config.__func__
 
     def check_and_update_config(cls, vllm_config):
         update(cls, vllm_config)
-        vllm_config.scheduler_config.async_scheduling = True
+        change(vllm_config)
 
     monkeypatch.setattr(
         CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)
     )
+
+
+def schedule_asynchronously(monkeypatch) -> None:
+    """Undo that vLLM turns asynchronous scheduling off on CPUs, for engines that start later."""
+
+    def change(vllm_config):
+        vllm_config.scheduler_config.async_scheduling = True
+
+    configure_after_vllm(monkeypatch, change)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from benchmarks.gpu.records import Launches, Phases, SyncCheck
+from benchmarks.stopwatch import Method, replaced
 
 if TYPE_CHECKING:
     from torch.autograd.profiler_util import FunctionEventAvg
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from layerskip_vllm.measure.engine import VllmEngine
 
 Prompts = Sequence[Sequence[int]]
-Method = tuple[object, str, str]
-"""Owner, name, and label of a method."""
 
 NUM_STEPS = 16
 """Decode steps that are observed."""
@@ -131,20 +130,6 @@ class PhaseTimer:
         for label, before, after in self._events:
             total[label] += before.elapsed_time(after)  # type: ignore[attr-defined]
         return dict(total)
-
-
-@contextmanager
-def replaced(methods: Iterable[Method], wrapper: Callable) -> Generator[None]:
-    """Put `wrapper(method, label)` in the place of methods of live objects."""
-    owners = []
-    try:
-        for owner, name, label in methods:
-            setattr(owner, name, wrapper(getattr(owner, name), label))
-            owners.append((owner, name))
-        yield
-    finally:
-        for owner, name in owners:
-            delattr(owner, name)
 
 
 def measure_phases(engine: VllmEngine, model: str, system: str, prompts: Prompts) -> Phases:

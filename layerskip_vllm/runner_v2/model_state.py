@@ -12,6 +12,7 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from layerskip_vllm.spec_decode.draft_batch import entries_of
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class LayerSkipModelState(DefaultModelState):
                 self._slots[input_batch.num_reqs :] = self.max_num_reqs
                 self.num_resumed_tokens = input_batch.num_tokens
         elif self._cudagraph_mode == CUDAGraphMode.NONE and self.may_resume:
-            entries = self._entries(input_batch)
+            entries = entries_of(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
             inputs["exit_state"] = partial(self.exit_query_cache.gather, entries)
             self.num_resumed_tokens = input_batch.num_tokens
         return inputs
@@ -126,14 +127,3 @@ class LayerSkipModelState(DefaultModelState):
         serves steps of plain decoding, before which nothing was proposed.
         """
         return self.graphs_resume and num_tokens > num_reqs
-
-    def _entries(self, input_batch: InputBatch) -> np.ndarray:
-        """[num_tokens, 2], int64: slot and early step of each token, of padding the last slot."""
-        entries = np.zeros((input_batch.num_tokens_after_padding, 2), np.int64)
-        entries[:, 0] = self.max_num_reqs
-        lengths = input_batch.num_scheduled_tokens
-        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        tokens = entries[: input_batch.num_tokens]
-        tokens[:, 0] = np.repeat(input_batch.idx_mapping_np, lengths)
-        tokens[:, 1] = np.arange(input_batch.num_tokens) - starts
-        return entries

@@ -87,9 +87,17 @@ class DraftBatch:
         is_same_place = self.start_positions[rows] == num_computed
         if not (is_same_place & (num_scheduled <= self.num_drafts[rows] + 1)).all():
             return None
-        query_starts = np.cumsum(num_scheduled) - num_scheduled
-        steps = np.arange(num_scheduled.sum()) - np.repeat(query_starts, num_scheduled)
-        return np.column_stack([np.repeat(rows, num_scheduled), steps])
+        return entries_of(rows, num_scheduled)
+
+
+def entries_of(
+    rows: np.ndarray,  # [num_reqs], int64, of the exit query cache
+    num_scheduled: np.ndarray,  # [num_reqs], tokens that the step computes
+) -> np.ndarray:
+    """Entry [row, k] of each scheduled token: [sum(num_scheduled), 2], int64."""
+    query_starts = np.cumsum(num_scheduled) - num_scheduled
+    steps = np.arange(num_scheduled.sum()) - np.repeat(query_starts, num_scheduled)
+    return np.column_stack([np.repeat(rows, num_scheduled), steps])
 
 
 @dataclass(frozen=True)
