@@ -40,8 +40,9 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
         self.draft_tensor_parallel_size = self.target_parallel_config.tensor_parallel_size
         if self.num_speculative_tokens_per_batch_size is None:
             # Without a schedule vLLM pads a request that starts with one token by K placeholders
-            # (`Scheduler.schedule`, pad_spec_decode). They serve full CUDA graphs, which are off
-            # here, cost rows of work, and count as drafts in its metrics.
+            # (`Scheduler.schedule`, pad_spec_decode), for a full CUDA graph. A new request has no
+            # exit states, so none of ours would run; the placeholders cost rows of work, and count
+            # as drafts in vLLM's metrics.
             self.num_speculative_tokens_per_batch_size = [(1, 1, self.num_speculative_tokens)]
         if self.target_model_config.architecture in SUPPORTED_ARCHITECTURES:
             split = layerskip_architecture(self.target_model_config.architecture)

@@ -4,6 +4,8 @@ The scheduler plans a step before the last one's tokens are known. Only runner V
 `self:E`.
 """
 
+from collections import Counter
+
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -111,3 +113,24 @@ def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm):
     close(llm)
     assert finished == {"0": expected[0], "1": expected[1], "3": expected[3][:23]}
     assert_speculated(counted)
+
+
+def test_each_request_limits_its_drafts(model, open_llm):
+    """Placeholders are made for K drafts of each, before the limits are known to hold."""
+    prompts = as_prompts(random_prompts([20, 7, 33, 12], seed=9))
+    limits = [{"num_speculative_tokens": limit} for limit in (0, 1, 2, 3)]
+    expected = generate_plainly(model, prompts, greedy(20, ignore_eos=True))
+    llm, most = open_llm(), Counter()
+    schedule = scheduler(llm).schedule
+
+    def noting_drafts(*args, **kwargs):
+        output = schedule(*args, **kwargs)
+        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
+            most[req_id] = max(most[req_id], len(drafts))
+        return output
+
+    scheduler(llm).schedule = noting_drafts
+    params = [greedy(20, ignore_eos=True, extra_args=limit) for limit in limits]
+    assert generate(llm, prompts, params) == expected
+    close(llm)
+    assert sorted(most.values()) == [1, 2, 3]
