@@ -8,7 +8,9 @@ import numpy as np
 import torch
 
 from layerskip_vllm.models.split import SplitForwardMixin
-from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
+from layerskip_vllm.runner_v2 import model_state
+from layerskip_vllm.spec_decode import draft_batch
+from layerskip_vllm.spec_decode.draft_batch import DraftSteps, entries_of
 from tests import runner_v2
 
 SHIFT = 32
@@ -38,19 +40,8 @@ def in_another_requests_blocks(patch, num_slots: int) -> None:
 
 def _change_entries(patch, change) -> None:
     """Change which exit states verification reads: `change(entries)`, [num_tokens, 2]."""
-    if runner_v2.is_chosen():
-        from layerskip_vllm.runner_v2.model_state import LayerSkipModelState as Owner
-
-        name = "_entries"
-    else:
-        Owner, name = DraftBatch, "resumed_entries"  # noqa: N806
-    original = getattr(Owner, name)
-
-    def changed(*args):
-        entries = original(*args)
-        return None if entries is None else change(entries)
-
-    patch.setattr(Owner, name, changed)
+    for module in (draft_batch, model_state):
+        patch.setattr(module, "entries_of", lambda *args: change(entries_of(*args)))
 
 
 def from_another_requests_states(patch, num_slots: int) -> None:
