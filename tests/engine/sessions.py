@@ -15,6 +15,10 @@ NUMBERS = count()
 """Request ids are used once in a test run."""
 
 
+Turns = Sequence[tuple[list[int], SamplingParams]]
+"""A session's inputs, each with the parameters of its answer."""
+
+
 @dataclass
 class Answer:
     """What a turn returned."""
@@ -28,7 +32,7 @@ class Session:
     """One request that goes on: its inputs, and an answer to each that was sent."""
 
     llm: LLM
-    turns: Sequence[tuple[list[int], SamplingParams]]
+    turns: Turns
     request_id: str = field(default_factory=lambda: f"session-{next(NUMBERS)}")
     answers: list[Answer] = field(default_factory=list)
     num_sent: int = 0
@@ -54,13 +58,18 @@ class Session:
             self.answers.append(Answer())
         answer = self.answers[-1]
         answer.token_ids.extend(output.new_token_ids)
-        answer.finish_reason = output.finish_reason and str(output.finish_reason)
+        reason = output.finish_reason
+        answer.finish_reason = None if reason is None else str(reason)
         return answer.finish_reason is not None
+
+    def abort(self) -> None:
+        """End the session, wherever its answer is."""
+        self.llm.llm_engine.engine_core.abort_requests([self.request_id])
 
 
 def converse(
     llm: LLM,
-    conversations: Sequence[Sequence[tuple[list[int], SamplingParams]]],
+    conversations: Sequence[Turns | Session],
     is_early: bool = False,
     between_steps: Callable[[int], object] = lambda num_steps: None,
 ) -> list[list[Answer]]:
@@ -72,7 +81,7 @@ def converse(
         is_early: Whether all inputs wait at the engine before it answers the first.
         between_steps: Called with the number of steps so far.
     """
-    sessions = [Session(llm, turns) for turns in conversations]
+    sessions = [c if isinstance(c, Session) else Session(llm, c) for c in conversations]
     for session in sessions:
         for _ in range(len(session.turns) + 1 if is_early else 1):
             session.send()
@@ -82,7 +91,9 @@ def converse(
         between_steps(num_steps)
         num_steps += 1
         assert num_steps < 2000, "the engine answers no more"
-        for output in llm.llm_engine.engine_core.get_output().outputs:
+        outputs = llm.llm_engine.engine_core.get_output()
+        llm.llm_engine.logger_manager.record(outputs.scheduler_stats, None)
+        for output in outputs.outputs:
             session = by_id[output.request_id]
             if session.read(output) and session.num_sent <= len(session.turns):
                 session.send()
