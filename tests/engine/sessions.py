@@ -10,6 +10,7 @@ from itertools import count
 from vllm import LLM, SamplingParams
 
 from layerskip_vllm.measure.engine import scheduler
+from tests.engine.engines import greedy, random_prompts
 
 NUMBERS = count()
 """Request ids are used once in a test run."""
@@ -17,6 +18,31 @@ NUMBERS = count()
 
 Turns = Sequence[tuple[list[int], SamplingParams]]
 """A session's inputs, each with the parameters of its answer."""
+
+
+STOPS = list(range(0, 256, 16))
+"""So many stop tokens that most answers end at one of them, anywhere in a step."""
+
+
+def turns(
+    lengths: Sequence[int],
+    first: SamplingParams,
+    others: SamplingParams | None = None,
+    seed: int = 3,
+) -> Turns:
+    """Inputs of these lengths, the first with its own parameters."""
+    params = [first] + [others or first] * (len(lengths) - 1)
+    return list(zip(random_prompts(lengths, seed=seed), params, strict=True))
+
+
+def mixed_conversations() -> list[Turns]:
+    """Sessions of unequal length, whose answers end at a stop token or at `max_tokens`."""
+    options = [{}, {"repetition_penalty": 1.3}, {"min_tokens": 6}, {"presence_penalty": 0.7}]
+    lengths = [[40, 12, 12], [20], [70, 1, 30, 1], [5, 5, 5, 5, 5], [33, 64], [50, 1, 1, 1]]
+    return [
+        turns(its_lengths, greedy(8 + 5 * n, stop_token_ids=STOPS, **options[n % 4]), seed=n)
+        for n, its_lengths in enumerate(lengths)
+    ]
 
 
 @dataclass

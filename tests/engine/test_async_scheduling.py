@@ -18,10 +18,12 @@ from tests.engine.engines import (
     generate,
     generate_plainly,
     greedy,
+    make_llm,
     make_self_llm,
     num_preemptions,
     random_prompts,
 )
+from tests.engine.sessions import converse, mixed_conversations
 
 pytestmark = pytest.mark.runner_v2
 
@@ -38,7 +40,7 @@ def model(random_llama):
 def open_llm(model, monkeypatch):
     """`open_llm(**settings)` -> an engine that drafts and schedules asynchronously."""
 
-    def open_llm(exit_layer=3, num_speculative_tokens=3, **settings):
+    def open_llm(model=model, exit_layer=3, num_speculative_tokens=3, **settings):
         runner_v2.schedule_asynchronously(monkeypatch)
         llm = make_self_llm(model, exit_layer, num_speculative_tokens, **settings)
         assert isinstance(scheduler(llm), LayerSkipAsyncScheduler)
@@ -111,3 +113,21 @@ def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm):
     close(llm)
     assert finished == {"0": expected[0], "1": expected[1], "3": expected[3][:23]}
     assert_speculated(counted)
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("late_scale", [0.0, 0.3])
+def test_sessions_go_on_wherever_an_answer_ends(random_llama, open_llm, late_scale, is_early):
+    """The step after an answer's end is in flight when the next input is scheduled."""
+    model = random_llama(late_from=3, late_scale=late_scale)
+    conversations = mixed_conversations()
+    plain = make_llm(model)
+    expected = converse(plain, conversations)
+    close(plain)
+    llm = open_llm(model=model, num_speculative_tokens=4, max_num_batched_tokens=32)
+    before = counts(llm)
+    assert converse(llm, conversations, is_early) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert counted.num_resumed > 0
+    assert counted.num_accepted > 0

@@ -17,16 +17,20 @@ from tests.engine.engines import (
     runner,
 )
 from tests.engine.kv_memory import KvMemory
-from tests.engine.sessions import Answer, Session, converse
+from tests.engine.sessions import (
+    STOPS,
+    Answer,
+    Session,
+    converse,
+    mixed_conversations,
+    turns,
+)
 from tests.engine.stepped import ScheduleRecorder, computed_kv
 
 K = 4
 INPUT_LENGTHS = [40, 12, 12]
 ONE_TOKEN_LENGTHS = [40, 1, 1]
 """An input of one token takes the place of the answer's last one, where drafts began."""
-
-STOPS = list(range(0, 256, 16))
-"""So many stop tokens that most answers end at one of them, anywhere in a step."""
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +59,6 @@ def free(plain):
     """An answer to the first input without stops, from which the tests choose stops."""
     prompts = as_prompts(random_prompts(INPUT_LENGTHS[:1], seed=3))
     return generate(plain, prompts, greedy(12, ignore_eos=True))[0]
-
-
-def turns(lengths, first, others=None, seed=3):
-    """Inputs of these lengths, the first with its own parameters."""
-    params = [first] + [others or first] * (len(lengths) - 1)
-    return list(zip(random_prompts(lengths, seed=seed), params, strict=True))
 
 
 @pytest.mark.on_v2
@@ -150,16 +148,6 @@ def test_a_pause_leaves_sessions_unchanged(llm, plain, level):
 
     assert converse(llm, conversations, between_steps=pause) == expected
     assert num_pauses > 3
-
-
-def mixed_conversations() -> list:
-    """Sessions of unequal length, whose answers end at a stop token or at `max_tokens`."""
-    options = [{}, {"repetition_penalty": 1.3}, {"min_tokens": 6}, {"presence_penalty": 0.7}]
-    lengths = [[40, 12, 12], [20], [70, 1, 30, 1], [5, 5, 5, 5, 5], [33, 64], [50, 1, 1, 1]]
-    return [
-        turns(its_lengths, greedy(8 + 5 * n, stop_token_ids=STOPS, **options[n % 4]), seed=n)
-        for n, its_lengths in enumerate(lengths)
-    ]
 
 
 @pytest.mark.on_v2
