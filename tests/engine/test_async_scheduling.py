@@ -4,6 +4,8 @@ The scheduler plans a step before the last one's tokens are known. Only runner V
 `self:E`.
 """
 
+import time
+
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
 
@@ -23,7 +25,7 @@ from tests.engine.engines import (
     num_preemptions,
     random_prompts,
 )
-from tests.engine.sessions import converse, mixed_conversations
+from tests.engine.sessions import converse, mixed_conversations, turns
 
 pytestmark = pytest.mark.runner_v2
 
@@ -131,3 +133,31 @@ def test_sessions_go_on_wherever_an_answer_ends(random_llama, open_llm, late_sca
     close(llm)
     assert counted.num_resumed > 0
     assert counted.num_accepted > 0
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_sessions_outlive_a_preemption_before_their_last_tokens(model, open_llm, is_early):
+    """The tokens of the step in flight end answers of requests that have no KV any more."""
+    conversations = [
+        turns([n, 12, 12], greedy(24, ignore_eos=True), seed=n) for n in (40, 50, 30, 44)
+    ]
+    plain = make_llm(model)
+    expected = converse(plain, conversations)
+    close(plain)
+    llm, num_ended_without_kv = open_llm(num_speculative_tokens=4), 0
+    its_scheduler = scheduler(llm)
+    handle_stopped_request = its_scheduler._handle_stopped_request
+
+    def count(request):
+        nonlocal num_ended_without_kv
+        num_ended_without_kv += request.num_computed_tokens == 0
+        return handle_stopped_request(request)
+
+    def preempt(num_steps):
+        while num_steps % 7 == 6 and its_scheduler.running:
+            its_scheduler._preempt_request(its_scheduler.running.pop(), time.monotonic())
+
+    its_scheduler._handle_stopped_request = count
+    assert converse(llm, conversations, is_early, preempt) == expected
+    close(llm)
+    assert num_ended_without_kv > 0

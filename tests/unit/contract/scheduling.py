@@ -173,6 +173,21 @@ EXPECTATIONS = (
         "Overridden, original called: each input of a session has its own limit of drafts.",
         positional=("session", "update"),
     ),
+    Takes(
+        f"{SCHEDULER}._handle_stopped_request",
+        "Overridden, original called: sessions whose answer has ended; False is returned for them.",
+        positional=("request",),
+    ),
+    Takes(
+        f"{SCHEDULER}._enqueue_waiting_request",
+        "Called for a session that vLLM 0.32 has removed from its queues.",
+        positional=("request",),
+    ),
+    Sets(
+        f"{SCHEDULER}.__init__",
+        "The queues in which a session waits for its next input, or for its turn.",
+        ("waiting", "kv_holding_waiting"),
+    ),
     *(
         Calls(
             f"{SCHEDULER}.{method}",
