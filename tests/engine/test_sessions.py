@@ -71,8 +71,14 @@ def test_a_session_goes_on_after_a_stop_token_inside_an_accepted_run(
         turns(lengths, greedy(20, stop_token_ids=[token_id]), greedy(9)) for token_id in free
     ]
     expected = converse(plain, conversations, is_early)
-    before = counts(llm)
-    assert converse(llm, conversations, is_early) == expected
+    before, its_scheduler = counts(llm), scheduler(llm)
+
+    def check(num_steps):
+        """No draft of an answer that has ended waits for the next input."""
+        waiting = set(its_scheduler.requests.values()).difference(its_scheduler.running)
+        assert not any(request.spec_token_ids for request in waiting)
+
+    assert converse(llm, conversations, is_early, check) == expected
     assert counts(llm).since(before).num_accepted > 0
     assert {len(answers[0].token_ids) % (K + 1) for answers in expected} == set(range(K + 1))
     assert all(answers[0].finish_reason == "stop" for answers in expected)
