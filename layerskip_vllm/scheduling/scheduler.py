@@ -11,26 +11,25 @@ from typing import TYPE_CHECKING
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import RequestStatus
 
 from layerskip_vllm.scheduling.draft_order import DraftOrder, attach, draft_order_of
 from layerskip_vllm.scheduling.health import AcceptanceMonitor
 from layerskip_vllm.scheduling.limits import max_drafts
 from layerskip_vllm.scheduling.policy import DraftPolicy
+from layerskip_vllm.scheduling.sessions import SessionsMixin
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vllm.config import VllmConfig
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.core.sched.scheduler import Scheduler as HostScheduler
     from vllm.v1.metrics.stats import SpecDecodingStats
     from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
-    from vllm.v1.request import Request
-else:
-    HostScheduler = object
+    from vllm.v1.request import Request, StreamingUpdate
 
 
-class DraftingMixin(HostScheduler):
+class DraftingMixin(SessionsMixin):
     """Put before `Scheduler` or one of its subclasses."""
 
     def __init__(self, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
@@ -53,14 +52,23 @@ class DraftingMixin(HostScheduler):
 
     def add_request(self, request: Request) -> None:
         """Read once how many drafts the request may have in any step."""
+        is_new = request.request_id not in self.requests  # else it is a session's next input
         super().add_request(request)
-        if request.sampling_params is None:
+        if is_new:
+            self._read_limit(request)
+
+    def _update_request_as_session(self, session: Request, update: StreamingUpdate) -> None:
+        """Read the limit again: each input of a session may bring its own parameters."""
+        super()._update_request_as_session(session, update)
+        self._read_limit(session)
+
+    def _read_limit(self, request: Request) -> None:
+        params = request.sampling_params
+        if params is None:
             return
-        limit = max_drafts(
-            request.sampling_params, self.num_spec_tokens, self._num_thinking_end_tokens
+        self._limits[request.request_id] = max_drafts(
+            params, self.num_spec_tokens, self._num_thinking_end_tokens
         )
-        if limit < self.num_spec_tokens:
-            self._limits[request.request_id] = limit
 
     def _free_request(self, request: Request, *args, **kwargs):  # type: ignore[no-untyped-def]
         self._limits.pop(request.request_id, None)
@@ -106,6 +114,8 @@ class DraftingMixin(HostScheduler):
         request = self.requests.get(req_id)
         if request is None:  # it has ended
             return limit
+        if request.status != RequestStatus.RUNNING:
+            return 0  # its answer has ended: a session's next input follows, not a draft
         return max(0, min(limit, request.max_tokens - request.num_output_tokens - 1))
 
     def _draft_limits(self, num_scheduled_tokens: Mapping[str, int], most: int) -> dict[str, int]:

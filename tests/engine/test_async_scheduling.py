@@ -4,6 +4,7 @@ The scheduler plans a step before the last one's tokens are known. Only runner V
 `self:E`.
 """
 
+import time
 from collections import Counter
 
 import pytest
@@ -20,10 +21,12 @@ from tests.engine.engines import (
     generate,
     generate_plainly,
     greedy,
+    make_llm,
     make_self_llm,
     num_preemptions,
     random_prompts,
 )
+from tests.engine.sessions import converse, mixed_conversations, turns
 
 pytestmark = pytest.mark.runner_v2
 
@@ -40,7 +43,7 @@ def model(random_llama):
 def open_llm(model, monkeypatch):
     """`open_llm(**settings)` -> an engine that drafts and schedules asynchronously."""
 
-    def open_llm(exit_layer=3, num_speculative_tokens=3, **settings):
+    def open_llm(model=model, exit_layer=3, num_speculative_tokens=3, **settings):
         runner_v2.schedule_asynchronously(monkeypatch)
         llm = make_self_llm(model, exit_layer, num_speculative_tokens, **settings)
         assert isinstance(scheduler(llm), LayerSkipAsyncScheduler)
@@ -134,3 +137,49 @@ def test_each_request_limits_its_drafts(model, open_llm):
     assert generate(llm, prompts, params) == expected
     close(llm)
     assert sorted(most.values()) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+@pytest.mark.parametrize("late_scale", [0.0, 0.3])
+def test_sessions_go_on_wherever_an_answer_ends(random_llama, open_llm, late_scale, is_early):
+    """The step after an answer's end is in flight when the next input is scheduled."""
+    model = random_llama(late_from=3, late_scale=late_scale)
+    conversations = mixed_conversations()
+    plain = make_llm(model)
+    expected = converse(plain, conversations)
+    close(plain)
+    llm = open_llm(model=model, num_speculative_tokens=4, max_num_batched_tokens=32)
+    before = counts(llm)
+    assert converse(llm, conversations, is_early) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert counted.num_resumed > 0
+    assert counted.num_accepted > 0
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_sessions_outlive_a_preemption_before_their_last_tokens(model, open_llm, is_early):
+    """The tokens of the step in flight end answers of requests that have no KV any more."""
+    conversations = [
+        turns([n, 12, 12], greedy(24, ignore_eos=True), seed=n) for n in (40, 50, 30, 44)
+    ]
+    plain = make_llm(model)
+    expected = converse(plain, conversations)
+    close(plain)
+    llm, num_ended_without_kv = open_llm(num_speculative_tokens=4), 0
+    its_scheduler = scheduler(llm)
+    handle_stopped_request = its_scheduler._handle_stopped_request
+
+    def count(request):
+        nonlocal num_ended_without_kv
+        num_ended_without_kv += request.num_computed_tokens == 0
+        return handle_stopped_request(request)
+
+    def preempt(num_steps):
+        while num_steps % 7 == 6 and its_scheduler.running:
+            its_scheduler._preempt_request(its_scheduler.running.pop(), time.monotonic())
+
+    its_scheduler._handle_stopped_request = count
+    assert converse(llm, conversations, is_early, preempt) == expected
+    close(llm)
+    assert num_ended_without_kv > 0

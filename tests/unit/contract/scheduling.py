@@ -148,6 +148,60 @@ EXPECTATIONS = (
         "Overridden, original called: the request's limit of drafts is read once.",
         positional=("request",),
     ),
+    *(
+        Takes(
+            f"{scheduler}._update_request_with_output",
+            "Overridden, original called: what follows an answer's end is not computed.",
+            positional=("request", "new_token_ids", "is_stale"),
+        )
+        for scheduler in (SCHEDULER, ASYNC_SCHEDULER)
+    ),
+    Calls(
+        f"{SCHEDULER}.update_from_output",
+        "Calls ours before a session goes on from its computed tokens.",
+        "self._update_request_with_output",
+        num_positional=2,
+        keyword=("is_stale",),
+    ),
+    Reads(
+        f"{SCHEDULER}._handle_stopped_request",
+        "A session goes on from there. We leave all tokens of an answer but the last one.",
+        ("request.num_computed_tokens - request.num_output_placeholders",),
+    ),
+    Takes(
+        f"{SCHEDULER}._update_request_as_session",
+        "Overridden, original called: each input of a session has its own limit of drafts.",
+        positional=("session", "update"),
+    ),
+    Takes(
+        f"{SCHEDULER}._handle_stopped_request",
+        "Overridden, original called: sessions whose answer has ended; False is returned for them.",
+        positional=("request",),
+    ),
+    Takes(
+        f"{SCHEDULER}._enqueue_waiting_request",
+        "Called for a session that vLLM 0.32 has removed from its queues.",
+        positional=("request",),
+    ),
+    Sets(
+        f"{SCHEDULER}.__init__",
+        "The queues in which a session waits for its next input, or for its turn.",
+        ("waiting", "kv_holding_waiting"),
+    ),
+    *(
+        Calls(
+            f"{SCHEDULER}.{method}",
+            "Calls ours when the next input's turn has come.",
+            "self._update_request_as_session",
+            num_positional=2,
+        )
+        for method in ("add_request", "_handle_stopped_request")
+    ),
+    Has(
+        "vllm.v1.request:RequestStatus",
+        "A request in another status than this one drafts no more.",
+        ("RUNNING",),
+    ),
     Takes(
         f"{SCHEDULER}._free_request",
         "Overridden, original called: the limit is removed.",
@@ -158,7 +212,7 @@ EXPECTATIONS = (
         "A request's progress and parameters.",
         (
             *("request_id", "sampling_params", "max_tokens"),
-            *("num_computed_tokens", "num_output_placeholders", "spec_token_ids"),
+            *("num_computed_tokens", "num_output_placeholders", "spec_token_ids", "status"),
         ),
     ),
     Has(REQUEST, "A request's progress.", properties=("num_tokens", "num_output_tokens")),
