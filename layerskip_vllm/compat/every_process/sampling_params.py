@@ -43,14 +43,8 @@ def _validate_spec_decode(
 ) -> None:
     if speculative_config is not None and hasattr(speculative_config, "layerskip"):
         _refuse_bad_options(sampling_params, speculative_config.num_speculative_tokens)
-        if sampling_params.logprob_token_ids:
-            # vLLM gathers these only where it samples plainly: in a batch with drafts and another
-            # request's logprobs, the shapes do not fit and the engine dies.
-            raise VLLMValidationError(
-                "logprob_token_ids is not supported with self-speculation (self:E)"
-            )
         sampling_params = copy(sampling_params)
-        sampling_params.logit_bias = None
+        sampling_params.logit_bias, sampling_params.min_p = None, 0.0
     original(sampling_params, speculative_config)
 
 
