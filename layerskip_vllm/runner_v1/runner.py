@@ -17,7 +17,7 @@ from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
 from layerskip_vllm.runner_v1.row_processors import RowProcessors
 from layerskip_vllm.runner_v1.sampled_rows import SampledRows
-from layerskip_vllm.runner_v1.verifier import sample_and_compare
+from layerskip_vllm.runner_v1.verifier import reject_drawn, sample_and_compare
 from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
 from layerskip_vllm.scheduling.limits import max_num_tokens
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
@@ -109,22 +109,23 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
     def _sample(
         self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
     ) -> SamplerOutput:
-        """Sample all rows plainly, and compare; drafts that were drawn go to vLLM's sampler."""
-        if spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens):
-            draft_probs = self._get_spec_decode_draft_probs(spec_decode_metadata)
-            if draft_probs is not None:
-                return super()._sample(logits, spec_decode_metadata)
+        """Sample all rows plainly, and compare; drafts that were drawn may be rejected."""
         num_reqs = self.input_batch.num_reqs
         drafts = self.input_batch.spec_token_ids[:num_reqs]
         requests = [self.requests[req_id] for req_id in self.input_batch.req_ids]
-        return sample_and_compare(
+        metadata = self.input_batch.sampling_metadata
+        verified = (
             self.sampler,
             logits,
             SampledRows.of_drafts(drafts),
-            self.input_batch.sampling_metadata,
+            metadata,
             self._row_processors.of_step(requests, drafts),
-            self.discard_request_mask.np[:num_reqs],
         )
+        if any(drafts) and not metadata.all_greedy:
+            draft_probs = self._get_spec_decode_draft_probs(spec_decode_metadata)
+            if draft_probs is not None:
+                return reject_drawn(*verified, spec_decode_metadata, draft_probs)
+        return sample_and_compare(*verified, self.discard_request_mask.np[:num_reqs])
 
     def _bookkeeping_sync(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Hide the generators of requests in the middle of their prompts from the host.
@@ -200,25 +201,21 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         req_ids = self.input_batch.req_ids
         num_reqs = len(req_ids)
         limits = [order.limits.get(req_id, order.num_drafts) for req_id in req_ids]
-        num_new = (sampled >= 0).sum(axis=1)
         return DraftBatch.from_step(
             req_ids,
             max_drafts=np.where(self.discard_request_mask.np[:num_reqs], -1, limits),
-            max_num_tokens=np.array(list(map(self._max_num_tokens, req_ids, num_new)), np.int64),
+            max_num_tokens=np.array(list(map(self._max_num_tokens, req_ids)), np.int64),
             sampled_token_ids=sampled,
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
         )
 
-    def _max_num_tokens(self, req_id: str, num_new: int) -> int:
-        """Most tokens up to which a request that has sampled `num_new` in this step may draft."""
+    def _max_num_tokens(self, req_id: str) -> int:
+        """Most tokens up to which a request may draft."""
         request = self.requests[req_id]
         return max_num_tokens(
-            request.sampling_params,
-            request.num_prompt_tokens,
-            len(request.output_token_ids) + num_new,
-            self.max_model_len,
+            request.sampling_params, request.num_prompt_tokens, self.max_model_len
         )
 
     def _adapters_changed(self) -> None:

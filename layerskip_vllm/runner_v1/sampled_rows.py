@@ -76,7 +76,7 @@ class SampledRows:
         return range(start, start + int(self.num_rows[req_index]))
 
     def by_request(self) -> np.ndarray:
-        """[num_reqs, most rows], int64: each request's rows; its last one again where it has fewer."""
+        """[num_reqs, most rows], int64: each request's rows; its last one fills up the others."""
         columns = np.arange(self.num_rows.max())
         return self.starts[:, None] + np.minimum(columns, self.num_rows[:, None] - 1)
 
@@ -165,9 +165,7 @@ class ThoughtsOfRows:
 
     def update_state(self, *_args: object, **_kwargs: object) -> None:
         """Show the holder each request's output and drafts, not each row's."""
-        self.holder.update_state(
-            self.of_requests.output_token_ids, self.of_requests.spec_token_ids
-        )
+        self.holder.update_state(self.of_requests.output_token_ids, self.of_requests.spec_token_ids)
 
     def apply_to_logits(
         self,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Verifier(RejectionSampler):
     """vLLM's rejection sampler for drawn drafts, and plain sampling for chosen ones.
 
-    A request with m drafts has m + 1 rows of logits: one after its last token, one after each draft.
+    A request with m drafts has m + 1 rows of logits: after its last token, and after each draft.
     """
 
     _logprobs_dims: tuple[int, int] | None = None
@@ -94,7 +94,7 @@ class Verifier(RejectionSampler):
         cu_num_logits_np: np.ndarray,
         max_num_logprobs: int,
     ) -> LogprobsTensors | None:
-        """Gather as the host does, or as its plain sampler does, which knows `logprob_token_ids`."""
+        """Gather as the host does; with `logprob_token_ids`, as its plain sampler does."""
         num_logprobs, num_token_ids = self._logprobs_dims or (0, 0)
         if num_token_ids == 0:
             return super()._get_logprobs_tensors(
@@ -120,7 +120,7 @@ class Verifier(RejectionSampler):
 
 def first_tokens(
     sampled: torch.Tensor,  # [num_rows], int64
-    tokens_before: torch.Tensor,  # [num_rows]: the last token, then the drafts; -1 for an invalid one
+    tokens_before: torch.Tensor,  # [num_rows]: last token, drafts; -1 for an invalid one
     cu_num_rows: torch.Tensor,  # [num_reqs + 1]
     max_num_rows: int,  # of a request
 ) -> tuple[torch.Tensor, torch.Tensor]:

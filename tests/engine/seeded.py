@@ -80,6 +80,9 @@ def scores(llm, prompts, params) -> list[list[dict[int, float]]]:
     """Logprobs, or what the engine's mode gives in their place, by prompt, position and token."""
     outputs = llm.generate(prompts, params, use_tqdm=False)
     return [
-        [{token: entry.logprob for token, entry in at.items()} for at in o.outputs[0].logprobs or ()]
+        [
+            {token: entry.logprob for token, entry in at.items()}
+            for at in o.outputs[0].logprobs or ()
+        ]
         for o in outputs
     ]
