@@ -67,7 +67,7 @@ def test_an_option_acts_as_without_drafts(plain, llm, name):
     assert_speculated(counts(llm).since(before))
 
 
-@pytest.mark.parametrize("num_requests", [1, 2, 5, 16])
+@pytest.mark.parametrize("num_requests", [1, 2, pytest.param(5, marks=pytest.mark.on_v2), 16])
 @pytest.mark.parametrize("first_seed", [0, 1000])
 def test_random_options_in_batches(plain, llm, num_requests, first_seed):
     prompts, params = requests(num_requests, first_seed)
@@ -75,7 +75,6 @@ def test_random_options_in_batches(plain, llm, num_requests, first_seed):
     assert answers(llm, prompts, params) == expected
 
 
-@pytest.mark.on_v2
 def test_48_requests_join_and_leave(plain, llm):
     prompts, params = requests(48, first_seed=100)
     expected, before = answers(plain, prompts, params), counts(llm)
@@ -106,7 +105,7 @@ def test_company_does_not_matter(plain, llm):
     "of_requests",
     [
         pytest.param([{"logprobs": 3}, {"logprobs": 0}, {}, {"logprobs": -1}], id="top"),
-        pytest.param([{"logprob_token_ids": [7, 70, 170]}], id="tokens"),
+        pytest.param([{"logprob_token_ids": [7, 70, 170]}], id="tokens", marks=pytest.mark.on_v2),
         pytest.param([{"logprob_token_ids": [7]}, {"logprob_token_ids": [1, 2, 3]}, {}], id="both"),
     ],
 )
