@@ -55,29 +55,15 @@ class Verifier(RejectionSampler):
         verify_draft_sampled: torch.Tensor,  # [num_rows]: -1 for drafts that may not be accepted
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self._slots = expanded_idx_mapping
+        reqs, rest = (idx_mapping, idx_mapping_np), (expanded_local_pos, seq_lens_upper_bound_np)
         if draft_logits is not None:
-            return super()._verify(
-                logits,
-                draft_logits,
-                draft_sampled,
-                pos,
-                cu_num_logits,
-                idx_mapping,
-                idx_mapping_np,
-                expanded_idx_mapping,
-                expanded_local_pos,
-                seq_lens_upper_bound_np,
-                verify_draft_sampled,
+            before, of_rows = (
+                (logits, draft_logits, draft_sampled, pos),
+                (expanded_idx_mapping, *rest),
             )
+            return super()._verify(*before, cu_num_logits, *reqs, *of_rows, verify_draft_sampled)
         sampled, processed_logits = self.sampler.sample(
-            logits,
-            expanded_idx_mapping,
-            idx_mapping,
-            idx_mapping_np,
-            pos,
-            draft_sampled,
-            expanded_local_pos,
-            seq_lens_upper_bound_np,
+            *(logits, expanded_idx_mapping, *reqs, pos, draft_sampled, *rest),
             return_logprobs=self._logprobs_dims is not None,
         )
         tokens, num_sampled = first_tokens(
