@@ -15,6 +15,9 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
+from layerskip_vllm.runner_v1.row_processors import RowProcessors
+from layerskip_vllm.runner_v1.sampled_rows import SampledRows
+from layerskip_vllm.runner_v1.verifier import reject_drawn, sample_and_compare
 from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
 from layerskip_vllm.scheduling.limits import max_num_tokens
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
@@ -41,6 +44,9 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         self.drafter = LayerSkipProposer(vllm_config, device)
         self.drafter.adapters_of = self.adapters_of
         self.num_resumed_tokens = 0
+        self._row_processors = RowProcessors(
+            vllm_config, device, self.max_num_reqs * (self.num_spec_tokens + 1)
+        )
         self._step_stats = StepStats(0)
         self._draft_batch_before: DraftBatch | None = None
         self._continuing_req_ids: set[str] = set()
@@ -103,16 +109,37 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
     def _sample(
         self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
     ) -> SamplerOutput:
-        """Sample plainly where nothing is verified: vLLM's rejection sampler fails without rows."""
-        if spec_decode_metadata is not None and any(spec_decode_metadata.num_draft_tokens):
-            return super()._sample(logits, spec_decode_metadata)
-        # With top-k (`apply_top_k_only`) it takes the maximum of an empty tensor. Each row is a
-        # bonus token's: that is what the processors that look at drafts must know.
-        return self.sampler(
-            logits=logits,
-            sampling_metadata=self.input_batch.sampling_metadata,
-            predict_bonus_token=True,
+        """Sample all rows plainly, and compare; drafts that were drawn may be rejected."""
+        num_reqs = self.input_batch.num_reqs
+        drafts = self.input_batch.spec_token_ids[:num_reqs]
+        requests = [self.requests[req_id] for req_id in self.input_batch.req_ids]
+        metadata = self.input_batch.sampling_metadata
+        verified = (
+            self.sampler,
+            logits,
+            SampledRows.of_drafts(drafts),
+            metadata,
+            self._row_processors.of_step(requests, drafts),
         )
+        if any(drafts) and not metadata.all_greedy:
+            draft_probs = self._get_spec_decode_draft_probs(spec_decode_metadata)
+            if draft_probs is not None:
+                return reject_drawn(*verified, spec_decode_metadata, draft_probs)
+        return sample_and_compare(*verified, self.discard_request_mask.np[:num_reqs])
+
+    def _bookkeeping_sync(self, *args, **kwargs):  # type: ignore[no-untyped-def]
+        """Hide the generators of requests in the middle of their prompts from the host.
+
+        It takes back what it has drawn for them, by the generator's offset. Nothing was, and the
+        generators of a CPU have no offset: with a seed and a prompt in chunks, vLLM 0.32 ends.
+        """
+        generators = self.input_batch.generators
+        discarded = np.flatnonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])
+        hidden = {row: generators.pop(row) for row in discarded.tolist() if row in generators}
+        try:
+            return super()._bookkeeping_sync(*args, **kwargs)
+        finally:
+            generators.update(hidden)
 
     def sample_tokens(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Let the step's numbers travel with its tokens, in the place of a connector's stats.
@@ -174,25 +201,21 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         req_ids = self.input_batch.req_ids
         num_reqs = len(req_ids)
         limits = [order.limits.get(req_id, order.num_drafts) for req_id in req_ids]
-        num_new = (sampled >= 0).sum(axis=1)
         return DraftBatch.from_step(
             req_ids,
             max_drafts=np.where(self.discard_request_mask.np[:num_reqs], -1, limits),
-            max_num_tokens=np.array(list(map(self._max_num_tokens, req_ids, num_new)), np.int64),
+            max_num_tokens=np.array(list(map(self._max_num_tokens, req_ids)), np.int64),
             sampled_token_ids=sampled,
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
         )
 
-    def _max_num_tokens(self, req_id: str, num_new: int) -> int:
-        """Most tokens up to which a request that has sampled `num_new` in this step may draft."""
+    def _max_num_tokens(self, req_id: str) -> int:
+        """Most tokens up to which a request may draft."""
         request = self.requests[req_id]
         return max_num_tokens(
-            request.sampling_params,
-            request.num_prompt_tokens,
-            len(request.output_token_ids) + num_new,
-            self.max_model_len,
+            request.sampling_params, request.num_prompt_tokens, self.max_model_len
         )
 
     def _adapters_changed(self) -> None:

@@ -12,6 +12,7 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from layerskip_vllm.runner_v2.verifier import Verifier
 from layerskip_vllm.spec_decode.draft_batch import entries_of
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import NewRequestData
     from vllm.v1.worker.gpu.input_batch import InputBatch
     from vllm.v1.worker.gpu.mm.encoder_cache import EncoderCache
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
     from vllm.v1.worker.gpu.states import RequestState
 
 
@@ -58,6 +60,10 @@ class LayerSkipModelState(DefaultModelState):
         self._slots = torch.full((self.max_num_reqs,), self.max_num_reqs, device=device)
         """[max_num_reqs], int64: the slot of each row; graphs read it at this address."""
         self._cudagraph_mode = self._captured_mode = CUDAGraphMode.NONE
+
+    def custom_sampler(self, sampler: Sampler) -> tuple[Sampler, Verifier]:
+        """Verify by our sampler; plain steps keep the host's."""
+        return sampler, Verifier(sampler, self.vllm_config.speculative_config, self.device)
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
         """A request that is new, or comes back from preemption, has no exit states."""

@@ -23,23 +23,17 @@ def max_drafts(
     return max_drafts_of(params.extra_args, num_speculative_tokens)
 
 
-def max_num_tokens(
-    params: SamplingParams, num_prompt_tokens: int, num_output_tokens: int, max_model_len: int
-) -> int:
+def max_num_tokens(params: SamplingParams, num_prompt_tokens: int, max_model_len: int) -> int:
     """Most tokens, prompt included, up to which a request may be drafted.
 
-    No draft follows `max_tokens` or `max_model_len`. Nor does one pass `min_tokens`: vLLM masks the
-    stop tokens in the row after the drafts by where the step starts.
+    No draft follows `max_tokens` or `max_model_len`.
 
     Args:
         params: The request's.
         num_prompt_tokens: Of the request.
-        num_output_tokens: That it has, those sampled in this step included.
         max_model_len: Of the engine.
     """
     limit = max_model_len - num_prompt_tokens
     if params.max_tokens is not None:
         limit = min(limit, params.max_tokens)
-    if num_output_tokens < params.min_tokens:
-        limit = min(limit, params.min_tokens)
     return num_prompt_tokens + limit

@@ -1,6 +1,7 @@
 """At temperature 1 the next tokens follow the target's distribution."""
 
 from collections import Counter
+from importlib import import_module
 
 import pytest
 import torch
@@ -93,35 +94,45 @@ def test_plain_samples_follow_the_distribution(model, probabilities):
     assert p_value(samples, probabilities) > SAME
 
 
-def distort_draft_probs(its_runner, is_greedy: bool) -> None:
-    """Give V1's rejection sampler wrong draft probabilities, with which it accepts wrong tokens."""
-    sampler = its_runner.rejection_sampler
-    right = sampler.forward
+def distort_draft_probs(its_runner, monkeypatch) -> None:
+    """Give V1's rejection sampling wrong draft probabilities."""
+    right = its_runner._get_spec_decode_draft_probs
 
-    def wrong(metadata, draft_probs, logits, sampling_metadata):
-        num_drafted = len(metadata.draft_token_ids)
-        if num_drafted:
-            assert (draft_probs is None) == is_greedy
-        if draft_probs is None:
-            wrong_probs = torch.full((num_drafted, logits.shape[-1]), 0.02)
-        else:
-            wrong_probs = draft_probs.roll(1, dims=-1)
-        return right(metadata, wrong_probs, logits, sampling_metadata)
+    def wrong(metadata):
+        draft_probs = right(metadata)
+        return draft_probs if draft_probs is None else draft_probs.roll(1, dims=-1)
 
-    sampler.forward = wrong
+    monkeypatch.setattr(its_runner, "_get_spec_decode_draft_probs", wrong)
 
 
-def distort_draft_logits(its_runner, is_greedy: bool) -> None:
+def distort_draft_logits(its_runner, monkeypatch) -> None:
     """The same for V2's, which takes the logits of all requests' drafts, by slot."""
-    right, speculator = its_runner.rejection_sampler, its_runner.speculator
-    shape = (speculator.max_num_reqs, speculator.num_speculative_steps, speculator.vocab_size)
+    right = its_runner.rejection_sampler
 
     def wrong(logits, input_batch, draft_logits=None, invalid_drafts=None):
-        assert (draft_logits is None) == is_greedy
-        wrong_logits = torch.zeros(shape) if is_greedy else draft_logits.roll(1, dims=-1)
-        return right(logits, input_batch, wrong_logits, invalid_drafts)
+        return right(logits, input_batch, draft_logits.roll(1, dims=-1), invalid_drafts)
 
-    its_runner.rejection_sampler = wrong
+    monkeypatch.setattr(its_runner, "rejection_sampler", wrong)
+
+
+def accept_all_drafts(its_runner, monkeypatch) -> None:
+    """Take drafts for sampled tokens."""
+    on_v2 = runner_v2.is_chosen()
+    verifier = import_module(f"layerskip_vllm.runner_v{1 + on_v2}.verifier")
+    right = verifier.first_tokens
+
+    def wrong_on_v1(sampled, drafts):
+        sampled = sampled.clone()
+        for row, draft in zip(sampled, drafts, strict=True):
+            row[: len(draft)] = torch.tensor(draft)
+        return right(sampled, drafts)
+
+    def wrong_on_v2(sampled, tokens_before, cu_num_rows, max_num_rows):
+        drafts = tokens_before.roll(-1).to(sampled.dtype)
+        drafts[cu_num_rows[1:] - 1] = sampled[cu_num_rows[1:] - 1]
+        return right(drafts, tokens_before, cu_num_rows, max_num_rows)
+
+    monkeypatch.setattr(verifier, "first_tokens", wrong_on_v2 if on_v2 else wrong_on_v1)
 
 
 MIXED = (None, {"layerskip": False}, None, {"num_speculative_tokens": 1}, None)
@@ -168,13 +179,14 @@ def test_samples_follow_the_targets_distribution(
 @pytest.mark.parametrize(
     ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC, PROBABILISTIC_MIXED]
 )
-def test_wrong_draft_probabilities_are_detected(
-    open_llm, probabilities, draft_sample_method, extra_args
+def test_a_fault_of_verification_is_detected(
+    open_llm, probabilities, monkeypatch, draft_sample_method, extra_args
 ):
-    """With them the rejection sampler accepts wrong tokens."""
+    """It accepts wrong tokens."""
     llm = open_llm(draft_sample_method)
     distort = distort_draft_logits if runner_v2.is_chosen() else distort_draft_probs
-    distort(runner(llm), is_greedy=draft_sample_method == "greedy")
+    fault = accept_all_drafts if draft_sample_method == "greedy" else distort
+    fault(runner(llm), monkeypatch)
     samples = continuations(llm, 3 * NUM_SAMPLES, extra_args)
     close(llm)
     assert p_value(samples, probabilities) < DIFFERENT

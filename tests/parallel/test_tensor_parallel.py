@@ -13,6 +13,7 @@ from tests.engine.engines import (
     make_self_llm,
     random_prompts,
 )
+from tests.engine.seeded import seeded
 from tests.parallel import ranks
 
 LENGTHS = [5, 17, 40, 3]
@@ -102,6 +103,16 @@ def test_two_ranks_give_the_output_of_one(open_llm, plain_outputs, prompts, shap
     assert any(any(step) for step in drafts_of_both_ranks(llm))
     resumed = llm.collective_rpc(ranks.num_resumed_tokens)
     assert resumed[0] == resumed[1] == resumed_by_metrics(llm) - before > 0
+
+
+def test_two_ranks_give_seeded_requests_the_output_of_one(open_llm, random_llama, prompts):
+    params = [seeded(i, MAX_TOKENS) for i in range(len(prompts))]
+    plain = make_llm(random_llama(**UNTIED))
+    expected = generate(plain, prompts, params)
+    close(plain)
+    llm = open_llm(UNTIED)
+    assert generate(llm, prompts, params) == expected
+    assert any(any(step) for step in drafts_of_both_ranks(llm))
 
 
 @pytest.mark.slow

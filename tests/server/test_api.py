@@ -5,7 +5,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import jsonschema
-import openai
 import pytest
 
 from tests.server.answers import (
@@ -125,12 +124,11 @@ def test_json_follows_its_schema(servers, ask, options):
     assert answers == expected
 
 
-def test_options_that_vllm_refuses_under_speculation_are_refused(servers):
-    """vLLM's rejection sampler would ignore them."""
-    options = {"temperature": 1, "extra_body": {"min_p": 0.5}}
-    complete(servers.plain, PROMPTS[0], **options)
-    with pytest.raises(openai.BadRequestError, match=r"min_p.*speculative decoding"):
-        complete(servers.speculating, PROMPTS[0], **options)
+def test_min_p_acts_as_without_speculation(servers):
+    options = {"temperature": 1, "seed": 5, "extra_body": {"min_p": 0.1}}
+    expected = contents(complete, servers.plain, **options)
+    assert expected != contents(complete, servers.plain, temperature=1, seed=5)
+    assert contents(complete, servers.speculating, **options) == expected
 
 
 def test_a_stop_string_among_drafts_ends_the_text(servers):

@@ -19,16 +19,6 @@ def test_a_thinking_budget_that_ends_in_several_tokens_allows_no_drafts():
     assert max_drafts(SamplingParams(), 4, num_thinking_end_tokens=2) == 4
 
 
-@pytest.mark.parametrize(
-    ("params", "num_output_tokens", "expected"),
-    [
-        ({"max_tokens": 9}, 3, 19),
-        ({"max_tokens": None}, 3, 50),
-        ({"max_tokens": 90}, 3, 50),
-        ({"max_tokens": 9, "min_tokens": 5}, 4, 15),
-        ({"max_tokens": 9, "min_tokens": 5}, 5, 19),
-    ],
-)
-def test_drafts_end_with_the_first_limit(params, num_output_tokens, expected):
-    limit = max_num_tokens(SamplingParams(**params), 10, num_output_tokens, max_model_len=50)
-    assert limit == expected
+@pytest.mark.parametrize(("max_tokens", "expected"), [(9, 19), (None, 50), (90, 50)])
+def test_drafts_end_with_the_first_limit(max_tokens, expected):
+    assert max_num_tokens(SamplingParams(max_tokens=max_tokens), 10, max_model_len=50) == expected

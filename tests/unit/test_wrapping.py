@@ -104,7 +104,7 @@ def test_every_module_of_a_folder_is_a_hook(folder):
     ("folder", "by_behaviour"),
     [
         ("every_process", {"ray_executor", "step_stats_log"}),
-        ("worker", {"draft_sampling_params", "logit_bias", "rows_without_adapter"}),
+        ("worker", {"rows_without_adapter"}),
     ],
 )
 def test_behaviour_probes_detect_vllm_before_and_after_the_repair(report, folder, by_behaviour):

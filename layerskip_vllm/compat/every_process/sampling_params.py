@@ -1,15 +1,13 @@
-"""Requests to `self:E` may bias logits, and their options are checked before they run.
+"""Requests to `self:E` take all sampling parameters, and their options are checked before they run.
 
 Target: vllm.sampling_params:SamplingParams._validate_spec_decode
-Reason: vLLM refuses `logit_bias` under speculation, as its V1 rejection sampler does not apply it
-    at draft positions; a repair of ours does. It accepts `logprob_token_ids`, on which the
-    rejection sampler fails in a batch with drafts. And a bad value in a request's `extra_args` must
-    be refused before the request runs; vLLM has no place for that.
-How: Under self-speculation, refuses bad `extra_args` and `logprob_token_ids`, then calls the
-    original on a copy without `logit_bias`. What else vLLM refuses (`min_p`) stays refused.
-Upstream: 0005-logit-bias-with-drafts.patch and 0010-sampling-params-of-a-speculative-config.patch.
-May go: When the oldest supported vLLM applies `logit_bias` at draft positions, and asks the
-    speculative configuration about sampling parameters.
+Reason: vLLM refuses `logit_bias` and `min_p` under speculation, as its V1 rejection sampler leaves
+    them out at draft positions; we sample those as plain decoding would. And a bad value in a
+    request's `extra_args` must be refused before the request runs; vLLM has no place for that.
+How: Under self-speculation, refuses bad `extra_args`, then calls the original on a copy without
+    `logit_bias` and `min_p`.
+Upstream: 0010-sampling-params-of-a-speculative-config.patch
+May go: When the oldest supported vLLM asks the speculative configuration about sampling parameters.
 """
 
 from __future__ import annotations
@@ -43,14 +41,8 @@ def _validate_spec_decode(
 ) -> None:
     if speculative_config is not None and hasattr(speculative_config, "layerskip"):
         _refuse_bad_options(sampling_params, speculative_config.num_speculative_tokens)
-        if sampling_params.logprob_token_ids:
-            # vLLM gathers these only where it samples plainly: in a batch with drafts and another
-            # request's logprobs, the shapes do not fit and the engine dies.
-            raise VLLMValidationError(
-                "logprob_token_ids is not supported with self-speculation (self:E)"
-            )
         sampling_params = copy(sampling_params)
-        sampling_params.logit_bias = None
+        sampling_params.logit_bias, sampling_params.min_p = None, 0.0
     original(sampling_params, speculative_config)
 
 

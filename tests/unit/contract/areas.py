@@ -7,6 +7,7 @@ from tests.unit.contract import (
     models,
     runner_v1,
     runner_v2,
+    sampling,
     scheduling,
     spec_decode,
     speculator,
@@ -14,7 +15,7 @@ from tests.unit.contract import (
 )
 
 AREAS = (
-    *(configuration, models, spec_decode, scheduling, runner_v1, runner_v2, speculator),
+    *(configuration, models, spec_decode, scheduling, runner_v1, runner_v2, sampling, speculator),
     *(graphs, telemetry, compat),
 )
 

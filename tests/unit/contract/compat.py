@@ -2,14 +2,12 @@
 
 from tests.unit.contract.configuration import ENGINE_ARGS, VLLM_CONFIG
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
-from tests.unit.contract.runner_v1 import INPUT_BATCH, RUNNER
 from tests.unit.contract.telemetry import EC_METRICS
 
 CPU_COMMUNICATOR = "vllm.distributed.device_communicators.cpu_communicator"
 LORA_OPS = "vllm.lora.ops.torch_ops.lora_ops"
 RAY_EXECUTOR = "vllm.v1.executor.ray_executor_v2"
 RAY_METRICS = "vllm.v1.metrics.ray_wrappers"
-SAMPLE = "vllm.v1.sample"
 
 CONFIGURATION = (
     Takes(f"{ENGINE_ARGS}.add_cli_args", "Wrapped: our flags.", positional=("parser",)),
@@ -24,49 +22,12 @@ CONFIGURATION = (
     ),
     Takes(
         "vllm.sampling_params:SamplingParams._validate_spec_decode",
-        "Wrapped: a request's options, `logit_bias`.",
+        "Wrapped: a request's options, `logit_bias`, `min_p`.",
         positional=("speculative_config",),
     ),
 )
 
-SAMPLING = (
-    Takes(
-        f"{SAMPLE}.rejection_sampler:RejectionSampler.apply_logits_processors",
-        "Wrapped: `logit_bias` at draft positions.",
-        positional=("logits", "sampling_metadata", "metadata"),
-    ),
-    Takes(
-        f"{SAMPLE}.logits_processor:build_logitsprocs",
-        "Wrapped in the runner's module, which imports it by name.",
-        positional=("vllm_config", "device", "is_pin_memory"),
-    ),
-    Has("vllm.v1.worker.gpu_model_runner", "Calls it by this name.", ("build_logitsprocs",)),
-    Sets(
-        f"{SAMPLE}.logits_processor.builtin:LogitBiasLogitsProcessor.__init__",
-        "Read: the biases of a batch.",
-        ("biases", "bias_tensor", "logits_slice"),
-    ),
-    Takes(
-        f"{SAMPLE}.logits_processor:BatchUpdate",
-        "Shows the probe's request to the processor.",
-        positional=("batch_size", "removed", "added", "moved"),
-    ),
-    Sets(
-        f"{SAMPLE}.logits_processor.state:LogitsProcessors.__init__",
-        "Gets the processor of biases.",
-        ("non_argmax_invariant",),
-    ),
-    Sets(
-        f"{INPUT_BATCH}.__init__",
-        "Keeps the processor's state as requests come and go.",
-        ("logitsprocs",),
-    ),
-    Sets(f"{RUNNER}.__init__", "vLLM's own verifies our drafts.", ("rejection_sampler",)),
-    Takes(
-        f"{SAMPLE}.rejection_sampler:expand_batch_to_tokens",
-        "Wrapped: a repair on CPU.",
-        positional=("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
-    ),
+LORA = (
     *(
         Takes(
             f"{LORA_OPS}:{function}",
@@ -180,4 +141,4 @@ METRICS = (
     ),
 )
 
-EXPECTATIONS = (*CONFIGURATION, *SAMPLING, *PARALLEL, *METRICS)
+EXPECTATIONS = (*CONFIGURATION, *LORA, *PARALLEL, *METRICS)

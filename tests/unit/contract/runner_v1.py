@@ -59,7 +59,7 @@ STEP = (
     ),
     Takes(
         f"{RUNNER}._sample",
-        "Overridden: calls the original to verify drafts, else vLLM's plain sampler.",
+        "Replaced: samples each row plainly, or calls vLLM's rejection sampling for drawn drafts.",
         positional=("logits", "spec_decode_metadata"),
     ),
     Calls(f"{RUNNER}.sample_tokens", "Calls ours.", "self._sample", num_positional=2),
