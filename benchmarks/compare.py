@@ -74,6 +74,14 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
             f"batch size * (K + 1) = {max(row_counts(args))} must be at most {MAX_NUM_SEQS}, the "
             "limit of concurrent requests"
         )
+    others = [name for name in args.system if not name.startswith((REFERENCE, "self"))]
+    if args.temperature < 0:
+        parser.error(f"--temperature {args.temperature:g} must be at least 0")
+    if args.temperature and others:
+        parser.error(
+            f"--temperature {args.temperature:g}: {', '.join(others)} would not give plain's text; "
+            "name others by --system"
+        )
     return args
 
 
@@ -106,6 +114,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_NUM_SPECULATIVE_TOKENS,
         metavar="K",
     )
+    what.add_argument(
+        "--temperature", type=float, default=0.0, help="above 0 each request has a seed"
+    )
     what.add_argument("--no-forward-times", action="store_true", help="without t(M) and the ideal")
     what.add_argument("--no-step-breakdown", action="store_true", help="without step breakdowns")
     what.add_argument(
@@ -132,6 +143,7 @@ def measure_model(model: PreparedModel, args: argparse.Namespace) -> ModelResult
         batch_sizes=args.batch_size,
         num_rounds=args.num_rounds,
         max_tokens=args.max_tokens or model.max_tokens,
+        temperature=args.temperature,
         row_counts=() if args.no_forward_times else row_counts(args),
         with_breakdown=()
         if args.no_step_breakdown

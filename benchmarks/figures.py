@@ -149,6 +149,7 @@ def model_result(
         calibration=model.calibration,
         num_rounds=run.schedule.num_rounds,
         max_tokens=run.schedule.max_tokens,
+        temperature=run.schedule.temperature,
         environment=environment,
         groups=group_names,
         systems=[

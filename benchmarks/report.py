@@ -40,11 +40,12 @@ def _about(result: ModelResult) -> str:
     env = result.environment
     versions = ", ".join(f"{name} {version}" for name, version in env.versions.items())
     variables = " ".join(f"{name}={value}" for name, value in env.variables.items())
+    sampling = f"temperature {result.temperature:g} with seeds" if result.temperature else "greedy"
     lines = [
         f"{result.description}; {result.dtype}, E = {result.exit_layer} of {result.num_layers} "
         f"layers, K = {result.num_speculative_tokens}, {result.weight_bytes / MIB:.0f} MiB of "
         f"weights, KV cache budget {result.kv_cache_bytes / MIB:.0f} MiB.",
-        f"{result.num_rounds} rounds, {result.max_tokens} output tokens per request, greedy. "
+        f"{result.num_rounds} rounds, {result.max_tokens} output tokens per request, {sampling}. "
         f"Measured side by side: {'; '.join(', '.join(group) for group in result.groups)}.",
         f"{env.cpu}, {env.num_cores} cores, {env.memory_bytes / 2**30:.0f} GiB; Python "
         f"{env.python}, {versions}; commit {env.commit}, {env.date}.",

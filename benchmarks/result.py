@@ -114,6 +114,7 @@ class ModelResult:
     calibration: dict[str, object] | None
     num_rounds: int
     max_tokens: int
+    temperature: float  # above 0 each request had a seed
     environment: Environment
     groups: list[list[str]]  # systems that ran side by side
     systems: list[SystemResult]

@@ -38,6 +38,7 @@ class Schedule:
         batch_sizes: Concurrent requests.
         num_rounds: Measured rounds; a warm-up comes first.
         max_tokens: Output tokens of each request.
+        temperature: Of each request; above 0 it has a seed.
         row_counts: Every M of t(M); empty to skip t(M).
         num_forward_steps: Timed steps of each M in each round.
         with_breakdown: vLLM systems whose step breakdown is measured after the rounds.
@@ -46,6 +47,7 @@ class Schedule:
     batch_sizes: Sequence[int]
     num_rounds: int
     max_tokens: int
+    temperature: float = 0
     row_counts: Sequence[int] = ()
     num_forward_steps: int = 4
     with_breakdown: Collection[str] = ()
@@ -138,7 +140,9 @@ def _warm_up(
     for batch_size in schedule.batch_sizes:
         for system in _serving(systems.values(), batch_size):
             prompts = model.prompts[:batch_size]
-            decode(children[system.name], prompts, schedule.num_warm_up_tokens)
+            decode(
+                children[system.name], prompts, schedule.num_warm_up_tokens, schedule.temperature
+            )
 
 
 def _measure_round(
@@ -155,7 +159,9 @@ def _measure_round(
             prompts = [model.prompts[(offset + i) % len(model.prompts)] for i in range(batch_size)]
             offset += batch_size
             for system in _serving(turns, batch_size):
-                decoding = decode(children[system.name], prompts, schedule.max_tokens)
+                decoding = decode(
+                    children[system.name], prompts, schedule.max_tokens, schedule.temperature
+                )
                 by_batch_size = group.decodings.setdefault(system.name, defaultdict(list))
                 by_batch_size[batch_size].append(decoding)
 
@@ -164,9 +170,14 @@ def _serving(systems: Iterable[System], batch_size: int) -> list[System]:
     return [system for system in systems if system.serves(batch_size)]
 
 
-def decode(child: Child, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
+def decode(
+    child: Child, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float = 0
+) -> Decoding:
     """Decode one batch in a child."""
-    decoding = child.call("decode", prompts=prompts, max_tokens=max_tokens)
+    arguments = {"prompts": prompts, "max_tokens": max_tokens}
+    if temperature:  # transformers' systems are greedy
+        arguments["temperature"] = temperature
+    decoding = child.call("decode", **arguments)
     assert isinstance(decoding, Decoding)
     return decoding
 

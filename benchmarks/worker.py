@@ -48,9 +48,11 @@ class VllmWorker:
         self.engine = VllmEngine(arguments)
         self.kv_cache_tokens = self.engine.kv_cache_tokens()
 
-    def decode(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Decoding:
+    def decode(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float = 0
+    ) -> Decoding:
         """Decode a batch."""
-        return self.engine.decode(prompts, max_tokens)
+        return self.engine.decode(prompts, max_tokens, temperature)
 
     def forward_times(
         self, prompts: Sequence[Sequence[int]], num_steps: int, row_counts: Sequence[int]

@@ -40,7 +40,7 @@ def shut_down(llm: LLM) -> None:
 
 
 class VllmEngine:
-    """An engine that decodes greedy requests and records every step."""
+    """An engine that decodes requests and records every step."""
 
     def __init__(self, arguments: Mapping[str, object]) -> None:
         """Load the model.
@@ -77,21 +77,27 @@ class VllmEngine:
         cache_config = self.engine.vllm_config.cache_config
         return cache_config.num_gpu_blocks * cache_config.block_size
 
-    def add(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[str]:
-        """Add greedy requests that do not stop early; returns their ids."""
+    def add(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float = 0
+    ) -> list[str]:
+        """Add requests that do not stop early; returns their ids.
+
+        Above temperature 0 each has a seed, its row, so that every system can give the same text.
+        """
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        params = SamplingParams(
-            temperature=0,
-            max_tokens=max_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
         req_ids = []
-        for prompt in prompts:
+        for row, prompt in enumerate(prompts):
+            params = SamplingParams(
+                temperature=temperature,
+                seed=row if temperature else None,
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.DELTA,
+            )
             req_id = str(next(self._request_numbers))
             self.engine.add_request(req_id, tokens_input(list(prompt)), params)
             req_ids.append(req_id)
@@ -115,11 +121,14 @@ class VllmEngine:
         self,
         prompts: Sequence[Sequence[int]],
         max_tokens: int,
+        temperature: float = 0,
         after_step: Callable[[], object] = lambda: None,
     ) -> Decoding:
-        """Decode all prompts at once, greedily, to exactly `max_tokens` tokens each."""
+        """Decode all prompts at once, to exactly `max_tokens` tokens each."""
         recording = Recording(len(prompts))
-        rows = {req_id: row for row, req_id in enumerate(self.add(prompts, max_tokens))}
+        rows = {
+            req_id: row for row, req_id in enumerate(self.add(prompts, max_tokens, temperature))
+        }
         finished: dict[int, RequestOutput] = {}
         while self.engine.has_unfinished_requests():
             outputs = self.step()

@@ -32,6 +32,11 @@ def test_row_counts_cover_batches_and_their_verification():
         (["--batch-size", "0"], "0 must be at least 1"),
         (["--system", "medusa"], "invalid choice: 'medusa'"),
         (["--model", "gpt"], "invalid choice: 'gpt'"),
+        (["--temperature", "-1"], "-1 must be at least 0"),
+        (
+            ["--temperature", "0.8", "--system", "self", "ngram"],
+            "ngram would not give plain's text",
+        ),
     ],
 )
 def test_invalid_arguments_are_refused(argv, message, capsys):

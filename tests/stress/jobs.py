@@ -1,4 +1,4 @@
-"""Random requests with deterministic answers: temperature 0, or a nucleus of one token."""
+"""Random requests with deterministic answers: temperature 0, a seed, or one token to choose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 BUDGET = 128
-"""Tokens that the servers under test schedule in one step; some prompts are longer."""
+"""Tokens that the speculating server schedules in one step; some prompts are longer."""
 
 MAX_PROMPT_LEN, MAX_TOKENS = 300, 96
 ABORTED = 0.2
@@ -16,6 +16,9 @@ ABORTED = 0.2
 
 STRUCTURED = 0.1
 """Share with a grammar and no other feature, since biases and bans could rule out all tokens."""
+
+SAMPLED = 0.4
+"""Share with a seed and a temperature above 0."""
 
 LETTERS = range(3, 250)
 """Token ids of bytes in the test models."""
@@ -70,9 +73,11 @@ def random_job(rng: random.Random, prefixes: list[list[int]]) -> Job:
     )
     if rng.random() < STRUCTURED:
         _structured_outputs(rng, job)
-        return job
-    for feature in rng.sample(FEATURES, rng.choice((0, 0, 1, 1, 2, 3))):
-        feature(rng, job)
+    else:
+        for feature in rng.sample(FEATURES, rng.choice((0, 0, 1, 1, 2, 3))):
+            feature(rng, job)
+    if rng.random() < SAMPLED:
+        _temperature(rng, job)
     return job
 
 
@@ -118,9 +123,6 @@ def _n(rng: random.Random, job: Job) -> None:
     # vLLM refuses several choices at temperature 0: a nucleus of one token is equivalent.
     job.options.update(n=rng.randint(2, 3), temperature=1.0)
     job.extra_body["top_k"] = 1
-    # A seeded, sampled request with a chunked prompt crashes vLLM 0.32's engine on CPU, with or
-    # without self-speculation: "CPU Generator does not use offset".
-    job.options.pop("seed", None)
 
 
 def _allowed_token_ids(rng: random.Random, job: Job) -> None:
@@ -132,8 +134,18 @@ def _bad_words(rng: random.Random, job: Job) -> None:
 
 
 def _seed(rng: random.Random, job: Job) -> None:
-    if "n" not in job.options:
-        job.options["seed"] = rng.randint(0, 2**31)
+    job.options["seed"] = rng.randint(0, 2**31)
+
+
+def _temperature(rng: random.Random, job: Job) -> None:
+    """Sample, with a seed of its own and among any number of tokens."""
+    _seed(rng, job)
+    job.options["temperature"] = rng.uniform(0.2, 1.5)
+    job.extra_body.pop("top_k", None)
+    cut = rng.choice(({}, {"top_k": rng.randint(2, 40)}, {"min_p": rng.uniform(0.01, 0.3)}))
+    job.extra_body.update(cut)
+    if rng.random() < 0.3:
+        job.options["top_p"] = rng.uniform(0.3, 0.95)
 
 
 def _layerskip_options(rng: random.Random, job: Job) -> None:

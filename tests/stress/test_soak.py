@@ -20,6 +20,7 @@ from tests.stress.jobs import (
     BUDGET,
     FEATURES,
     MAX_PROMPT_LEN,
+    SAMPLED,
     Job,
     random_job,
     random_tokens,
@@ -39,7 +40,9 @@ def test_a_minute_under_load_shows_no_difference_and_no_error(random_llama):
     assert 0 < ours["spec_decode_num_accepted_tokens"] < ours["spec_decode_num_draft_tokens"]
     assert ours["layerskip_num_resumed_tokens"] > 0
     assert all(report.counted[side]["num_preemptions"] > 0 for side in (PLAIN, SELF))
-    assert {"logprobs", "stop", "n", "logit_bias", "min_tokens"} <= report.features.keys()
+    features = report.features.keys()
+    assert {"logprobs", "stop", "n", "logit_bias", "min_tokens"} <= features
+    assert {"temperature", "seed", "min_p", "top_p", "top_k"} <= features
 
 
 JOB = Job([5, 6, 7], max_tokens=9)
@@ -162,6 +165,13 @@ def test_random_jobs_have_all_features_and_fit_the_servers():
     assert {len(job.prompt) > BUDGET for job in jobs} == {True, False}
     assert max(len(job.prompt) for job in jobs) <= MAX_PROMPT_LEN
     assert all(job.extra_body.get("min_tokens", 1) <= job.max_tokens for job in jobs)
+    assert all(
+        "seed" in job.options or job.extra_body["top_k"] == 1
+        for job in jobs
+        if "temperature" in job.options
+    )
+    sampled = sum("top_p" in job.options for job in jobs) / len(jobs)
+    assert sampled == pytest.approx(0.3 * SAMPLED, abs=0.03)
     aborted = sum(job.abort_after is not None for job in jobs) / len(jobs)
     assert aborted == pytest.approx(ABORTED, abs=0.05)
     features = {name for job in jobs for name in job.features}
