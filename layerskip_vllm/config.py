@@ -1,4 +1,7 @@
-"""Options of `self:E` and early exit, per engine and per request; imports no vLLM and no torch."""
+"""Options of self-speculation and early exit, per engine and per request.
+
+Imports no vLLM and no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,9 @@ from dataclasses import dataclass, fields
 
 SELF_PREFIX = "self:"
 """The speculative model `self:E` is the first E layers of the target."""
+
+AUTO_MODEL = "self:auto"
+"""The speculative model whose E is chosen step by step among a few exits."""
 
 DEFAULT_NUM_SPECULATIVE_TOKENS = 4
 """Default K. At an acceptance rate of 0.8 the layer-count model of the cost is flat between 3 and
@@ -22,23 +28,29 @@ OPTIONS_KEY = "layerskip"
 EARLY_EXIT = "early_exit"
 """Option: the number of leading layers that serve; the others are not loaded."""
 
+EXIT_LAYERS = "exit_layers"
+"""Option of `self:auto`: the exits among which it chooses."""
+
 
 def is_self_model(model: object) -> bool:
     """Whether a speculative model name selects self-speculation (`self:...`)."""
     return isinstance(model, str) and model.startswith(SELF_PREFIX)
 
 
-def parse_exit_layer(model: str) -> int:
-    """Return E of `self:E`.
+def parse_exit_layer(model: str) -> int | None:
+    """Return E of `self:E`; None for `self:auto`.
 
     Raises:
-        ValueError: `self:` is not followed by a whole number of at least 1.
+        ValueError: `self:` is followed by neither `auto` nor a whole number of at least 1.
     """
+    if model == AUTO_MODEL:
+        return None
     text = model.removeprefix(SELF_PREFIX)
     if not re.fullmatch(r"[0-9]+", text) or int(text) < 1:
         raise ValueError(
             f"speculative model {model!r}: expected self:E, where E is the number of leading "
-            "decoder layers that draft, a whole number of at least 1, for example self:8"
+            "decoder layers that draft, a whole number of at least 1, for example self:8, or "
+            f"{AUTO_MODEL}, which chooses E"
         )
     return int(text)
 
@@ -48,7 +60,8 @@ class LayerSkipConfig:
     """One engine's self-speculation.
 
     Attributes:
-        exit_layer: E, the number of leading decoder layers that draft; 1 <= E < num_layers.
+        exit_layer: E, the number of leading decoder layers that draft; 1 <= E < num_layers. Under
+            `self:auto` the one that drafts before anything is learnt.
         num_layers: L, the number of decoder layers of the target.
         exit_query_cache: Resume verification from the states that the draft stored at layer E.
             False verifies with the full forward: same output, more work; for ablation, debugging.
@@ -57,6 +70,8 @@ class LayerSkipConfig:
         draft_vocab_size: The draft chooses among this many most frequent tokens. None: all.
         draft_vocab_counts: JSON file of token counts, which rank tokens by frequency. None: rank
             them by the order of the tokenizer's merges.
+        exit_layers: The exits among which each step chooses, ascending; (exit_layer,) for `self:E`.
+        is_auto: Whether `self:auto` was asked for, which may have one exit too.
     """
 
     exit_layer: int
@@ -65,13 +80,20 @@ class LayerSkipConfig:
     adaptive: bool = True
     draft_vocab_size: int | None = None
     draft_vocab_counts: str | None = None
+    exit_layers: tuple[int, ...] = ()
+    is_auto: bool = False
 
     def __post_init__(self) -> None:
-        if not 1 <= self.exit_layer < self.num_layers:
-            raise ValueError(
-                f"exit_layer={self.exit_layer} must be in [1, {self.num_layers - 1}] "
-                f"for a {self.num_layers}-layer target"
-            )
+        exit_layers = self.exit_layers or (self.exit_layer,)
+        for exit_layer in (self.exit_layer, *exit_layers):
+            if not 1 <= exit_layer < self.num_layers:
+                raise ValueError(
+                    f"exit_layer={exit_layer} must be in [1, {self.num_layers - 1}] "
+                    f"for a {self.num_layers}-layer target"
+                )
+        assert self.exit_layer in exit_layers
+        assert exit_layers == tuple(sorted(set(exit_layers)))
+        object.__setattr__(self, "exit_layers", exit_layers)
         for name in ("exit_query_cache", "adaptive"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(
@@ -98,35 +120,63 @@ class LayerSkipConfig:
 
     @classmethod
     def from_options(
-        cls, exit_layer: int, num_layers: int, options: Mapping[str, object]
+        cls,
+        exit_layer: int,
+        num_layers: int,
+        options: Mapping[str, object],
+        exit_layers: tuple[int, ...] = (),
     ) -> LayerSkipConfig:
-        """Build from `self:E`, the target's depth and `additional_config["layerskip"]`.
+        """Build from the target's depth and `additional_config["layerskip"]`.
+
+        Args:
+            exit_layer: E of `self:E`, or the first E of `self:auto`.
+            num_layers: L.
+            options: As given. Under `self:auto` the caller has read `exit_layers`.
+            exit_layers: The exits of `self:auto`; empty for `self:E`.
 
         Raises:
             ValueError: E is out of range, or an option is unknown, has a bad value or requires
                 an engine without `self:E`.
         """
         check_option_names(options)
+        model = AUTO_MODEL if exit_layers else f"{SELF_PREFIX}{exit_layer}"
         if EARLY_EXIT in options:
             raise ValueError(
                 f"{EARLY_EXIT}={options[EARLY_EXIT]!r} cannot be combined with "
-                f"{SELF_PREFIX}{exit_layer}: it leaves out the layers that verify; give one of them"
+                f"{model}: it leaves out the layers that verify; give one of them"
             )
-        return cls(exit_layer, num_layers, **options)  # type: ignore[arg-type]
+        if EXIT_LAYERS in options and not exit_layers:
+            raise ValueError(
+                f"{OPTIONS_KEY}.{EXIT_LAYERS}={options[EXIT_LAYERS]!r} has no effect with {model}, "
+                f"which names the exit layer; give --speculative-model {AUTO_MODEL}, or leave it "
+                "out"
+            )
+        named = {**options, EXIT_LAYERS: exit_layers}
+        return cls(exit_layer, num_layers, is_auto=bool(exit_layers), **named)  # type: ignore[arg-type]
+
+    @property
+    def model(self) -> str:
+        """The speculative model's name: `self:auto` or `self:E`."""
+        return AUTO_MODEL if self.is_auto else f"{SELF_PREFIX}{self.exit_layer}"
+
+    @property
+    def exit_index(self) -> int:
+        """Where `exit_layer` is among `exit_layers`."""
+        return self.exit_layers.index(self.exit_layer)
 
     @property
     def break_even_acceptance_rate(self) -> float:
         """The acceptance rate below which drafting costs more than it yields.
 
         A cycle of K drafts costs (K*E + L) / L full forwards and yields 1 + rate * K tokens, so
-        K drops out: the rate must exceed E / L.
+        K drops out: the rate must exceed E / L. E is the earliest exit's: below its rate none pays.
         """
-        return self.exit_layer / self.num_layers
+        return self.exit_layers[0] / self.num_layers
 
 
 def option_names() -> list[str]:
     """The keys that `additional_config["layerskip"]` may hold."""
-    not_options = {"exit_layer", "num_layers"}
+    not_options = {"exit_layer", "num_layers", "is_auto"}
     names = [field.name for field in fields(LayerSkipConfig) if field.name not in not_options]
     return [*names, EARLY_EXIT]
 

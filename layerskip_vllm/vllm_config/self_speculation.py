@@ -1,4 +1,4 @@
-"""Translates `self:E` into vLLM's configuration."""
+"""Translates `self:E` and `self:auto` into vLLM's configuration."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from layerskip_vllm.config import (
     OPTIONS_KEY,
     LayerSkipConfig,
     check_num_speculative_tokens,
+    check_option_names,
     is_self_model,
     parse_exit_layer,
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from layerskip_vllm.vllm_config.exit_candidates import (
+    CHECKPOINT_KEY,
+    ExitCandidates,
+    ModelShape,
+    find_candidates,
+)
 from layerskip_vllm.vllm_config.runner import uses_runner_v2
 from layerskip_vllm.vllm_config.unsupported import (
     QUANTIZATIONS,
@@ -48,7 +55,8 @@ SPECULATIVE_KEYS = (
     "draft_sample_method",
     "use_local_argmax_reduction",
 )
-"""Keys of `--speculative-config` that `self:E` takes; the others describe a second model."""
+"""Keys of `--speculative-config` that self-speculation takes; the others describe a second
+model."""
 
 FEATURE = "self-speculation (self:E)"
 
@@ -74,11 +82,7 @@ def create_speculative_config(
         ValueError: A value is out of range, contradicts another, or is unsupported.
     """
     settings = _merged_settings(engine_args)
-    layerskip = LayerSkipConfig.from_options(
-        exit_layer=parse_exit_layer(settings["model"]),
-        num_layers=num_layers_of(target_model_config, feature=FEATURE),
-        options=layerskip_options(engine_args) or {},
-    )
+    layerskip, exits = _exits(settings, target_model_config, layerskip_options(engine_args) or {})
     _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
     engine_args.scheduler_cls = SCHEDULER_CLASS
@@ -96,10 +100,9 @@ def create_speculative_config(
         target_parallel_config,
     )
     logger.info(
-        "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
+        "LayerSkip: %s draft K=%d tokens, exit query cache %s; "
         "architecture %s, worker %s, model runner %s",
-        layerskip.exit_layer,
-        layerskip.num_layers,
+        exits,
         speculative_config.num_speculative_tokens,
         "on" if layerskip.exit_query_cache else "off",
         target_model_config.architecture,
@@ -107,6 +110,39 @@ def create_speculative_config(
         "V2" if on_runner_v2 else "V1 without CUDA graphs and asynchronous scheduling",
     )
     return speculative_config
+
+
+def _exits(
+    settings: dict, model_config: ModelConfig, options: Mapping[str, object]
+) -> tuple[LayerSkipConfig, str]:
+    """Read the exit layer, or find those of `self:auto`; and describe them for the log.
+
+    Sets K of `self:auto` where the user does not and the source of the exits names one.
+    """
+    num_layers = num_layers_of(model_config, feature=FEATURE)
+    exit_layer = parse_exit_layer(settings["model"])
+    if exit_layer is not None:
+        layerskip = LayerSkipConfig.from_options(exit_layer, num_layers, options)
+        return layerskip, f"layers [0, {exit_layer}) of {num_layers}"
+    check_option_names(options)
+    found = _candidates(model_config, num_layers, options)
+    layerskip = LayerSkipConfig.from_options(found.first, num_layers, options, found.exit_layers)
+    has_schedule = settings.get("num_speculative_tokens_per_batch_size") is not None
+    if found.num_speculative_tokens is not None and not has_schedule:
+        settings.setdefault("num_speculative_tokens", found.num_speculative_tokens)
+    choice = " or ".join(str(candidate) for candidate in found.exit_layers)
+    return layerskip, (
+        f"self:auto lets the first {choice} of {num_layers} layers, at first {found.first} "
+        f"(by {found.source}),"
+    )
+
+
+def _candidates(
+    model_config: ModelConfig, num_layers: int, options: Mapping[str, object]
+) -> ExitCandidates:
+    shape = ModelShape(num_layers, model_config.get_hidden_size(), model_config.get_vocab_size())
+    checkpoint = getattr(model_config.hf_config, CHECKPOINT_KEY, None)
+    return find_candidates(options, checkpoint, shape)
 
 
 def _refuse(

@@ -1,0 +1,141 @@
+"""The exits among which `self:auto` chooses, and the one with which it starts; imports no vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from layerskip_vllm.config import (
+    AUTO_MODEL,
+    EXIT_LAYERS,
+    OPTIONS_KEY,
+    check_num_speculative_tokens,
+)
+
+MAX_EXITS = 3
+"""Each cut of the forward is one more compiled segment."""
+
+CHECKPOINT_KEY = "layerskip"
+"""Key of a checkpoint's `config.json`: what training or a sweep found out about its exits."""
+
+
+class ModelShape(NamedTuple):
+    """What tells the published checkpoints apart."""
+
+    num_layers: int
+    hidden_size: int
+    vocab_size: int
+
+
+class ExitCandidates(NamedTuple):
+    """What `self:auto` starts from."""
+
+    exit_layers: tuple[int, ...]
+    """Ascending."""
+    first: int
+    """The one that drafts before anything is learnt."""
+    num_speculative_tokens: int | None
+    """K, if the source names one."""
+    source: str
+    """For the log."""
+
+
+PUBLISHED = {
+    ModelShape(32, 4096, 32000): (8, 6),  # layerskip-llama2-7B
+    ModelShape(40, 5120, 32000): (8, 6),  # layerskip-llama2-13B
+    ModelShape(80, 8192, 32000): (10, 6),  # layerskip-llama2-70B
+    ModelShape(32, 4096, 32016): (4, 6),  # layerskip-codellama-7B
+    ModelShape(48, 8192, 32000): (8, 6),  # layerskip-codellama-34B
+    ModelShape(32, 4096, 128256): (4, 6),  # layerskip-llama3-8B
+    ModelShape(16, 2048, 128256): (4, 6),  # layerskip-llama3.2-1B
+}
+"""Shape of a `facebook/layerskip-*` checkpoint -> (E, K) with which its authors measured it.
+
+E is from the tables of huggingface.co/blog/layerskip, but for Llama 2 7B, and K from the README of
+github.com/facebookresearch/LayerSkip, which drafts 6 tokens at exit 8 of Llama 2 7B.
+"""
+
+
+def find_candidates(options: Mapping, checkpoint: object, shape: ModelShape) -> ExitCandidates:
+    """Return the exits that the user names, else the checkpoint, else its shape or depth.
+
+    Args:
+        options: `additional_config["layerskip"]`.
+        checkpoint: `layerskip` of the checkpoint's `config.json`; None: it has none.
+        shape: The target's.
+
+    Raises:
+        ValueError: A source holds no valid exits, or the target is too shallow.
+    """
+    if shape.num_layers < 2:  # noqa: PLR2004
+        raise ValueError(f"{AUTO_MODEL} needs a target of at least 2 layers")
+    if EXIT_LAYERS in options:
+        exit_layers = check_exit_layers(
+            options[EXIT_LAYERS], shape.num_layers, f"{OPTIONS_KEY}.{EXIT_LAYERS}"
+        )
+        return _starting_in_the_middle(exit_layers, None, f"the option {EXIT_LAYERS}")
+    if checkpoint is not None:
+        return _of_checkpoint(checkpoint, shape.num_layers)
+    if shape in PUBLISHED:
+        exit_layer, num_tokens = PUBLISHED[shape]
+        exit_layers = (exit_layer // 2, exit_layer, exit_layer * 3 // 2)
+        return ExitCandidates(
+            exit_layers, exit_layer, num_tokens, "the published LayerSkip checkpoint of this shape"
+        )
+    return _starting_in_the_middle(of_depth(shape.num_layers), None, "the model's depth")
+
+
+def of_depth(num_layers: int) -> tuple[int, ...]:
+    """About a fifth, a third and a half of the layers, in [1, num_layers - 1] and distinct."""
+    shares = (round(num_layers / part) for part in (5, 3, 2))
+    return tuple(sorted({min(max(layer, 1), num_layers - 1) for layer in shares}))
+
+
+def check_exit_layers(value: object, num_layers: int, name: str) -> tuple[int, ...]:
+    """Return the exits among which `self:auto` chooses, ascending.
+
+    Args:
+        value: A list of 1 to MAX_EXITS different exit layers, in any order.
+        num_layers: L of the target.
+        name: Where the value comes from, for the message.
+
+    Raises:
+        ValueError: It is no such list, or an exit is not in [1, num_layers - 1].
+    """
+    is_list = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_EXITS
+    if is_list and all(isinstance(e, int) and not isinstance(e, bool) for e in value):  # type: ignore[attr-defined]
+        exit_layers = tuple(sorted(set(value)))  # type: ignore[call-overload]
+        is_distinct = len(exit_layers) == len(value)  # type: ignore[arg-type]
+        if is_distinct and exit_layers[0] >= 1 and exit_layers[-1] < num_layers:
+            return exit_layers
+    raise ValueError(
+        f"{name}={value!r} must be a list of 1 to {MAX_EXITS} different whole numbers in "
+        f"[1, {num_layers - 1}] for a {num_layers}-layer target, for example "
+        f"{list(of_depth(num_layers))}"
+    )
+
+
+def _of_checkpoint(value: object, num_layers: int) -> ExitCandidates:
+    """Read what `config.json` says; keys of later versions are ignored."""
+    where = f"{CHECKPOINT_KEY!r} in the checkpoint's config.json"
+    if not isinstance(value, Mapping) or EXIT_LAYERS not in value:
+        raise ValueError(
+            f"{where}: {value!r} must be an object with {EXIT_LAYERS}, for example "
+            f'{{"{EXIT_LAYERS}": {list(of_depth(num_layers))}, "num_speculative_tokens": 4}}; '
+            f"mend it, or set {OPTIONS_KEY}.{EXIT_LAYERS}"
+        )
+    exit_layers = check_exit_layers(value[EXIT_LAYERS], num_layers, f"{where}: {EXIT_LAYERS}")
+    num_tokens = value.get("num_speculative_tokens")
+    if num_tokens is not None:
+        try:
+            check_num_speculative_tokens(num_tokens)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+    return _starting_in_the_middle(exit_layers, num_tokens, "the checkpoint's config.json")
+
+
+def _starting_in_the_middle(
+    exit_layers: tuple[int, ...], num_speculative_tokens: int | None, source: str
+) -> ExitCandidates:
+    first = exit_layers[(len(exit_layers) - 1) // 2]
+    return ExitCandidates(exit_layers, first, num_speculative_tokens, source)
