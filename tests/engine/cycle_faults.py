@@ -62,9 +62,9 @@ def from_a_disturbed_state(patch, num_slots: int) -> None:
     """A state changes between propose and verify."""
     original = SplitForwardMixin.run_remaining_layers
 
-    def disturbed(self, positions, exit_state):
+    def disturbed(self, positions, exit_state, *args):
         exit_state.hidden_states[-1] += 1
-        return original(self, positions, exit_state)
+        return original(self, positions, exit_state, *args)
 
     patch.setattr(SplitForwardMixin, "run_remaining_layers", disturbed)
 
