@@ -23,6 +23,16 @@ class DraftOrder(NamedTuple):
     """Requests that decode after the step."""
     is_decode: bool
     """Whether these are all, and each had a step before."""
+    exit_index: int = 0
+    """Which of the configuration's exits drafts after the step."""
+    observes: bool = False
+    """Whether the step runs the full forward by segments, and counts for each exit how often it
+    would have drafted the token that the step emits."""
+
+    @property
+    def cycle(self) -> tuple[int, int]:
+        """The exit's index and K."""
+        return self.exit_index, self.num_drafts
 
 
 def attach(scheduler_output: SchedulerOutput, order: DraftOrder) -> None:

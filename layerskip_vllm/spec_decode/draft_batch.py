@@ -29,6 +29,8 @@ class DraftBatch:
     that draft come first."""
     sampling_probs: torch.Tensor | None = None
     """[num_drafting, max(num_drafts), vocab_size], float32; None where all drafts are greedy."""
+    exit_index: int = 0
+    """Which exit drafts, and leaves the states."""
 
     @classmethod
     def from_step(
@@ -41,6 +43,7 @@ class DraftBatch:
         num_computed: np.ndarray,  # [num_reqs], tokens computed before the step
         num_scheduled: np.ndarray,  # [num_reqs], tokens that the step computed, drafts included
         num_verified: np.ndarray,  # [num_reqs], drafts among them
+        exit_index: int = 0,
     ) -> DraftBatch | None:
         """Read from a step's outcome where each request stands; None where no request drafts.
 
@@ -61,6 +64,7 @@ class DraftBatch:
             start_positions=start_positions[rows].astype(np.int64),
             next_token_ids=sampled_token_ids[rows, num_sampled[rows] - 1].astype(np.int64),
             num_drafts=num_drafts[order].astype(np.int64),
+            exit_index=exit_index,
         )
 
     def drafts(self) -> list[list[int]]:

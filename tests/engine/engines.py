@@ -63,6 +63,23 @@ def make_self_llm(
     )
 
 
+def make_auto_llm(
+    model: str,
+    exit_layers: list[int],
+    num_speculative_tokens: int,
+    options: dict | None = None,
+    **overrides,
+) -> LLM:
+    """An engine that chooses among exits."""
+    return make_llm(
+        model,
+        spec_model="self:auto",
+        spec_tokens=num_speculative_tokens,
+        additional_config={"layerskip": {"exit_layers": exit_layers} | (options or {})},
+        **overrides,
+    )
+
+
 def close(llm: LLM) -> None:
     """Free an engine's memory before the next one starts."""
     OPEN.remove(llm)

@@ -1,0 +1,41 @@
+"""A policy that follows a script, and a record of what observing steps have told it."""
+
+import random
+
+from layerskip_vllm.measure.engine import scheduler
+from layerskip_vllm.scheduling.policy_stand_in import Choice
+
+
+class ScriptedChoices:
+    """Takes the place of an engine's policy: another exit, K and kind of step each time."""
+
+    def __init__(
+        self, llm, num_exits: int, max_drafts: int, seed: int = 0, observing: float = 0.2
+    ) -> None:
+        self._observing = observing
+        self._rng, self._num_exits, self._max_drafts = random.Random(seed), num_exits, max_drafts
+        self.made: list[Choice] = []
+        self.observed: list[list[list[int]]] = []
+        policy = scheduler(llm).policy
+        policy.choose, policy.observe_exits = self._choose, self._note
+
+    def _choose(self, limits) -> Choice:
+        num_drafts = self._rng.choice([*range(self._max_drafts + 1), self._max_drafts])
+        choice = Choice(
+            self._rng.randrange(self._num_exits),
+            min(num_drafts, max(limits, default=0)),
+            self._rng.random() < self._observing,
+        )
+        self.made.append(choice)
+        return choice
+
+    def _note(self, counts) -> None:
+        self.observed.append(counts)
+
+    @property
+    def counts(self) -> list[list[int]]:
+        """[reached, matched] of each exit, of all observing steps together."""
+        return [
+            [sum(step[j][i] for step in self.observed) for i in (0, 1)]
+            for j in range(self._num_exits)
+        ]
