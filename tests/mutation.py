@@ -43,6 +43,10 @@ class Fault:
 
 
 SCENARIOS = ("engine/test_scenarios.py::test_requests_of_unequal_length",)
+AUTO = (
+    "engine/test_auto.py::test_an_exit_that_changes_every_step",
+    "engine/test_auto.py::test_observing_steps_count_what_each_exit_would_draft",
+)
 CHUNKED = ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes",)
 HISTORY = ("engine/test_step_machine.py",)
 BATCH, PROPOSER = "spec_decode/draft_batch.py", "runner_v1/proposer.py"
@@ -54,13 +58,35 @@ FAULTS = [
     Fault(
         "a layer is left out at the cut",
         "models/split.py",
-        "layers=decoder.layers[exit_layer:],",
-        "layers=decoder.layers[exit_layer + 1 :],",
+        "layers=decoder.layers[exit_layers[-1] :],",
+        "layers=decoder.layers[exit_layers[-1] + 1 :],",
         SCENARIOS,
     ),
     Fault(
+        "verification resumes at another exit than the draft's",
+        "runner_v1/runner.py",
+        "self.drafter.verify(entries, positions, batch.exit_index)",
+        "self.drafter.verify(entries, positions, 0)",
+        AUTO,
+    ),
+    Fault(
+        "verification resumes at another exit than the draft's, on V2",
+        "runner_v2/model_state.py",
+        "self.exit_index = int(exits[0])",
+        "self.exit_index = 0",
+        AUTO,
+        "v2",
+    ),
+    Fault(
+        "an observing step counts rejected drafts",
+        "spec_decode/exit_matches.py",
+        "is_reached = emitted >= 0",
+        "is_reached = emitted >= -1",
+        AUTO,
+    ),
+    Fault(
         "the residual is lost between the segments",
-        "models/split.py",
+        "models/segments.py",
         "return hidden_states, residual.float(), normed_states",
         "return hidden_states, hidden_states.float(), normed_states",
         SCENARIOS,

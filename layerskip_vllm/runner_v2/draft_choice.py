@@ -52,6 +52,19 @@ class DraftChoiceSpeculator(DraftModelSpeculator):
             return super().get_draft_top_tokens(hidden_states, spec_step_idx)
         return self.compute_draft_logits(hidden_states, spec_step_idx).argmax(dim=-1)
 
+    def top_tokens(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """What a greedy draft would be after each row, [num_rows], int64.
+
+        Args:
+            hidden_states: [num_rows, hidden_size], after the final norm.
+        """
+        if self.draft_head is None and self.use_local_argmax_reduction:
+            return super().get_draft_top_tokens(hidden_states, 0)
+        token_ids = self.compute_draft_logits(hidden_states, 0).argmax(dim=-1)
+        if self.draft_head is None or self.draft_logits is not None:
+            return token_ids
+        return self.draft_head.token_ids[token_ids]
+
     def compute_draft_logits(self, hidden_states: torch.Tensor, spec_step_idx: int) -> torch.Tensor:
         """Logits of the draft's vocabulary, [num_reqs, num_draft_tokens].
 

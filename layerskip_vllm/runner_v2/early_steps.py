@@ -80,6 +80,7 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
         num_tokens_across_dp: torch.Tensor | None,
         cudagraph_runtime_mode: CUDAGraphMode,
         num_speculative_steps: int,
+        exit_index: int = 0,
     ) -> None:
         """Lay out and run all K + 1 early steps; what a graph captures.
 
@@ -108,6 +109,7 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
                 exit_state, hidden_states = self.model.run_early_layers(
                     self.input_buffers.input_ids[:num_tokens],
                     self.input_buffers.positions[:num_tokens],
+                    exit_index=exit_index,
                 )
             if keeps_states:
                 self.model_state.exit_query_cache.store_slots(

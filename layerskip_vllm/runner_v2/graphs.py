@@ -1,12 +1,15 @@
 """CUDA graphs of the LayerSkip cycle: which are captured, for which batch sizes and K.
 
 Verify and propose are one graph each. Batch sizes are vLLM's capture sizes, so what is captured is
-bounded by their number times that of `captured_draft_lengths`.
+bounded by their number times that of `captured_draft_lengths` times that of the exits.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +41,35 @@ def captured_draft_lengths(vllm_config: VllmConfig) -> list[int]:
     return sorted(lengths, reverse=True)
 
 
+@dataclass(frozen=True)
+class VerifyDescriptor(BatchExecutionDescriptor):
+    """A batch that resumes from another exit than the first."""
+
+    exit_index: int = 0
+
+
+@dataclass(frozen=True)
+class ProposeDescriptor(SpeculatorBatchDescriptor):
+    """A propose at another exit than the first."""
+
+    exit_index: int = 0
+
+
+def at_exit(desc: BatchExecutionDescriptor, exit_index: int) -> BatchExecutionDescriptor:
+    """Name the graph of another exit for the same batch; each exit has the same batches."""
+    if exit_index == 0 or desc.cg_mode != CUDAGraphMode.FULL:
+        return desc
+    kind = ProposeDescriptor if isinstance(desc, SpeculatorBatchDescriptor) else VerifyDescriptor
+    return kind(**vars(desc), exit_index=exit_index)
+
+
+def _by_exit(descs: list[BatchExecutionDescriptor]) -> dict[int, list[BatchExecutionDescriptor]]:
+    grouped: defaultdict[int, list[BatchExecutionDescriptor]] = defaultdict(list)
+    for desc in descs:
+        grouped[getattr(desc, "exit_index", 0)].append(desc)
+    return grouped
+
+
 class VerifyGraphManager(ModelCudaGraphManager):
     """vLLM's manager of the target's graphs, for every K and for verification that resumes.
 
@@ -45,6 +77,26 @@ class VerifyGraphManager(ModelCudaGraphManager):
     """
 
     decode_query_len: int
+    exit_index = 0
+    """From which exit's states the step that is being prepared resumes, if it does."""
+    observes = False
+    """Whether that step looks at every exit, which no graph does."""
+
+    def resume_at_every_exit(self, num_exits: int) -> None:
+        """Capture the graphs of batches with drafts, which resume, for other exits too."""
+        mode = CUDAGraphMode.FULL
+        if descs := self._capture_descs.get(mode):
+            uniform = [desc for desc in descs if (desc.uniform_token_count or 1) > 1]
+            others = [at_exit(desc, index) for index in range(1, num_exits) for desc in uniform]
+            self._capture_descs[mode] = descs + others
+
+    def dispatch(self, num_reqs: int, num_tokens: int, *args, **kwargs) -> BatchExecutionDescriptor:  # type: ignore[no-untyped-def]
+        """Find a graph as the host does, of the exit from which the step resumes."""
+        if self.observes:
+            return BatchExecutionDescriptor(CUDAGraphMode.NONE, num_tokens, num_reqs)
+        desc = super().dispatch(num_reqs, num_tokens, *args, **kwargs)
+        resumes = (desc.uniform_token_count or 1) > 1
+        return at_exit(desc, self.exit_index) if resumes else desc
 
     def _init_candidates(self) -> None:
         """Unite what vLLM makes of each query length; graphs of one length come first."""
@@ -79,9 +131,9 @@ class VerifyGraphManager(ModelCudaGraphManager):
         """
         to_capture = self._capture_descs
         for mode in (CUDAGraphMode.PIECEWISE, CUDAGraphMode.FULL):
-            if mode in to_capture:
-                self._capture_descs = {mode: to_capture[mode]}
-                with model_state.capturing(mode):
+            for exit_index, descs in _by_exit(to_capture.get(mode, [])).items():
+                self._capture_descs = {mode: descs}
+                with model_state.capturing(mode, exit_index):
                     super().capture(model, model_state, *args, **kwargs)
         self._capture_descs = to_capture
 
@@ -102,3 +154,14 @@ class ProposeGraphManager(SpeculatorCudaGraphManager):
             ]
             for mode, descs in descriptors.items()
         }
+        self._num_exits = len(vllm_config.speculative_config.layerskip.exit_layers)
+
+    def capture(self, forward_fn: Callable, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
+        """Capture every exit's graphs; `forward_fn` takes the exit's index."""
+        of_first = self._capture_descs
+        for index in range(self._num_exits):
+            self._capture_descs = {
+                mode: [at_exit(desc, index) for desc in descs] for mode, descs in of_first.items()
+            }
+            super().capture(partial(forward_fn, exit_index=index), *args, **kwargs)
+        self._capture_descs = of_first

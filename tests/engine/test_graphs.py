@@ -9,6 +9,8 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from layerskip_vllm.measure.engine import scheduler
+from layerskip_vllm.runner_v2.graphs import ProposeDescriptor, VerifyDescriptor
+from layerskip_vllm.scheduling.policy_stand_in import Choice
 from tests import emulated_graphs
 from tests.engine.engines import (
     as_prompts,
@@ -18,10 +20,12 @@ from tests.engine.engines import (
     generate,
     generate_plainly,
     greedy,
+    make_auto_llm,
     make_self_llm,
     random_prompts,
     runner,
 )
+from tests.engine.scripted_choices import ScriptedChoices
 
 pytestmark = pytest.mark.runner_v2
 
@@ -71,17 +75,34 @@ def test_each_draft_length_has_its_graphs(model, plain, monkeypatch):
     llm = start(model, {"adaptive": True})
     lengths = itertools.cycle([3, 0, 1, 2])
     policy, observed = scheduler(llm).policy, []
-    policy.choose = lambda limits: min(next(lengths), max(limits, default=0))
-    policy.cycle_times.observe_step = lambda *args: observed.append(args[1:3])
+    policy.choose = lambda limits: Choice(0, min(next(lengths), max(limits, default=0)))
+    policy.observe_step = lambda *args: observed.append(args[1:3])
     outputs, counted = decode(llm)
     close(llm)
     # A step's tokens come before its drafts: each time is that of one K, whatever comes next.
-    assert {verified for verified, _ in observed} == {0, 1, 2, 3}
+    assert {verified for (_, verified), _ in observed} == {0, 1, 2, 3}
     assert all(verified == proposed for verified, proposed in observed)
     assert outputs == plain
     assert_speculated(counted)
     assert replays.verify_lengths() == {1, 2, 3, 4}
     assert replays.draft_lengths() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_each_exit_has_its_graphs(model, plain, monkeypatch, is_async):
+    replays = emulated_graphs.emulate(monkeypatch, is_async=is_async)
+    llm = make_auto_llm(model, [1, 2, 3], NUM_DRAFTS, **SMALL)
+    choices = ScriptedChoices(llm, 3, NUM_DRAFTS)
+    outputs, counted = decode(llm)
+    more, _ = decode(llm)
+    close(llm)
+    assert outputs == more == plain
+    assert_speculated(counted)
+    assert choices.observed
+    exits = {(type(desc), getattr(desc, "exit_index", 0)) for desc in replays}
+    assert {(VerifyDescriptor, 1), (VerifyDescriptor, 2)} < exits
+    assert {(ProposeDescriptor, 1), (ProposeDescriptor, 2)} < exits
+    assert {index for _, index in exits} == {0, 1, 2}
 
 
 @pytest.mark.slow
@@ -135,9 +156,9 @@ def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, mo
     its_model, modes = runner(llm).model, set()
     run_early_layers = its_model.run_early_layers
 
-    def noting_the_mode(*args):
+    def noting_the_mode(*args, **kwargs):
         modes.add(get_forward_context().cudagraph_runtime_mode)
-        return run_early_layers(*args)
+        return run_early_layers(*args, **kwargs)
 
     monkeypatch.setattr(its_model, "run_early_layers", noting_the_mode)
     limit = {"num_speculative_tokens": 1}  # decodes of unequal length, for which no FULL graph is
