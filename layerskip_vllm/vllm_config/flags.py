@@ -130,7 +130,7 @@ def _add_self_speculation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--speculative-model",
         dest="spec_model",
-        metavar="self:auto | self:E",
+        metavar="self:E|self:auto",
         type=_speculative_model,
         action=_StoreOnce,
         default=argparse.SUPPRESS,

@@ -50,8 +50,9 @@ def assert_equal(model, prompts, params, exit_layers=EXITS, options=None, **sett
     return preempted
 
 
-@pytest.mark.on_v2
-@pytest.mark.parametrize("exit_layers", [[2], [5, 1], EXITS], ids=str)
+@pytest.mark.parametrize(
+    "exit_layers", [[2], [5, 1], pytest.param(EXITS, marks=pytest.mark.on_v2)], ids=str
+)
 def test_an_exit_that_changes_every_step(model, exit_layers):
     prompts = as_prompts(random_prompts([5, 17, 40, 90, 3, 20]))
     assert_equal(model, prompts, greedy(60), exit_layers)
