@@ -72,6 +72,7 @@ class LayerSkipConfig:
             them by the order of the tokenizer's merges.
         exit_layers: The exits among which each step chooses, ascending; (exit_layer,) for `self:E`.
         is_auto: Whether `self:auto` was asked for, which may have one exit too.
+        head_layers: The LM head's weights, in decoder layers: what the head adds to a draft's cost.
     """
 
     exit_layer: int
@@ -82,6 +83,7 @@ class LayerSkipConfig:
     draft_vocab_counts: str | None = None
     exit_layers: tuple[int, ...] = ()
     is_auto: bool = False
+    head_layers: float = 0.0
 
     def __post_init__(self) -> None:
         exit_layers = self.exit_layers or (self.exit_layer,)
@@ -176,7 +178,7 @@ class LayerSkipConfig:
 
 def option_names() -> list[str]:
     """The keys that `additional_config["layerskip"]` may hold."""
-    not_options = {"exit_layer", "num_layers", "is_auto"}
+    not_options = {"exit_layer", "num_layers", "is_auto", "head_layers"}
     names = [field.name for field in fields(LayerSkipConfig) if field.name not in not_options]
     return [*names, EARLY_EXIT]
 

@@ -34,24 +34,21 @@ class DraftPolicy:
         return Choice(self._first, self._of_first.choose(limits))
 
     def observe_step(
-        self,
-        batch_size: int,
-        verified: tuple[int, int],
-        proposed: tuple[int, int],
-        seconds: float,
-        observes: bool = False,
+        self, batch_size: int, verified: tuple[int, int], proposed: tuple[int, int], seconds: float
     ) -> None:
         """Learn the time of a step that verified one (exit, K) and proposed another."""
-        if not observes and {self._first} >= {verified[0], proposed[0]}:
+        if verified[0] == proposed[0] == self._first:
             self._of_first.cycle_times.observe_step(batch_size, verified[1], proposed[1], seconds)
 
-    def observe_drafts(
-        self, exit_index: int, num_drafted: Sequence[int], num_accepted: Sequence[int]
+    def observe_outcomes(
+        self,
+        exit_index: int,
+        num_drafted: Sequence[int],
+        num_accepted: Sequence[int],
+        exit_counts: Sequence[Sequence[int]] = (),
     ) -> None:
-        """Learn which drafts of an exit were accepted."""
+        """Learn which drafts of an exit were accepted, and what each would have drafted."""
         self.outcomes[exit_index].observe(num_drafted, num_accepted)
-
-    def observe_exits(self, counts: Sequence[Sequence[int]]) -> None:
-        """Learn for each exit how many tokens it was asked for, and how many it would have hit."""
-        for outcomes, (reached, matched) in zip(self.outcomes, counts, strict=True):
-            outcomes.observe([1] * reached, [1] * matched + [0] * (reached - matched))
+        for i, (reached, matched) in enumerate(exit_counts):
+            if i != exit_index:
+                self.outcomes[i].observe([1] * reached, [1] * matched + [0] * (reached - matched))

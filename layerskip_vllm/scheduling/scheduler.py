@@ -144,38 +144,42 @@ class DraftingMixin(SessionsMixin):
         """Learn what the step took and which drafts were accepted."""
         now = time.perf_counter()
         order = draft_order_of(scheduler_output)
-        self._exchange(model_runner_output, order)
+        exit_counts = self._exchange(model_runner_output, order)
         outputs = super().update_from_output(scheduler_output, model_runner_output)
-        if self._last_step is not None:
-            ended, verified = self._last_step
-            # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next
-            # it takes to propose what that one verifies.
-            proposed = verified if self._on_runner_v2 else order
-            if order.is_decode:
-                self.policy.observe_step(
-                    order.batch_size, verified.cycle, proposed.cycle, now - ended, order.observes
-                )
-            # A request that a step left out may verify what an earlier order made; it is rare.
-            self.policy.observe_drafts(verified.exit_index, self._num_drafted, self._num_accepted)
+        ended, verified = self._last_step or (now, order)
+        # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next it
+        # takes to propose what that one verifies.
+        proposed = verified if self._on_runner_v2 else order
+        if order.is_decode and not order.observes:
+            self.policy.observe_step(order.batch_size, verified.cycle, proposed.cycle, now - ended)
+        # A request that a step left out may verify what an earlier order made; it is rare.
+        self.policy.observe_outcomes(
+            verified.exit_index, self._num_drafted, self._num_accepted, exit_counts
+        )
         self._last_step = (now, order)
         self.acceptance.observe(sum(self._num_drafted), sum(self._num_accepted))
         self._num_drafted, self._num_accepted = [], []
         return outputs
 
-    def _exchange(self, model_runner_output: ModelRunnerOutput, order: DraftOrder) -> None:
+    def _exchange(
+        self, model_runner_output: ModelRunnerOutput, order: DraftOrder
+    ) -> list[list[int]]:
         """Take what an observing step has counted out of the step's numbers, which go on to the
         metrics, and put the last choice in.
+
+        Returns:
+            [reached, matched] of each exit; empty where no step observed. On runner V2 they may
+            come with a later step's numbers.
         """
         of_connectors = model_runner_output.ec_connector_output
         if of_connectors is None or of_connectors.ec_connector_stats is None:
-            return
+            return []
         numbers = of_connectors.ec_connector_stats.data[OPTIONS_KEY]
-        matches = numbers.pop(EXIT_MATCHES, None)
-        if matches is not None:
-            self.policy.observe_exits(matches)
+        exit_counts = numbers.pop(EXIT_MATCHES, [])
         numbers[EXIT_LAYER] = self._exit_layers[order.exit_index]
         numbers[NUM_DRAFTS] = order.num_drafts
         numbers[EXIT_MATCH_RATE] = [outcomes.match_rate for outcomes in self.policy.outcomes]
+        return exit_counts
 
     def make_spec_decoding_stats(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -127,6 +128,7 @@ def _exits(
     check_option_names(options)
     found = _candidates(model_config, num_layers, options)
     layerskip = LayerSkipConfig.from_options(found.first, num_layers, options, found.exit_layers)
+    layerskip = replace(layerskip, head_layers=_head_layers(model_config, layerskip))
     has_schedule = settings.get("num_speculative_tokens_per_batch_size") is not None
     if found.num_speculative_tokens is not None and not has_schedule:
         settings.setdefault("num_speculative_tokens", found.num_speculative_tokens)
@@ -135,6 +137,16 @@ def _exits(
         f"self:auto lets the first {choice} of {num_layers} layers, at first {found.first} "
         f"(by {found.source}),"
     )
+
+
+def _head_layers(model_config: ModelConfig, layerskip: LayerSkipConfig) -> float:
+    """Weights of the head that drafts, as a share of a decoder layer's."""
+    hf_config = model_config.hf_text_config
+    num_heads = hf_config.num_attention_heads
+    num_kv_heads = getattr(hf_config, "num_key_value_heads", None) or num_heads
+    of_attention = 2 * (num_heads + num_kv_heads) * model_config.get_head_size()
+    num_rows = layerskip.draft_vocab_size or model_config.get_vocab_size()
+    return num_rows / (of_attention + 3 * hf_config.intermediate_size)
 
 
 def _candidates(

@@ -17,7 +17,7 @@ class ScriptedChoices:
         self.made: list[Choice] = []
         self.observed: list[list[list[int]]] = []
         policy = scheduler(llm).policy
-        policy.choose, policy.observe_exits = self._choose, self._note
+        policy.choose, policy.observe_outcomes = self._choose, self._note
 
     def _choose(self, limits) -> Choice:
         num_drafts = self._rng.choice([*range(self._max_drafts + 1), self._max_drafts])
@@ -29,8 +29,9 @@ class ScriptedChoices:
         self.made.append(choice)
         return choice
 
-    def _note(self, counts) -> None:
-        self.observed.append(counts)
+    def _note(self, _exit_index, _num_drafted, _num_accepted, exit_counts) -> None:
+        if exit_counts:
+            self.observed.append(exit_counts)
 
     @property
     def counts(self) -> list[list[int]]:

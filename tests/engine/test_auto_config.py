@@ -86,6 +86,13 @@ def test_speculative_config_may_name_the_model(deep):
     assert args.create_engine_config().speculative_config.layerskip.is_auto
 
 
+def test_the_heads_cost_is_known_in_layers(deep):
+    """320 rows of 128 numbers; a layer has 4 + 2 heads of 32 numbers each way, and 3 x 384 rows."""
+    layer = 128 * (2 * 4 * 32 + 2 * 2 * 32 + 3 * 384)
+    assert speculative_config(deep).layerskip.head_layers == pytest.approx(320 * 128 / layer)
+    assert speculative_config(deep, spec_model="self:4").layerskip.head_layers == 0
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
