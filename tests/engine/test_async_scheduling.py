@@ -26,6 +26,7 @@ from tests.engine.engines import (
     num_preemptions,
     random_prompts,
 )
+from tests.engine.seeded import requests
 from tests.engine.sessions import converse, mixed_conversations, turns
 
 pytestmark = pytest.mark.runner_v2
@@ -88,6 +89,17 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm):
     llm = open_llm(exit_layer=5, **GRAMMAR)
     before = counts(llm)
     assert generate(llm, prompts, params()) == expected
+    assert_speculated(counts(llm).since(before))
+    close(llm)
+
+
+def test_a_seed_gives_plains_text(random_llama, open_llm):
+    model = random_llama(num_layers=6, late_scale=0.15, initializer_range=0.2)
+    prompts, params = requests(12, first_seed=700)
+    expected = generate_plainly(model, prompts, params)
+    llm = open_llm(model=model, max_num_batched_tokens=64)
+    before = counts(llm)
+    assert generate(llm, prompts, params) == expected
     assert_speculated(counts(llm).since(before))
     close(llm)
 
