@@ -95,9 +95,9 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm):
 
 def test_a_seed_gives_plains_text(random_llama, open_llm):
     model = random_llama(num_layers=6, late_scale=0.15, initializer_range=0.2)
-    prompts, params = requests(12, first_seed=700)
+    prompts, params = requests(4, first_seed=700)
     expected = generate_plainly(model, prompts, params)
-    llm = open_llm(model=model, max_num_batched_tokens=64)
+    llm = open_llm(model=model, max_num_batched_tokens=32, max_num_seqs=4)
     before = counts(llm)
     assert generate(llm, prompts, params) == expected
     assert_speculated(counts(llm).since(before))
