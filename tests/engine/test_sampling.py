@@ -96,13 +96,13 @@ def test_plain_samples_follow_the_distribution(model, probabilities):
 
 def distort_draft_probs(its_runner, monkeypatch) -> None:
     """Give V1's rejection sampling wrong draft probabilities."""
-    right = its_runner._get_spec_decode_draft_probs
+    right = its_runner._drawn_from.take
 
-    def wrong(metadata):
-        draft_probs = right(metadata)
+    def wrong(req_ids, drafts):
+        draft_probs = right(req_ids, drafts)
         return draft_probs if draft_probs is None else draft_probs.roll(1, dims=-1)
 
-    monkeypatch.setattr(its_runner, "_get_spec_decode_draft_probs", wrong)
+    monkeypatch.setattr(its_runner._drawn_from, "take", wrong)
 
 
 def distort_draft_logits(its_runner, monkeypatch) -> None:
