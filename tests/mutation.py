@@ -47,10 +47,27 @@ CHUNKED = ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes",)
 HISTORY = ("engine/test_step_machine.py",)
 BATCH, PROPOSER = "spec_decode/draft_batch.py", "runner_v1/proposer.py"
 CYCLE = ("engine/test_graphs.py::test_a_cycle_is_two_graphs",)
+TOO_LONG = (
+    "engine/test_sessions.py::test_an_input_beyond_max_model_len_is_refused_and_its_session_goes_on"
+)
 STATE = "runner_v2/model_state.py"
 RUNNER, SCHEDULER = "runner_v1/runner.py", "scheduling/scheduler.py"
 
 FAULTS = [
+    Fault(
+        "drafts that wait for the token budget lose their probabilities",
+        "spec_decode/draft_probs.py",
+        "{req_id: probs.clone() for req_id, probs in self._by_request.items()}",
+        "{}",
+        ("engine/test_skipped_drafts.py",),
+    ),
+    Fault(
+        "a session's input that is too long is let through",
+        "scheduling/sessions.py",
+        "if num_tokens < self.max_model_len:",
+        "if num_tokens <= self.max_model_len:",
+        (TOO_LONG,),
+    ),
     Fault(
         "a layer is left out at the cut",
         "models/split.py",

@@ -27,7 +27,13 @@ from tests.engine.engines import (
     random_prompts,
 )
 from tests.engine.seeded import requests
-from tests.engine.sessions import converse, mixed_conversations, turns
+from tests.engine.sessions import (
+    Answer,
+    converse,
+    mixed_conversations,
+    too_long_conversation,
+    turns,
+)
 
 pytestmark = pytest.mark.runner_v2
 
@@ -195,3 +201,16 @@ def test_sessions_outlive_a_preemption_before_their_last_tokens(model, open_llm,
     assert converse(llm, conversations, is_early, preempt) == expected
     close(llm)
     assert num_ended_without_kv > 0
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_an_input_beyond_max_model_len_is_refused(model, open_llm, is_early):
+    """Also while a step that drafted for its session is in flight."""
+    conversation, fitting = too_long_conversation()
+    plain = make_llm(model)
+    ((first, second, third),) = converse(plain, [fitting])
+    close(plain)
+    llm = open_llm()
+    answers = converse(llm, [conversation], is_early)
+    close(llm)
+    assert answers == [[first, Answer.refused(), second, third, Answer.refused()]]

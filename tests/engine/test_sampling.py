@@ -100,13 +100,13 @@ def test_plain_samples_follow_the_distribution(model, probabilities):
 
 def distort_draft_probs(its_runner, monkeypatch) -> None:
     """Give V1's rejection sampling wrong draft probabilities."""
-    right = its_runner._get_spec_decode_draft_probs
+    right = its_runner._drawn_from.take
 
-    def wrong(metadata):
-        draft_probs = right(metadata)
+    def wrong(req_ids, drafts):
+        draft_probs = right(req_ids, drafts)
         return draft_probs if draft_probs is None else draft_probs.roll(1, dims=-1)
 
-    monkeypatch.setattr(its_runner, "_get_spec_decode_draft_probs", wrong)
+    monkeypatch.setattr(its_runner._drawn_from, "take", wrong)
 
 
 def distort_draft_logits(its_runner, monkeypatch) -> None:
@@ -203,10 +203,11 @@ def verify_by_rejection(its_runner, monkeypatch) -> None:
         monkeypatch.setattr(type(its_runner.rejection_sampler), "_verify", host)
     else:
 
-        def certain(metadata):
-            return one_hot(metadata.draft_token_ids.long(), VOCAB_SIZE).float()
+        def certain(_req_ids, drafts):
+            token_ids = [token_id for draft in drafts for token_id in draft]
+            return one_hot(torch.tensor(token_ids), VOCAB_SIZE).float() if token_ids else None
 
-        monkeypatch.setattr(its_runner, "_get_spec_decode_draft_probs", certain)
+        monkeypatch.setattr(its_runner._drawn_from, "take", certain)
 
 
 def test_as_many_drafts_are_accepted_as_by_rejection_sampling(model, monkeypatch):
