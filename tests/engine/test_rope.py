@@ -14,7 +14,7 @@ from tests.models import ORIGINAL_CONTEXT
 
 # The answers begin within the original context, at its end and past it.
 PROMPTS = as_prompts(random_prompts([20, ORIGINAL_CONTEXT - 1, 130]))
-PARAMS = greedy(50, ignore_eos=True)
+PARAMS = greedy(40, ignore_eos=True)
 SHAPE = {"num_layers": 6, "late_scale": 0.3, "max_position_embeddings": 8 * ORIGINAL_CONTEXT}
 
 
