@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from copy import copy
 from typing import TYPE_CHECKING
 
@@ -62,23 +60,6 @@ class RowProcessors:
                 processor.update_state(update)
         self._rows = rows
         return self._processors
-
-
-@contextmanager
-def without_untrue_warning() -> Iterator[None]:
-    """Silence what vLLM's runner says of speculation when it is made: that `min_p` and
-    `logit_bias` have no effect. Here they have.
-    """
-    logger = logging.getLogger(build_logitsprocs.__module__)
-    logger.addFilter(_is_true)
-    try:
-        yield
-    finally:
-        logger.removeFilter(_is_true)
-
-
-def _is_true(record: logging.LogRecord) -> bool:
-    return "won't work with speculative decoding" not in record.getMessage()
 
 
 def _is_processed(request: CachedRequestState) -> bool:

@@ -15,7 +15,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
 from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
-from layerskip_vllm.runner_v1.row_processors import RowProcessors, without_untrue_warning
+from layerskip_vllm.runner_v1.row_processors import RowProcessors
 from layerskip_vllm.runner_v1.sampled_rows import SampledRows
 from layerskip_vllm.runner_v1.verifier import reject_drawn, sample_and_compare
 from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
@@ -41,8 +41,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         require_same_version(vllm_config.speculative_config.package_version)
-        with without_untrue_warning():
-            super().__init__(vllm_config, device)
+        super().__init__(vllm_config, device)
         self.drafter = LayerSkipProposer(vllm_config, device)
         self.drafter.adapters_of = self.adapters_of
         self.num_resumed_tokens = 0
