@@ -2,9 +2,8 @@
 
 import pytest
 
-from tests.server.answers import PROMPTS, content
+from tests.server.answers import PROMPTS, content, nearly
 from tests.server.servers import Server
-from tests.server.test_api import nearly
 
 SEEDED = {"temperature": 0.8, "seed": 3}
 """vLLM refuses several choices of a greedy request."""

@@ -14,9 +14,8 @@ import jsonschema
 import pytest
 
 from tests.models import byte_tokenizer
-from tests.server.answers import PROMPTS, SCHEMA, chat, counted_by
+from tests.server.answers import PROMPTS, SCHEMA, THINKING, TOOL, chat, counted_by
 from tests.server.servers import Server
-from tests.server.test_requests import THINKING, TOOL
 
 ASCII = byte_tokenizer().encode("".join(map(chr, range(ord(" "), ord("~") + 1))))
 """Whole characters: of others, vLLM loses the last one of a thought, in plain streams too."""
