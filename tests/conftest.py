@@ -28,7 +28,10 @@ hypothesis.settings.register_profile("thorough", deadline=None, max_examples=200
 hypothesis.settings.load_profile("quick")  # `make test-all` selects the other
 
 
-SHARE_SERVERS = {f"tests/server/test_{name}.py" for name in ("api", "observability", "requests")}
+SHARE_SERVERS = {
+    f"tests/server/test_{name}.py"
+    for name in ("api", "echo", "observability", "requests", "tool_streams")
+}
 
 
 def pytest_xdist_make_scheduler(config, log):

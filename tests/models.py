@@ -23,6 +23,20 @@ from transformers import (
 EOS_TOKEN_ID = 256
 VOCAB_SIZE = 320
 
+ORIGINAL_CONTEXT = 64
+"""Positions that a model with a scaled rope is meant to have been trained on."""
+_SCALED = {
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "original_max_position_embeddings": ORIGINAL_CONTEXT,
+}
+ROPES: dict[str, dict] = {
+    "default": {},
+    "yarn": {"rope_type": "yarn"} | _SCALED,
+    # meta-llama/Llama-3.1-8B, whose original context is 8192.
+    "llama3": {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0} | _SCALED,
+}
+
 
 @dataclass(frozen=True)
 class RandomLlama:
@@ -39,6 +53,8 @@ class RandomLlama:
     late_from: int = 1
     eos_token_id: int = EOS_TOKEN_ID
     initializer_range: float = 0.1
+    rope: str = "default"
+    """Scaling of the rotary embedding, a key of `ROPES`."""
 
     @property
     def name(self) -> str:
@@ -65,7 +81,7 @@ class RandomLlama:
             "initializer_range": self.initializer_range,
             "bos_token_id": None,
             "eos_token_id": self.eos_token_id,
-        }
+        } | ({"rope_parameters": ROPES[self.rope]} if ROPES[self.rope] else {})
 
     def _build(self) -> PreTrainedModel:
         return LlamaForCausalLM(LlamaConfig(**self._shape()))

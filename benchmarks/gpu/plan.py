@@ -9,6 +9,7 @@ from pathlib import Path
 
 from benchmarks.gpu.engines import runner_variables
 from benchmarks.gpu.exactness import RUNNER_VARIANTS, ExactnessTask
+from benchmarks.gpu.forwards import ForwardTask
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.models import PREPARED, CheckpointTask
 from benchmarks.gpu.speed import COLUMNS, SpeedTask
@@ -24,6 +25,7 @@ SIDE_BY_SIDE = 4
 CHECKPOINT_S = {"1b": 45, "1b-065": 45, "tinyllama": 45, "7b": 75}
 SPEED_S = {"1b": 60, "1b-065": 60, "tinyllama": 60, "7b": 90}
 LOOK_INSIDE_S = 15
+FORWARDS_S = {"1b": 60, "7b": 80}
 EXACTNESS_S = {"V1": 110, "V2": 130}
 
 LOOK_INSIDE = {("1b", column) for column in ("plain", "self-v2", "self-v2-vocab", "self-v1")}
@@ -67,6 +69,7 @@ class Plan:
             [speed("1b", "plain")],
             [speed("1b", "self-v2")],
             [speed("1b", "self-v2-vocab")],
+            [self.forwards("1b")],
             [
                 exactness("bfloat16", "V2", "random"),
                 exactness("bfloat16", "V2", "python-10m"),
@@ -79,6 +82,7 @@ class Plan:
             *([speed("1b", column)] for column in ("self-v1", "plain-v1", "draft_model", "ngram")),
             [speed("7b", "plain")],
             [speed("7b", "self-v2")],
+            [self.forwards("7b")],
             [self.checkpoint("tinyllama"), self.checkpoint("1b-065")],
             *(
                 [speed("tinyllama", column)]
@@ -116,6 +120,13 @@ class Plan:
         """Making a model of the speed table."""
         task = CheckpointTask(model, str(self.work_dir / model))
         return Job(f"checkpoint {model}", model, task, CHECKPOINT_S[model])
+
+    def forwards(self, model: str) -> Job:
+        """Plain's steps, from which the report computes the ideal of a model."""
+        name = f"speed {model} forwards"
+        prepared = str(self.work_dir / model / PREPARED)
+        task = ForwardTask(name, prepared, BATCH_SIZES)
+        return Job(name, model, task, FORWARDS_S[model], requires=prepared)
 
     def speed(self, model: str, column: str) -> Job:
         """One column of a model's speed table."""

@@ -121,6 +121,16 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Forward:
+    """t(M): milliseconds of plain vLLM's decode step at M requests, and of its LM head alone."""
+
+    model: str
+    num_rows: int
+    step_ms: float
+    head_ms: float
+
+
+@dataclass(frozen=True)
 class Launches:
     """What the host asks of the device in a decode step: calls per step, by CUDA function.
 
@@ -204,6 +214,7 @@ Record = (
     | Exactness
     | Checkpoint
     | Speed
+    | Forward
     | Launches
     | Phases
     | SyncCheck

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.gpu.comparison import TIE_GAP
+from benchmarks.gpu.ideal_report import ideals
 from benchmarks.gpu.inside_report import inside
 from benchmarks.gpu.models import MODELS
 from benchmarks.gpu.records import (
@@ -12,6 +13,7 @@ from benchmarks.gpu.records import (
     Done,
     Exactness,
     Failure,
+    Forward,
     Machine,
     NotRun,
     Planned,
@@ -131,6 +133,8 @@ def _speeds(records: Sequence[Record]) -> list[str]:
             parts += [f"### {MODELS[name].description}", *map(_about, made)]
         if own:
             parts += [_speed_table(name, own), _acceptance_table(name, own)]
+            forwards = [record for record in of_kind(records, Forward) if record.model == name]
+            parts += ideals(name, own, forwards)
     return parts
 
 

@@ -23,6 +23,7 @@ from layerskip_vllm.runner_v1.verifier import reject_drawn, sample_and_compare
 from layerskip_vllm.scheduling.draft_order import DraftOrder, draft_order_of
 from layerskip_vllm.scheduling.limits import max_num_tokens
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
+from layerskip_vllm.spec_decode.draft_probs import DraftProbs
 from layerskip_vllm.telemetry import StepStats
 from layerskip_vllm.vllm_config.speculative_config import require_same_version
 
@@ -52,6 +53,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             vllm_config, device, self.max_num_reqs * (self.num_spec_tokens + 1)
         )
         self._step_stats = StepStats(0)
+        self._drawn_from = DraftProbs()
         self._draft_batch_before: DraftBatch | None = None
         self._continuing_req_ids: set[str] = set()
 
@@ -68,6 +70,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         self.speculative_config = self.vllm_config.speculative_config if speculates else None
         self._step_stats = StepStats(scheduler_output.total_num_scheduled_tokens)
         self._draft_batch_before = self.drafter.exit_query_cache.take()
+        self._drawn_from.forget(scheduler_output.finished_req_ids)
         cached = scheduler_output.scheduled_cached_reqs
         self._continuing_req_ids = set(cached.req_ids) - set(cached.resumed_req_ids)
         return super().execute_model(scheduler_output, *args, **kwargs)
@@ -150,10 +153,9 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             metadata,
             self._row_processors.of_step(requests, drafts),
         )
-        if any(drafts) and not metadata.all_greedy:
-            draft_probs = self._get_spec_decode_draft_probs(spec_decode_metadata)
-            if draft_probs is not None:
-                return reject_drawn(*verified, spec_decode_metadata, draft_probs)
+        draft_probs = self._drawn_from.take(self.input_batch.req_ids, drafts)
+        if draft_probs is not None and not metadata.all_greedy:
+            return reject_drawn(*verified, spec_decode_metadata, draft_probs)
         return sample_and_compare(*verified, self.discard_request_mask.np[: len(drafts)])
 
     def _bookkeeping_sync(self, *args, **kwargs):  # type: ignore[no-untyped-def]
@@ -198,7 +200,6 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         """Draft for every request with a new token; the lists' lengths differ."""
         num_verified = spec_decode_metadata.num_draft_tokens
         drafts: list[list[int]] = [[] for _ in num_verified]
-        self._draft_probs = self._draft_prob_req_ids = None
         sampled = sampled_token_ids.cpu().numpy()
         # Ids beyond the vocabulary count as rejected, as in RejectionSampler.parse_output.
         sampled = np.where(sampled < self.input_batch.vocab_size, sampled, -1)
@@ -214,8 +215,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         self._step_stats.drafted()
         for row, token_ids in zip(batch.rows, batch.drafts(), strict=False):
             drafts[row] = token_ids
-        if batch.sampling_probs is not None:
-            self._draft_probs, self._draft_prob_req_ids = batch.sampling_probs, batch.req_ids
+        self._drawn_from.keep(batch)
         return drafts
 
     def _draft_batch(

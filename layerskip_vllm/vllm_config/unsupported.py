@@ -54,6 +54,11 @@ def _custom_logits_processors(args: EngineArgs) -> str:
     return "; ".join(named + installed)
 
 
+def _structured_outputs_backend(args: EngineArgs) -> str | None:
+    config = args.structured_outputs_config  # from Python it may be a dictionary still
+    return config.get("backend") if isinstance(config, Mapping) else config.backend
+
+
 SCHEDULER_CLASS = "layerskip_vllm.scheduling.scheduler.make_scheduler"
 
 
@@ -87,6 +92,11 @@ SELF_SPECULATION_UNSUPPORTED: Unsupported = (
     # Waking would have to rebuild what sleep discards; untested, as vLLM refuses it on CPU.
     ("sleep mode", lambda args: args.enable_sleep_mode),
     ("custom logits processors", _custom_logits_processors),
+    # vLLM refuses each such request, and the version that it pins does not import with vLLM 0.32.
+    (
+        "structured outputs by lm-format-enforcer",
+        lambda args: _structured_outputs_backend(args) == "lm-format-enforcer",
+    ),
     # Untested with drafts; vLLM's model runner V2 alone has them.
     ("watermarking", lambda args: args.watermark_config is not None),
     ("trace replay", lambda args: args.enable_trace_replay),

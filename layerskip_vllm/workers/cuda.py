@@ -8,6 +8,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from layerskip_vllm.compat import worker
 from layerskip_vllm.compat.install import install_hooks
+from layerskip_vllm.workers.untrue_warning import without_untrue_warning
 
 if TYPE_CHECKING:
     from layerskip_vllm.runner_v1.cuda import LayerSkipCUDAModelRunner as RunnerV1
@@ -25,4 +26,5 @@ class LayerSkipCUDAWorker(Worker):
             return RunnerV2(self.vllm_config, self.device)
         from layerskip_vllm.runner_v1.cuda import LayerSkipCUDAModelRunner as RunnerV1
 
-        return RunnerV1(self.vllm_config, self.device)
+        with without_untrue_warning():
+            return RunnerV1(self.vllm_config, self.device)

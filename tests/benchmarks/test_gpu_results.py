@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,14 @@ from benchmarks.calibrate_acceptance import Agreement
 from benchmarks.gpu import graphs
 from benchmarks.gpu.comparison import Difference, Reference, differences, max_gap
 from benchmarks.gpu.exactness import ExactnessTask
+from benchmarks.gpu.forwards import ForwardTask
 from benchmarks.gpu.models import CheckpointTask, find_scale
 from benchmarks.gpu.records import (
     Checkpoint,
     EngineStart,
     Exactness,
     Failure,
+    Forward,
     Launches,
     Phases,
     Speed,
@@ -122,6 +125,19 @@ def test_a_speed_stands_beside_its_ratio_to_plain_of_this_run():
     assert "| batch 1 | 400 | - | - | - | 600; 1.50 | - | - |" in text
     assert "| batch 4 | - | - | - | - | 900 | - | - |" in text
     assert "| `self:E` V2, batch 1 | 599 to 601 | 1.00 | 0.81 | 0.81 | 4.24 |" in text
+
+
+def test_the_measured_speed_up_stands_beside_the_ideal():
+    """E = 4 of 16 layers, K = 4. A step takes 1.6 ms of layers and 0.4 of head at any M."""
+    forwards = [Forward("1b", num_rows, 2.0, 0.4) for num_rows in (1, 5, 4, 20)]
+    fast = replace(speed("self-v2", 600), tokens_per_step=3.0)
+    vocab = replace(speed("self-v2-vocab", 700), tokens_per_step=3.0)
+    records = [speed("plain", 400), fast, vocab, speed("self-v2", 900, 4), *forwards]
+    # 5 early steps, 4 heads, the remaining layers, a head: 5 * 0.4 + 4 * 0.4 + 1.2 + 0.4 = 5.2 ms.
+    line = "| `self:E` V2, batch 1 | 3.00 | 1.15 | 1.50 | 1.30 |"
+    assert line in markdown(records)
+    assert markdown(records).count("| `self:E` V2, batch 4 |") == 1  # no plain to compare with
+    assert "ideal" not in markdown(records[:3])
 
 
 def test_the_report_says_how_the_model_was_made():
@@ -237,6 +253,17 @@ def test_a_checkpoint_and_its_cut_are_complete(tmp_path):
     layers = [json.loads((tmp_path / p / "config.json").read_text()) for p in ("model", "cut")]
     assert [config["num_hidden_layers"] for config in layers] == [6, 2]
     assert records[0].weight_bytes == prepared.weight_bytes
+
+
+@pytest.mark.slow
+def test_plains_steps_are_timed_at_each_number_of_rows(tmp_path):
+    records = []
+    CheckpointTask("small", str(tmp_path), "cpu", 8, 16, 4, 8, 32).run(lambda _: None)
+    task = ForwardTask("forwards", str(tmp_path / "prepared.json"), [1, 4], False, True)
+    task.run(records.append)
+    forwards = records[1:]
+    assert [record.num_rows for record in forwards] == [1, 4, 5, 20]
+    assert all(0 < record.head_ms < record.step_ms for record in forwards)
 
 
 def exactness_task(tmp_path, variants):

@@ -81,6 +81,7 @@ def result(**changes):
         "calibration": None,
         "num_rounds": 5,
         "max_tokens": 96,
+        "temperature": 0.0,
         "environment": Environment("today", "command", "abc", "cpu", 2, 24 << 30, "3.11", {}, {}),
         "groups": [["plain", "self"]],
         "systems": [

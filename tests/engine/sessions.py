@@ -45,12 +45,26 @@ def mixed_conversations() -> list[Turns]:
     ]
 
 
+def too_long_conversation() -> tuple[Turns, Turns]:
+    """Inputs of which the second and the last exceed 256 tokens in all; the others.
+
+    There is room for 47 tokens after the first answer, and for 34 after the next one.
+    """
+    whole = turns([200, 48, 5, 34, 1], greedy(9, ignore_eos=True))
+    return whole, [whole[i] for i in (0, 2, 3)]
+
+
 @dataclass
 class Answer:
     """What a turn returned."""
 
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+
+    @classmethod
+    def refused(cls) -> "Answer":
+        """To an input that is too long."""
+        return cls(finish_reason="error")
 
 
 @dataclass

@@ -26,7 +26,14 @@ from tests.engine.engines import (
     num_preemptions,
     random_prompts,
 )
-from tests.engine.sessions import converse, mixed_conversations, turns
+from tests.engine.seeded import requests
+from tests.engine.sessions import (
+    Answer,
+    converse,
+    mixed_conversations,
+    too_long_conversation,
+    turns,
+)
 
 pytestmark = pytest.mark.runner_v2
 
@@ -88,6 +95,17 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm):
     llm = open_llm(exit_layer=5, **GRAMMAR)
     before = counts(llm)
     assert generate(llm, prompts, params()) == expected
+    assert_speculated(counts(llm).since(before))
+    close(llm)
+
+
+def test_a_seed_gives_plains_text(random_llama, open_llm):
+    model = random_llama(num_layers=6, late_scale=0.15, initializer_range=0.2)
+    prompts, params = requests(4, first_seed=700)
+    expected = generate_plainly(model, prompts, params)
+    llm = open_llm(model=model, max_num_batched_tokens=32, max_num_seqs=4)
+    before = counts(llm)
+    assert generate(llm, prompts, params) == expected
     assert_speculated(counts(llm).since(before))
     close(llm)
 
@@ -183,3 +201,16 @@ def test_sessions_outlive_a_preemption_before_their_last_tokens(model, open_llm,
     assert converse(llm, conversations, is_early, preempt) == expected
     close(llm)
     assert num_ended_without_kv > 0
+
+
+@pytest.mark.parametrize("is_early", [False, True])
+def test_an_input_beyond_max_model_len_is_refused(model, open_llm, is_early):
+    """Also while a step that drafted for its session is in flight."""
+    conversation, fitting = too_long_conversation()
+    plain = make_llm(model)
+    ((first, second, third),) = converse(plain, [fitting])
+    close(plain)
+    llm = open_llm()
+    answers = converse(llm, [conversation], is_early)
+    close(llm)
+    assert answers == [[first, Answer.refused(), second, third, Answer.refused()]]

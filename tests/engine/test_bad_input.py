@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
-from vllm.config import ECTransferConfig, KVTransferConfig
+from vllm.config import ECTransferConfig, KVTransferConfig, StructuredOutputsConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.sample.logits_processor import LOGITSPROCS_GROUP
 
@@ -160,6 +160,14 @@ TABLE = [
     (
         SELF | {"logits_processors": ["a:B"]},
         r"does not support custom logits processors \(logits_processors=\['a:B'\]\); leave it out",
+    ),
+    (
+        SELF | {"structured_outputs_config": StructuredOutputsConfig(backend="lm-format-enforcer")},
+        "does not support structured outputs by lm-format-enforcer; leave it out",
+    ),
+    (
+        SELF | {"structured_outputs_config": {"backend": "lm-format-enforcer"}},
+        "does not support structured outputs by lm-format-enforcer",
     ),
     (SELF | {"watermark_config": {"algorithm": "gumbel"}}, "does not support watermarking"),
     (SELF | {"enable_trace_replay": True}, "does not support trace replay"),

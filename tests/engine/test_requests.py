@@ -189,6 +189,30 @@ def test_a_request_may_end_right_after_min_tokens(llm, plain):
     assert counted.num_drafted > 0
 
 
+@pytest.mark.on_v2
+def test_bad_words_of_several_tokens(llm, plain):
+    """Each request forbids words that it wrote before, which begin in any row of a step."""
+    prompts = as_prompts(random_prompts([5, 17, 9], seed=10))
+    letters = plain.get_tokenizer().convert_tokens_to_ids([*"abcdefgh"])
+
+    def params(bad_words: list[list[str]]) -> list:
+        options = {"allowed_token_ids": letters, "ignore_eos": True}
+        return [greedy(30, bad_words=words or None, **options) for words in bad_words]
+
+    bad_words: list[list[str]] = [[] for _ in prompts]
+    for size in (2, 3):
+        written = plain.get_tokenizer().batch_decode(generate(plain, prompts, params(bad_words)))
+        for words, text in zip(bad_words, written, strict=True):
+            words += [text[i : i + size] for i in range(0, len(text) - size, 3)]
+    outputs, counted = speculate(llm, prompts, params(bad_words))
+    assert outputs == generate(plain, prompts, params(bad_words))
+    texts = plain.get_tokenizer().batch_decode(outputs)
+    assert not any(
+        word in text for words, text in zip(bad_words, texts, strict=True) for word in words
+    )
+    assert 0 < counted.num_accepted < counted.num_drafted
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_pause_leaves_requests_unchanged(llm, plain, level):
     """On a CPU, level 1 (sleep) only pauses and drops the cached KV."""

@@ -5,9 +5,11 @@ from importlib import import_module
 
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chi2_contingency, chisquare
+from torch.nn.functional import one_hot
 from transformers import LlamaForCausalLM
 from vllm import SamplingParams
+from vllm.v1.worker.gpu.spec_decode.rejection_sampler import RejectionSampler
 
 from tests import runner_v2
 from tests.engine.engines import close, counts, make_llm, make_self_llm, runner
@@ -33,14 +35,16 @@ def model(random_llama):
     return random_llama(vocab_size=VOCAB_SIZE, late_scale=0.7, eos_token_id=7)
 
 
-def continuations(llm, first_seed: int, extra_args=(None,)) -> Counter:
-    """Count each continuation over NUM_SAMPLES fixed seeds; requests use `extra_args` in turn."""
+def continuations(llm, extra_args=(None,)) -> Counter:
+    """Count each continuation over NUM_SAMPLES requests, which use `extra_args` in turn.
+
+    They have no seeds, but the engine has one: a run repeats itself.
+    """
     params = [
         SamplingParams(
             temperature=1,
             max_tokens=MAX_TOKENS,
             ignore_eos=True,
-            seed=first_seed + i,
             extra_args=extra_args[i % len(extra_args)],
         )
         for i in range(NUM_SAMPLES)
@@ -89,20 +93,20 @@ def probabilities(model):
 def test_plain_samples_follow_the_distribution(model, probabilities):
     """The reference is the distribution from which vLLM samples without speculation."""
     llm = make_llm(model, max_num_seqs=256)
-    samples = continuations(llm, first_seed=0)
+    samples = continuations(llm)
     close(llm)
     assert p_value(samples, probabilities) > SAME
 
 
 def distort_draft_probs(its_runner, monkeypatch) -> None:
     """Give V1's rejection sampling wrong draft probabilities."""
-    right = its_runner._get_spec_decode_draft_probs
+    right = its_runner._drawn_from.take
 
-    def wrong(metadata):
-        draft_probs = right(metadata)
+    def wrong(req_ids, drafts):
+        draft_probs = right(req_ids, drafts)
         return draft_probs if draft_probs is None else draft_probs.roll(1, dims=-1)
 
-    monkeypatch.setattr(its_runner, "_get_spec_decode_draft_probs", wrong)
+    monkeypatch.setattr(its_runner._drawn_from, "take", wrong)
 
 
 def distort_draft_logits(its_runner, monkeypatch) -> None:
@@ -168,7 +172,7 @@ def test_samples_follow_the_targets_distribution(
 ):
     llm = open_llm(draft_sample_method)
     before = counts(llm)
-    samples = continuations(llm, 2 * NUM_SAMPLES, extra_args)
+    samples = continuations(llm, extra_args)
     counted = counts(llm).since(before)
     close(llm)
     assert 0.05 < counted.num_accepted / counted.num_drafted < 0.95
@@ -187,6 +191,35 @@ def test_a_fault_of_verification_is_detected(
     distort = distort_draft_logits if runner_v2.is_chosen() else distort_draft_probs
     fault = accept_all_drafts if draft_sample_method == "greedy" else distort
     fault(runner(llm), monkeypatch)
-    samples = continuations(llm, 3 * NUM_SAMPLES, extra_args)
+    samples = continuations(llm, extra_args)
     close(llm)
     assert p_value(samples, probabilities) < DIFFERENT
+
+
+def verify_by_rejection(its_runner, monkeypatch) -> None:
+    """Accept a chosen draft d with probability p(d), by vLLM's rejection sampling."""
+    if runner_v2.is_chosen():
+        host = RejectionSampler._verify
+        monkeypatch.setattr(type(its_runner.rejection_sampler), "_verify", host)
+    else:
+
+        def certain(_req_ids, drafts):
+            token_ids = [token_id for draft in drafts for token_id in draft]
+            return one_hot(torch.tensor(token_ids), VOCAB_SIZE).float() if token_ids else None
+
+        monkeypatch.setattr(its_runner._drawn_from, "take", certain)
+
+
+def test_as_many_drafts_are_accepted_as_by_rejection_sampling(model, monkeypatch):
+    llm = make_self_llm(model, 4, 1, max_num_seqs=256)  # K = 1: each draft is a trial
+    params = SamplingParams(temperature=1, max_tokens=24, ignore_eos=True)
+    trials, num_requests = [], NUM_SAMPLES // 4
+    for change in (lambda *_: None, verify_by_rejection):
+        change(runner(llm), monkeypatch)
+        before = counts(llm)
+        llm.generate([PROMPT] * num_requests, params, use_tqdm=False)
+        counted = counts(llm).since(before)
+        trials.append((counted.num_accepted, counted.num_drafted - counted.num_accepted))
+    close(llm)
+    assert min(map(min, trials)) > num_requests
+    assert chi2_contingency(trials).pvalue > SAME

@@ -3,8 +3,12 @@
 Each engine here is closed before the next one starts; see test_seeded.py for the options.
 """
 
+import json
+import shutil
+
 import pytest
 
+from tests import runner_v2
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,
@@ -101,6 +105,24 @@ def test_prefix_hits(model):
     assert [list(output.outputs[0].token_ids) for output in second] == expected
     assert min(output.num_cached_tokens for output in second) > 0
     assert_speculated(counted)
+
+
+def test_options_that_the_checkpoint_sets(model, tmp_path):
+    """vLLM takes them for every request that does not say otherwise."""
+    folder = shutil.copytree(model, tmp_path / "model")
+    options = {"do_sample": True, "temperature": 1.2, "min_p": 0.1, "top_p": 0.9}
+    if runner_v2.is_chosen():
+        del options["top_p"]  # see NOT_ON_V2
+    (folder / "generation_config.json").write_text(json.dumps(options))
+    prompts, outputs = as_prompts(random_prompts([5, 17, 40], seed=7)), []
+    for open_llm in (make_llm, lambda path: make_self_llm(path, EXIT_LAYER, 4)):
+        llm = open_llm(str(folder))
+        params = llm.get_default_sampling_params()
+        assert (params.temperature, params.min_p) == (1.2, 0.1)
+        params.seed, params.max_tokens = 3, 40
+        outputs.append(generate(llm, prompts, params))
+        close(llm)
+    assert outputs[0] == outputs[1]
 
 
 @pytest.mark.parametrize(

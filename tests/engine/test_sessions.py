@@ -23,6 +23,7 @@ from tests.engine.sessions import (
     Session,
     converse,
     mixed_conversations,
+    too_long_conversation,
     turns,
 )
 from tests.engine.stepped import ScheduleRecorder, computed_kv
@@ -113,6 +114,19 @@ def test_each_input_brings_its_own_limit_of_drafts(llm, plain, is_early):
     assert converse(llm, [conversation], is_early, record) == expected
     assert list(most.values()) == [0, K, 1]
     assert not its_scheduler._limits  # nothing is left of a session
+
+
+@pytest.mark.on_v2
+@pytest.mark.parametrize("is_early", [False, True])
+def test_an_input_beyond_max_model_len_is_refused_and_its_session_goes_on(llm, plain, is_early):
+    """It ends plain vLLM. Where nothing else runs, a step answers it alone."""
+    conversation, fitting = too_long_conversation()
+    other = turns(INPUT_LENGTHS, greedy(40, ignore_eos=True), seed=8)
+    (first, second, third), its_answers = converse(plain, [fitting, other], is_early)
+    expected = [first, Answer.refused(), second, third, Answer.refused()]
+    assert len(third.token_ids) == 1
+    assert converse(llm, [conversation, other], is_early) == [expected, its_answers]
+    assert converse(llm, [conversation], is_early) == [expected]
 
 
 @pytest.mark.on_v2

@@ -5,6 +5,8 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 
+import pytest
+
 from tests.options import FIXED
 from tests.server.collector import Collector
 from tests.server.servers import Server
@@ -30,6 +32,19 @@ SCHEMA = {
     "required": ["colour", "count", "name"],
     "additionalProperties": False,
 }
+TOOL = {"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}
+THINKING = {"chat_template_kwargs": {"thinking": True}}
+
+LOGPROB_TOLERANCE = 1e-4
+
+
+def nearly(tree):
+    """`tree` with each float replaced by one that equals all nearby values."""
+    if isinstance(tree, dict):
+        return {key: nearly(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [nearly(value) for value in tree]
+    return pytest.approx(tree, abs=LOGPROB_TOLERANCE) if isinstance(tree, float) else tree
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,16 @@ from tests.server.answers import (
     complete,
     content,
     counted_by,
+    nearly,
 )
 from tests.server.servers import MAX_MODEL_LEN, Server, run_vllm
 
-LOGPROB_TOLERANCE = 1e-4
 ONE_TOKEN_NUCLEUS = {"temperature": 1, "top_p": 1e-6}
 """Sampling without a choice, which must give the greedy output."""
 
 
 def contents(ask, server: Server, **options) -> list[dict]:
     return [content(ask(server, prompt, **options)) for prompt in PROMPTS]
-
-
-def nearly(tree):
-    """`tree` with each float replaced by one that equals all nearby values."""
-    if isinstance(tree, dict):
-        return {key: nearly(value) for key, value in tree.items()}
-    if isinstance(tree, list):
-        return [nearly(value) for value in tree]
-    return pytest.approx(tree, abs=LOGPROB_TOLERANCE) if isinstance(tree, float) else tree
 
 
 @pytest.fixture(scope="module")

@@ -143,6 +143,13 @@ def test_the_periodic_log_lines_are_vllms_own(servers):
     assert "EC Transfer metrics" not in log
 
 
+def test_the_log_denies_nothing_that_works(servers):
+    """vLLM warns that `min_p` and `logit_bias` have no effect under speculation."""
+    log = servers.speculating.log.read_text()
+    assert "LayerSkip: layers [0, " in log
+    assert "won't work" not in log
+
+
 def values_of(port: int, query: str) -> list[float]:
     """Prometheus's current values; empty while it has too few samples."""
     url = f"http://{HOST}:{port}/api/v1/query?" + urllib.parse.urlencode({"query": query})

@@ -11,6 +11,8 @@ from tests.server.answers import (
     NUM_SPECULATIVE_TOKENS,
     PROMPTS,
     SCHEMA,
+    THINKING,
+    TOOL,
     chat,
     complete,
     content,
@@ -20,8 +22,6 @@ from tests.server.servers import Server
 
 LETTERS = byte_tokenizer().convert_tokens_to_ids(list("abcdefghijklmnopqrstuvwxyz"))
 """Each is a whole character, so that a stream does not hold text back."""
-
-TOOL = {"type": "function", "function": {"name": "paint", "parameters": SCHEMA}}
 
 
 def without_tool_ids(answer) -> dict:
@@ -100,7 +100,6 @@ def test_best_of_does_nothing_in_this_vllm(servers):
         assert content(answer) == greedy
 
 
-THINKING = {"chat_template_kwargs": {"thinking": True}}
 THOUGHT = THINKING | {"thinking_token_budget": 12, "allowed_token_ids": LETTERS}
 """Twelve letters, then a forced end of the thought."""
 

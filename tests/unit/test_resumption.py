@@ -12,6 +12,7 @@ import pytest
 
 from layerskip_vllm.runner_v1.runner import LayerSkipRunnerMixin
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
+from layerskip_vllm.spec_decode.draft_probs import DraftProbs
 
 
 class Host:
@@ -27,6 +28,7 @@ class Runner(LayerSkipRunnerMixin, Host):
     def __init__(self):
         batch = DraftBatch(["a"], np.array([0]), np.array([16]), np.array([7]), np.array([2]))
         self.vllm_config = SimpleNamespace(speculative_config=None)
+        self._drawn_from = DraftProbs()
         self.drafter = SimpleNamespace(exit_query_cache=SimpleNamespace(take=lambda: batch))
         self.input_batch = SimpleNamespace(req_ids=["a"], num_computed_tokens_cpu=np.array([16]))
         self.query_start_loc = SimpleNamespace(np=np.array([0, 3]))
@@ -35,6 +37,7 @@ class Runner(LayerSkipRunnerMixin, Host):
 def step(*, new=(), cached=(), resumed=()):
     return SimpleNamespace(
         total_num_scheduled_tokens=3,
+        finished_req_ids=set(),
         num_spec_tokens_to_schedule=2,
         scheduled_spec_decode_tokens={},
         scheduled_new_reqs=[SimpleNamespace(req_id=req_id) for req_id in new],

@@ -38,7 +38,13 @@ ARGUMENTS = (
             *("ec_transfer_config", "kv_cache_dtype", "kv_cache_dtype_skip_layers"),
             *("weight_transfer_config", "logits_processors", "load_format", "quantization"),
             *("quantization_config", "enable_sleep_mode", "worker_cls"),
+            "structured_outputs_config",
         ),
+    ),
+    Has(
+        "vllm.config:StructuredOutputsConfig",
+        "Names the backend; vLLM refuses requests to one of them under speculation.",
+        ("backend",),
     ),
     Has(
         ENGINE_ARGS,

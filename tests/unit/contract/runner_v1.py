@@ -101,16 +101,6 @@ DRAFTS = (
         "Accepts drafts as lists of unequal length; vLLM's own proposers return a tensor.",
         ("isinstance(self._draft_token_ids, list)",),
     ),
-    Sets(
-        f"{RUNNER}.__init__",
-        "Written: the distributions that drafts were drawn from.",
-        ("_draft_probs", "_draft_prob_req_ids"),
-    ),
-    Reads(
-        f"{RUNNER}._get_spec_decode_draft_probs",
-        "Reads them by the row of each request.",
-        ("self._draft_probs[row_idx, :num_draft]", "self._draft_prob_req_ids"),
-    ),
     *(
         Calls(
             f"{runner}.load_model",

@@ -79,7 +79,6 @@ V1 = (
         "Takes back draws by generator offset, which a CPU's lacks; we hide those generators.",
         ("self.input_batch.generators.get(int(i))", "gen.get_offset()"),
     ),
-    Takes(f"{RUNNER}._get_spec_decode_draft_probs", "Called for drawn drafts."),
     Sets(
         f"{INPUT_BATCH}.__init__",
         "The drafts that a step verifies, and each seeded request's generator, by row.",

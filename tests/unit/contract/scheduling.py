@@ -6,6 +6,7 @@ from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
 ASYNC_SCHEDULER = "vllm.v1.core.sched.async_scheduler:AsyncScheduler"
 REQUEST = "vllm.v1.request:Request"
+ENGINE_CORE = "vllm.v1.engine.core:EngineCore"
 
 EXPECTATIONS = (
     Reads(
@@ -199,9 +200,32 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.request:RequestStatus",
-        "A request in another status than this one drafts no more.",
-        ("RUNNING",),
+        "A request in another status than the first drafts no more; in the second a session waits "
+        "for its next input.",
+        ("RUNNING", "WAITING_FOR_STREAMING_REQ"),
     ),
+    Takes(
+        f"{SCHEDULER}.has_requests",
+        "Overridden, original called: a step is due that answers a session's refused input.",
+    ),
+    *(
+        Calls(f"{ENGINE_CORE}.{method}", "Asks ours.", "self.scheduler.has_requests")
+        for method in ("step", "step_with_batch_queue")
+    ),
+    Sets(f"{SCHEDULER}.__init__", "No session may be longer.", ("max_model_len",)),
+    Sets(
+        f"{REQUEST}.__init__",
+        "A session's waiting inputs, and whom it answers.",
+        ("streaming_queue", "resumable", "client_index", "prompt_token_ids"),
+    ),
+    Has("vllm.v1.request:StreamingUpdate", "A waiting input.", ("prompt_token_ids",)),
+    Has(
+        "vllm.v1.engine:EngineCoreOutput",
+        "The answer to an input that is refused.",
+        ("request_id", "new_token_ids", "finish_reason"),
+    ),
+    Has("vllm.v1.engine:EngineCoreOutputs", "The answers of a step to a client.", ("outputs",)),
+    Has("vllm.v1.engine:FinishReason", "That answer's.", ("ERROR",)),
     Takes(
         f"{SCHEDULER}._free_request",
         "Overridden, original called: the limit is removed.",

@@ -1,0 +1,1 @@
+"""Faults in the package, by room; `make mutants` plants them one at a time."""
