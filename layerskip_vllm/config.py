@@ -57,6 +57,9 @@ class LayerSkipConfig:
         draft_vocab_size: The draft chooses among this many most frequent tokens. None: all.
         draft_vocab_counts: JSON file of token counts, which rank tokens by frequency. None: rank
             them by the order of the tokenizer's merges.
+        exit_layers: The exits among which the policy chooses, ascending; exit_layer is the first
+            to draft. Empty: exit_layer alone.
+        head_layers: The LM head's weights, in decoder layers: what the head adds to a draft's cost.
     """
 
     exit_layer: int
@@ -65,6 +68,8 @@ class LayerSkipConfig:
     adaptive: bool = True
     draft_vocab_size: int | None = None
     draft_vocab_counts: str | None = None
+    exit_layers: tuple[int, ...] = ()
+    head_layers: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.exit_layer < self.num_layers:
@@ -77,6 +82,8 @@ class LayerSkipConfig:
                 raise ValueError(
                     f"{OPTIONS_KEY}.{name}={getattr(self, name)!r} must be true or false"
                 )
+        if not self.exit_layers:
+            object.__setattr__(self, "exit_layers", (self.exit_layer,))
         self._check_draft_vocabulary()
 
     def _check_draft_vocabulary(self) -> None:
@@ -126,7 +133,7 @@ class LayerSkipConfig:
 
 def option_names() -> list[str]:
     """The keys that `additional_config["layerskip"]` may hold."""
-    not_options = {"exit_layer", "num_layers"}
+    not_options = {"exit_layer", "num_layers", "exit_layers", "head_layers"}
     names = [field.name for field in fields(LayerSkipConfig) if field.name not in not_options]
     return [*names, EARLY_EXIT]
 

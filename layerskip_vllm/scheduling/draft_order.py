@@ -23,6 +23,10 @@ class DraftOrder(NamedTuple):
     """Requests that decode after the step."""
     is_decode: bool
     """Whether these are all, and each had a step before."""
+    exit_index: int = 0
+    """The exit that drafts after the step."""
+    observes: bool = False
+    """Whether the step counts the matches of every exit."""
 
 
 def attach(scheduler_output: SchedulerOutput, order: DraftOrder) -> None:

@@ -16,7 +16,7 @@ from vllm.v1.request import RequestStatus
 from layerskip_vllm.scheduling.draft_order import DraftOrder, attach, draft_order_of
 from layerskip_vllm.scheduling.health import AcceptanceMonitor
 from layerskip_vllm.scheduling.limits import max_drafts
-from layerskip_vllm.scheduling.policy import DraftPolicy
+from layerskip_vllm.scheduling.policy import Choice, DraftPolicy
 from layerskip_vllm.scheduling.sessions import SessionsMixin
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ class DraftingMixin(SessionsMixin):
         self._last_limits: Mapping[str, int] = {}
         self._num_drafted: list[int] = []
         self._num_accepted: list[int] = []
-        self._last_step: tuple[float, int] | None = None
-        """When the last step ended, and the K that it proposed."""
+        self._last_step: tuple[float, Choice] | None = None
+        """When the last step ended, and the exit and the K with which it proposed."""
 
     def add_request(self, request: Request) -> None:
         """Read once how many drafts the request may have in any step."""
@@ -78,7 +78,7 @@ class DraftingMixin(SessionsMixin):
         """Choose K, before the host makes placeholders for the drafts of an asynchronous step."""
         most = scheduler_output.num_spec_tokens_to_schedule
         limits = self._draft_limits(scheduler_output.num_scheduled_tokens, most)
-        num_drafts = self.policy.choose(list(limits.values()))
+        exit_index, num_drafts, observes = self.policy.choose(list(limits.values()))
         scheduler_output.num_spec_tokens_to_schedule = num_drafts
         scheduled = scheduler_output.scheduled_cached_reqs
         order = DraftOrder(
@@ -90,6 +90,8 @@ class DraftingMixin(SessionsMixin):
             and not scheduled.resumed_req_ids
             and not scheduler_output.scheduled_new_reqs
             and len(limits) == len(scheduler_output.num_scheduled_tokens),
+            exit_index=exit_index,
+            observes=observes,
         )
         attach(scheduler_output, order)
         super()._update_after_schedule(scheduler_output)
@@ -138,17 +140,15 @@ class DraftingMixin(SessionsMixin):
         now = time.perf_counter()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
         order = draft_order_of(scheduler_output)
-        if self._last_step is not None:
-            ended, num_verified = self._last_step
+        chosen = Choice(order.exit_index, order.num_drafts, order.observes)
+        ended, verified = self._last_step or (now, chosen)
+        if self._last_step is not None and order.is_decode and not order.observes:
             # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next
             # it takes to propose what that one verifies.
-            num_proposed = num_verified if self._on_runner_v2 else order.num_drafts
-            if order.is_decode:
-                self.policy.cycle_times.observe_step(
-                    order.batch_size, num_verified, num_proposed, now - ended
-                )
-        self._last_step = (now, order.num_drafts)
-        self.policy.outcomes.observe(self._num_drafted, self._num_accepted)
+            proposed = verified if self._on_runner_v2 else chosen
+            self.policy.observe_step(order.batch_size, verified, proposed, now - ended)
+        self._last_step = (now, chosen)
+        self.policy.observe_outcomes(verified.exit_index, self._num_drafted, self._num_accepted)
         self.acceptance.observe(sum(self._num_drafted), sum(self._num_accepted))
         self._num_drafted, self._num_accepted = [], []
         return outputs
