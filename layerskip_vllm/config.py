@@ -101,6 +101,8 @@ class LayerSkipConfig:
                 raise ValueError(
                     f"{OPTIONS_KEY}.{name}={getattr(self, name)!r} must be true or false"
                 )
+        if not self.exit_layers:
+            object.__setattr__(self, "exit_layers", (self.exit_layer,))
         self._check_draft_vocabulary()
 
     def _check_draft_vocabulary(self) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from layerskip_vllm.scheduling.policy import Choice
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -30,9 +32,9 @@ class DraftOrder(NamedTuple):
     would have drafted the token that the step emits."""
 
     @property
-    def cycle(self) -> tuple[int, int]:
-        """The exit's index and K."""
-        return self.exit_index, self.num_drafts
+    def choice(self) -> Choice:
+        """What the policy chose for the step."""
+        return Choice(self.exit_index, self.num_drafts, self.observes)
 
 
 def attach(scheduler_output: SchedulerOutput, order: DraftOrder) -> None:

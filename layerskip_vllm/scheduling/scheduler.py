@@ -18,7 +18,7 @@ from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.scheduling.draft_order import DraftOrder, attach, draft_order_of
 from layerskip_vllm.scheduling.health import AcceptanceMonitor
 from layerskip_vllm.scheduling.limits import max_drafts
-from layerskip_vllm.scheduling.policy_stand_in import DraftPolicy
+from layerskip_vllm.scheduling.policy import DraftPolicy
 from layerskip_vllm.scheduling.sessions import SessionsMixin
 from layerskip_vllm.telemetry import EXIT_LAYER, EXIT_MATCH_RATE, EXIT_MATCHES, NUM_DRAFTS
 
@@ -150,8 +150,10 @@ class DraftingMixin(SessionsMixin):
         # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next it
         # takes to propose what that one verifies.
         proposed = verified if self._on_runner_v2 else order
-        if order.is_decode and not order.observes:
-            self.policy.observe_step(order.batch_size, verified.cycle, proposed.cycle, now - ended)
+        if self._last_step is not None and order.is_decode and not order.observes:
+            self.policy.observe_step(
+                order.batch_size, verified.choice, proposed.choice, now - ended
+            )
         # A request that a step left out may verify what an earlier order made; it is rare.
         self.policy.observe_outcomes(
             verified.exit_index, self._num_drafted, self._num_accepted, exit_counts

@@ -3,7 +3,7 @@
 import random
 
 from layerskip_vllm.measure.engine import scheduler
-from layerskip_vllm.scheduling.policy_stand_in import Choice
+from layerskip_vllm.scheduling.policy import Choice
 
 
 class ScriptedChoices:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from layerskip_vllm.measure.engine import scheduler
-from layerskip_vllm.scheduling.policy_stand_in import Choice
+from layerskip_vllm.scheduling.policy import Choice
 from tests.engine.engines import (
     as_prompts,
     assert_speculated,

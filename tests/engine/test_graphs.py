@@ -10,7 +10,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from layerskip_vllm.measure.engine import scheduler
 from layerskip_vllm.runner_v2.graphs import ProposeDescriptor, VerifyDescriptor
-from layerskip_vllm.scheduling.policy_stand_in import Choice
+from layerskip_vllm.scheduling.policy import Choice
 from tests import emulated_graphs
 from tests.engine.engines import (
     as_prompts,
@@ -76,7 +76,7 @@ def test_each_draft_length_has_its_graphs(model, plain, monkeypatch):
     lengths = itertools.cycle([3, 0, 1, 2])
     policy, observed = scheduler(llm).policy, []
     policy.choose = lambda limits: Choice(0, min(next(lengths), max(limits, default=0)))
-    policy.observe_step = lambda *args: observed.append(args[1:3])
+    policy.observe_step = lambda *args: observed.append([c[:2] for c in args[1:3]])
     outputs, counted = decode(llm)
     close(llm)
     # A step's tokens come before its drafts: each time is that of one K, whatever comes next.

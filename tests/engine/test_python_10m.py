@@ -6,7 +6,7 @@ import pytest
 
 from layerskip_vllm.demo.models import MODELS, PYTHON_10M
 from layerskip_vllm.measure.engine import scheduler
-from layerskip_vllm.scheduling.policy_stand_in import Choice
+from layerskip_vllm.scheduling.policy import Choice
 from tests.engine.engines import (
     close,
     counts,
