@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ SETTINGS_KEY = "layerskip"
 
 MAX_EXIT_LAYERS = 3
 """Most exits that a writer names."""
+
+MIN_DISTANCE = 8
+"""They are at least L / 8 layers apart: neighbours cost and accept alike."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,20 @@ class CheckpointSettings:
             for key, value in asdict(self).items()
             if value is not None
         }
+
+
+def distinct_exits(ranked: Iterable[int], num_layers: int) -> tuple[int, ...]:
+    """Choose the exits to name: the best ones that are not neighbours.
+
+    Args:
+        ranked: E, the best first.
+        num_layers: L.
+    """
+    chosen: list[int] = []
+    for exit_layer in ranked:
+        if all(abs(exit_layer - e) * MIN_DISTANCE >= num_layers for e in chosen):
+            chosen.append(exit_layer)
+    return tuple(chosen[:MAX_EXIT_LAYERS])
 
 
 def parse_settings(value: object, num_layers: int | None, source: str) -> CheckpointSettings:
@@ -84,7 +101,7 @@ def read_settings(folder: Path) -> CheckpointSettings | None:
         OSError: It cannot be read.
     """
     file = folder / CONFIG_FILE
-    config = _read_config(file)
+    config = read_config(file)
     if SETTINGS_KEY not in config:
         return None
     return parse_settings(config[SETTINGS_KEY], _num_layers(config), str(file))
@@ -101,7 +118,7 @@ def write_settings(folder: Path, settings: CheckpointSettings | None) -> None:
         OSError: It cannot be read or written.
     """
     file = folder / CONFIG_FILE
-    config = _read_config(file)
+    config = read_config(file)
     if settings is None:
         if config.pop(SETTINGS_KEY, None) is None:
             return
@@ -129,7 +146,13 @@ def _replace(file: Path, config: Mapping[str, object]) -> None:
         raise
 
 
-def _read_config(file: Path) -> dict[str, object]:
+def read_config(file: Path) -> dict[str, object]:
+    """Read a `config.json`.
+
+    Raises:
+        ValueError: It is not a JSON object.
+        OSError: It cannot be read.
+    """
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
