@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 from collections.abc import Mapping
 from pathlib import Path
@@ -114,7 +115,8 @@ def _save(args: argparse.Namespace, subject: Subject, summary: Summary, console:
         _say(console, f"--save: {CONFIG_FILE} is unchanged, since no pair beats plain vLLM.")
         return 1
     write_settings(Path(args.model), settings)
-    _say(console, f"Saved in {Path(args.model) / CONFIG_FILE}: layerskip = {settings.to_json()}")
+    value = json.dumps(settings.to_json())
+    _say(console, f"Saved in {Path(args.model) / CONFIG_FILE}: layerskip: {value}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from rich import box
@@ -79,7 +80,24 @@ def conclusions(summary: Summary) -> list[str]:
         lines.append(f"Best overall: {best.name}: {mean:.2f}x{over}.")
         if mean <= 1:
             lines.append("No pair beats plain vLLM: serve this checkpoint without self:E.")
+        else:
+            lines += _beyond(summary, best)
     return lines
+
+
+def _beyond(summary: Summary, best: Pair) -> list[str]:
+    """Say where a faster pair may lie beyond those measured."""
+    exits, lengths = summary.exit_layers, summary.draft_lengths
+    directions = []
+    if best.setup.exit_layer == exits[0] > 1:
+        directions.append(f"--exit-layers below {exits[0]}")
+    elif best.setup.exit_layer == exits[-1]:
+        directions.append(f"--exit-layers above {exits[-1]}")
+    if best.num_speculative_tokens == lengths[-1]:
+        directions.append(f"--num-speculative-tokens above {lengths[-1]}")
+    if not directions:
+        return []
+    return [f"It is at the edge of what was measured: try {' and '.join(directions)} too."]
 
 
 def markdown(label: str, summary: Summary, subject: Mapping[str, object], command: str) -> str:
@@ -102,7 +120,8 @@ def markdown(label: str, summary: Summary, subject: Mapping[str, object], comman
         lines += [_row(pair, cell, pair == best) for pair, cell in rows if cell is not None]
         lines.append("")
     lines += ["Speed-up and tokens/s: median over the rounds (quartiles). Measured with:", ""]
-    lines += [f"- {key}: `{value}`" for key, value in subject.items()]
+    figures = {**subject, "device": ", ".join(sorted(summary.devices))}
+    lines += [f"- {key}: `{json.dumps(value)}`" for key, value in figures.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -244,7 +244,7 @@ def test_results_of_another_device_are_refused(sweep, engine, monkeypatch):
 def test_save_writes_the_best_into_the_checkpoint_and_the_sweep_stays_its_own(sweep, model, engine):
     code, printed = sweep("--save")
     assert code == 0
-    assert "Saved in " in printed
+    assert 'config.json: layerskip: {"exit_layers": [2, 1], "num_spec' in printed
     assert read_settings(Path(model)) == CheckpointSettings(
         (2, 1), num_speculative_tokens=2, acceptance_rate=(0.7895, 0.7895)
     )

@@ -94,10 +94,30 @@ def test_where_no_pair_beats_plain_there_is_nothing_to_save_and_the_report_says_
 
 
 def test_the_last_lines_name_the_best_of_each_batch_size_and_of_all(two_batches):
-    first, second, overall = conclusions(two_batches)
+    first, second, overall, *_ = conclusions(two_batches)
     assert first.startswith("Best at batch 1: self:4, K=2: 1.50x plain vLLM")
     assert second.startswith("Best at batch 4: self:8, K=1: 1.20x plain vLLM")
     assert overall == "Best overall: self:8, K=1: 1.25x (geometric mean over the batch sizes)."
+
+
+@pytest.mark.parametrize(
+    ("best", "hint"),
+    [
+        ((4, 2), None),
+        ((2, 2), "--exit-layers below 2"),
+        ((6, 2), "--exit-layers above 6"),
+        ((4, 3), "--num-speculative-tokens above 3"),
+        ((2, 3), "--exit-layers below 2 and --num-speculative-tokens above 3"),
+    ],
+)
+def test_a_best_pair_at_the_edge_of_the_grid_is_pointed_out(best, hint):
+    pairs = [(e, k) for e in (2, 4, 6) for k in (1, 2, 3)]
+    entries = [self_speculating(e, k, 1.5 if (e, k) == best else 1.1) for e, k in pairs]
+    last = conclusions(Summary([plain(), *entries]))[-1]
+    if hint is None:
+        assert last.startswith("Best overall")
+    else:
+        assert last == f"It is at the edge of what was measured: try {hint} too."
 
 
 def test_the_page_holds_every_pair_and_marks_the_best(two_batches):
