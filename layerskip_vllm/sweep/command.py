@@ -42,12 +42,15 @@ def run(args: argparse.Namespace) -> int:
     with console.status("reading the model's configuration"):
         subject = load_subject(args.model, texts, args.max_length, args.max_tokens)
     plan = plan_of(args, subject)
+    decode = _decode_of(args)
     folder = args.output or Path(f"sweep-{subject.label}")
     folder.mkdir(parents=True, exist_ok=True)
     identity = _identity(args, subject)
     results = ResultsFile(folder / RESULTS_FILE, identity)
     try:
-        code = _measure(args, plan, subject, results, console)
+        if any(plan.draft_vocab_sizes):
+            results.check_counts(decode.counts_digest)
+        code = _measure(plan, subject, decode, results, console)
     finally:
         results.close()
     if code:
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _measure(
-    args: argparse.Namespace, plan: Plan, subject: Subject, results: ResultsFile, console: Console
+    plan: Plan, subject: Subject, decode: Decode, results: ResultsFile, console: Console
 ) -> int:
     """Measure what is missing; returns the exit code, and says how to go on if it is not 0."""
     wanted = plan.turns()
@@ -73,13 +76,6 @@ def _measure(
         return len({entry.turn for entry in results.measurements} & set(wanted))
 
     _say(console, f"{num_done()} of {len(wanted)} measurements are in {results.path}.")
-    decode = Decode(
-        max_tokens=args.max_tokens,
-        temperature=args.temperature,
-        vllm_flags=args.vllm_flags,
-        draft_vocab_counts=args.draft_vocab_counts,
-        keep_engines=args.keep_engines,
-    )
     try:
         if num_done() < len(wanted):
             run_sweep(plan, subject, decode, results, console)
@@ -145,9 +141,20 @@ def _say(console: Console, text: str, style: str | None = None) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True, style=style)
 
 
+def _decode_of(args: argparse.Namespace) -> Decode:
+    counts = args.draft_vocab_counts
+    return Decode(
+        max_tokens=args.max_tokens,
+        temperature=args.temperature,
+        vllm_flags=args.vllm_flags,
+        draft_vocab_counts=counts,
+        counts_digest=counts and digest(Path(counts).read_text(encoding="utf-8")),
+        keep_engines=args.keep_engines,
+    )
+
+
 def _identity(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
     """What all lines of a results file share."""
-    counts = args.draft_vocab_counts
     return {
         "model": subject.label,
         "fingerprint": subject.fingerprint,
@@ -156,6 +163,5 @@ def _identity(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
         "max_tokens": args.max_tokens,
         "temperature": args.temperature,
         "vllm_flags": args.vllm_flags,
-        "draft_vocab_counts": counts and digest(Path(counts).read_text(encoding="utf-8")),
         "versions": versions(),
     }

@@ -68,7 +68,8 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with log.open("w", encoding="utf-8") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "layerskip_vllm.sweep.worker", str(theirs.fileno())],
+                # -P: not the packages of the current folder, which this process does not use.
+                [sys.executable, "-P", "-m", "layerskip_vllm.sweep.worker", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,

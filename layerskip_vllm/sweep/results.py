@@ -27,6 +27,8 @@ class Measurement:
         plain_tokens_per_s: Of plain vLLM in the same round, run and batch size.
         drafts: Counted over the turn.
         device: What it ran on.
+        draft_vocab_counts: Hash of the counts that ranked the draft vocabulary; None where the
+            tokenizer's merges did, and for the whole vocabulary.
     """
 
     turn: Turn
@@ -34,6 +36,7 @@ class Measurement:
     plain_tokens_per_s: float
     drafts: DraftCounts
     device: str
+    draft_vocab_counts: str | None = None
 
     @property
     def speedup(self) -> float:
@@ -53,6 +56,7 @@ class Measurement:
             "plain_tokens_per_s": self.plain_tokens_per_s,
             **asdict(self.drafts),
             "device": self.device,
+            "draft_vocab_counts": self.draft_vocab_counts,
         }
 
     @classmethod
@@ -62,7 +66,7 @@ class Measurement:
         turn = Turn(line["round"], setup, line["num_speculative_tokens"], line["batch_size"])
         counts = {name: line[name] for name in asdict(DraftCounts())}
         speeds = float(line["tokens_per_s"]), float(line["plain_tokens_per_s"])
-        return cls(turn, *speeds, DraftCounts(**counts), line["device"])
+        return cls(turn, *speeds, DraftCounts(**counts), line["device"], line["draft_vocab_counts"])
 
 
 class ResultsFile:
@@ -111,6 +115,23 @@ class ResultsFile:
         if others:
             raise ValueError(
                 f"{self.path} was measured on {', '.join(sorted(others))}, and this is {device}: "
+                "give another --output"
+            )
+
+    def check_counts(self, draft_vocab_counts: str | None) -> None:
+        """Refuse to mix draft vocabularies of one size that hold different tokens.
+
+        Raises:
+            ValueError: The file holds measurements of a draft vocabulary with other counts.
+        """
+        measured = {
+            entry.draft_vocab_counts
+            for entry in self.measurements
+            if entry.turn.setup.draft_vocab_size is not None
+        }
+        if measured - {draft_vocab_counts}:
+            raise ValueError(
+                f"{self.path} holds draft vocabularies with other --draft-vocab-counts: "
                 "give another --output"
             )
 

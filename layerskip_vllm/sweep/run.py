@@ -31,6 +31,7 @@ class Decode:
         temperature: Of each request.
         vllm_flags: Further flags of `vllm serve`, for every engine.
         draft_vocab_counts: File of token counts that ranks the draft vocabulary.
+        counts_digest: Hash of that file.
         keep_engines: Keep all engines alive, instead of one at a time.
     """
 
@@ -38,6 +39,7 @@ class Decode:
     temperature: float = 0
     vllm_flags: Sequence[str] = ()
     draft_vocab_counts: str | None = None
+    counts_digest: str | None = None
     keep_engines: bool = False
 
 
@@ -108,7 +110,12 @@ def _measure(
     if is_plain:
         references[turn.batch_size] = speed.tokens_per_s
     return Measurement(
-        turn, speed.tokens_per_s, references[turn.batch_size], speed.drafts, engine.device
+        turn,
+        speed.tokens_per_s,
+        references[turn.batch_size],
+        speed.drafts,
+        engine.device,
+        None if turn.setup.draft_vocab_size is None else decode.counts_digest,
     )
 
 

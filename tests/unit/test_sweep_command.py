@@ -232,6 +232,23 @@ def test_results_of_another_sweep_are_refused_and_kept(sweep, output, model, pro
     assert (output / "results.jsonl").read_bytes() == before
 
 
+def test_counts_for_a_draft_vocabulary_may_come_later_but_not_change(sweep, output, tmp_path):
+    assert sweep()[0] == 0
+    counts = tmp_path / "counts.json"
+    counts.write_text('{"7": 2}')
+    flags = ("--draft-vocab-size", "0", "64", "--draft-vocab-counts", str(counts))
+    code, printed = sweep(*flags)
+    assert code == 0
+    assert f"{NUM_TURNS} of {2 * NUM_TURNS} measurements are in" in printed
+    before = (output / "results.jsonl").read_bytes()
+    counts.write_text('{"8": 2}')
+    code, printed = sweep(*flags)
+    assert code == 2
+    assert "holds draft vocabularies with other --draft-vocab-counts" in printed
+    assert sweep()[0] == 0
+    assert (output / "results.jsonl").read_bytes() == before
+
+
 def test_results_of_another_device_are_refused(sweep, engine, monkeypatch):
     sweep()
     monkeypatch.setattr(engine, "device", "H100")
