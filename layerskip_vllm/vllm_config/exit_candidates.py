@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from layerskip_vllm.config import (
-    AUTO_MODEL,
-    EXIT_LAYERS,
-    OPTIONS_KEY,
-    check_num_speculative_tokens,
-)
+from layerskip_vllm.checkpoint.settings import parse_settings
+from layerskip_vllm.config import AUTO_MODEL, EXIT_LAYERS, OPTIONS_KEY
 
 MAX_EXITS = 3
 """Each cut of the forward is one more compiled segment."""
-
-CHECKPOINT_KEY = "layerskip"
-"""Key of a checkpoint's `config.json`: what training or a sweep found out about its exits."""
 
 
 class ModelShape(NamedTuple):
@@ -116,22 +109,16 @@ def check_exit_layers(value: object, num_layers: int, name: str) -> tuple[int, .
 
 
 def _of_checkpoint(value: object, num_layers: int) -> ExitCandidates:
-    """Read what `config.json` says; keys of later versions are ignored."""
-    where = f"{CHECKPOINT_KEY!r} in the checkpoint's config.json"
-    if not isinstance(value, Mapping) or EXIT_LAYERS not in value:
-        raise ValueError(
-            f"{where}: {value!r} must be an object with {EXIT_LAYERS}, for example "
-            f'{{"{EXIT_LAYERS}": {list(of_depth(num_layers))}, "num_speculative_tokens": 4}}; '
-            f"mend it, or set {OPTIONS_KEY}.{EXIT_LAYERS}"
-        )
-    exit_layers = check_exit_layers(value[EXIT_LAYERS], num_layers, f"{where}: {EXIT_LAYERS}")
-    num_tokens = value.get("num_speculative_tokens")
-    if num_tokens is not None:
-        try:
-            check_num_speculative_tokens(num_tokens)
-        except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
-    return _starting_in_the_middle(exit_layers, num_tokens, "the checkpoint's config.json")
+    """Start from the best of the exits that training or a sweep has named."""
+    source = "the checkpoint's config.json"
+    try:
+        settings = parse_settings(value, num_layers, source)
+    except ValueError as error:
+        raise ValueError(f"{error}; mend it, or set {OPTIONS_KEY}.{EXIT_LAYERS}") from None
+    exit_layers = settings.exit_layers[:MAX_EXITS]
+    return ExitCandidates(
+        tuple(sorted(exit_layers)), exit_layers[0], settings.num_speculative_tokens, source
+    )
 
 
 def _starting_in_the_middle(

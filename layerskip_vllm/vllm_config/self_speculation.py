@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
+from layerskip_vllm.checkpoint.settings import SETTINGS_KEY
 from layerskip_vllm.config import (
     DEFAULT_NUM_SPECULATIVE_TOKENS,
     OPTIONS_KEY,
@@ -24,7 +25,6 @@ from layerskip_vllm.config import (
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 from layerskip_vllm.vllm_config.exit_candidates import (
-    CHECKPOINT_KEY,
     ExitCandidates,
     ModelShape,
     find_candidates,
@@ -153,7 +153,7 @@ def _candidates(
     model_config: ModelConfig, num_layers: int, options: Mapping[str, object]
 ) -> ExitCandidates:
     shape = ModelShape(num_layers, model_config.get_hidden_size(), model_config.get_vocab_size())
-    checkpoint = getattr(model_config.hf_config, CHECKPOINT_KEY, None)
+    checkpoint = getattr(model_config.hf_config, SETTINGS_KEY, None)
     return find_candidates(options, checkpoint, shape)
 
 

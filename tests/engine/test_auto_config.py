@@ -57,7 +57,9 @@ def test_without_knowledge_the_depth_decides(deep, log):
 
 
 def test_a_checkpoint_says_what_it_knows(knowing, log):
-    model = knowing({"exit_layers": [3, 5], "num_speculative_tokens": 6, "acceptance_rate": 0.7})
+    model = knowing(
+        {"exit_layers": [3, 5], "num_speculative_tokens": 6, "acceptance_rate": [0.7, 0.8]}
+    )
     config = speculative_config(model)
     assert config.layerskip.exit_layers == (3, 5)
     assert config.num_speculative_tokens == 6
@@ -128,5 +130,5 @@ def test_exits_need_self_speculation(deep):
 
 @pytest.mark.parametrize("value", [7, [4], {}, {"exit_layers": [99]}, {"exit_layers": 4}], ids=str)
 def test_a_broken_key_in_the_checkpoint_is_named(knowing, value):
-    with pytest.raises(ValueError, match=r"'layerskip' in the checkpoint's config.json: "):
+    with pytest.raises(ValueError, match=r"checkpoint's config.json: layerskip.* must be "):
         speculative_config(knowing(value))

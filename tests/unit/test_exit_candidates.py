@@ -36,9 +36,9 @@ def test_the_option_comes_first():
 
 def test_the_checkpoint_comes_second():
     checkpoint = {
-        "exit_layers": [2, 5, 9],
+        "exit_layers": [5, 9, 2, 7],
         "num_speculative_tokens": 7,
-        "acceptance_rate": 0.8,
+        "acceptance_rate": [0.8, 0.9, 0.7, 0.85],
         "of a later version": 1,
     }
     found = find_candidates({}, checkpoint, next(iter(PUBLISHED)))
@@ -91,14 +91,12 @@ def test_bad_exits_are_named_with_the_range(value):
     with pytest.raises(ValueError, match=r"1 to 3 different whole numbers in \[1, 15\]") as error:
         find_candidates({"exit_layers": value}, None, SHAPE)
     assert f"layerskip.exit_layers={value!r} " in str(error.value)
-    with pytest.raises(ValueError, match=r"different whole numbers in \[1, 15\]") as error:
-        find_candidates({}, {"exit_layers": value}, SHAPE)
-    assert "'layerskip' in the checkpoint's config.json" in str(error.value)
 
 
 @pytest.mark.parametrize("value", [{}, [4], 4, "x", {"exit_layer": 4}], ids=repr)
 def test_a_broken_key_of_the_checkpoint_is_named_with_the_remedy(value):
-    with pytest.raises(ValueError, match="must be an object with exit_layers") as error:
+    message = "checkpoint's config.json: layerskip.* must be "
+    with pytest.raises(ValueError, match=message) as error:
         find_candidates({}, value, SHAPE)
     assert "mend it, or set layerskip.exit_layers" in str(error.value)
     assert find_candidates({"exit_layers": [4]}, value, SHAPE).exit_layers == (4,)
@@ -107,7 +105,9 @@ def test_a_broken_key_of_the_checkpoint_is_named_with_the_remedy(value):
 @pytest.mark.parametrize("num_tokens", [0, 129, "4", True])
 def test_a_bad_draft_length_of_the_checkpoint_is_named(num_tokens):
     checkpoint = {"exit_layers": [4], "num_speculative_tokens": num_tokens}
-    with pytest.raises(ValueError, match=r"config.json: num_speculative_tokens=.* \[1, 128\]"):
+    with pytest.raises(
+        ValueError, match=r"config.json: layerskip.num_speculative_tokens=.* \[1, 128\]"
+    ):
         find_candidates({}, checkpoint, SHAPE)
 
 
