@@ -63,7 +63,7 @@ $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirement
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about 15 minutes on 2 cores
+test: setup ## the test suite, about 20 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
 	$(ON_V2) -m "(on_v2 or runner_v2) and not slow" $(TESTS_OF_V2)
 
