@@ -26,10 +26,10 @@ IN_TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 ON_V2 := LAYERSKIP_TEST_RUNNER=v2 $(BIN)/python -m pytest $(IN_TWO)
 # The others need no model runner, look into V1's, or were not run on V2.
 TESTS_OF_V2 := tests/parallel/test_tensor_parallel.py tests/parallel/test_data_parallel.py \
-  tests/server/test_api.py $(addprefix tests/engine/test_,$(addsuffix .py,sampling scenarios \
-  policy requests endings skipped_drafts structured_backends seeded seeded_scenarios sessions logprobs rope \
-  engine_features engine_health exact async_scheduling graphs graph_safety isolation step_machine model \
-  runner_choice))
+  $(addprefix tests/server/test_,api.py echo.py tool_streams.py) $(addprefix tests/engine/test_,$(addsuffix .py,\
+  sampling scenarios policy requests endings skipped_drafts structured_backends seeded seeded_scenarios sessions \
+  logprobs rope engine_features engine_health exact async_scheduling graphs graph_safety isolation step_machine \
+  model runner_choice))
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
 .PHONY: build clean help
@@ -63,7 +63,7 @@ $(VENV)/.installed: $(LOCKS) requirements/torchao.txt pyproject.toml requirement
 demo: setup ## serve a model plainly and with self-speculation, side by side
 	$(BIN)/layerskip-vllm demo --model $(MODEL)
 
-test: setup ## the test suite, about 11 minutes on 2 cores
+test: setup ## the test suite, about 20 minutes on 2 cores
 	$(BIN)/python -m pytest $(IN_TWO)
 	$(ON_V2) -m "(on_v2 or runner_v2) and not slow" $(TESTS_OF_V2)
 
