@@ -80,6 +80,7 @@ def _head_s(engine: VllmEngine, num_rows: int) -> float:
         num_rows, config.get_hidden_size(), dtype=config.dtype, device=engine.runner.device
     )
     with torch.inference_mode():
-        timer = Timer("head(states)", globals={"head": engine.model.compute_logits} | locals())
+        names = {"head": engine.model.compute_logits, "states": states}
+        timer = Timer("head(states)", globals=names)
         timer.timeit(2)
         return timer.timeit(NUM_HEADS_TIMED).median
