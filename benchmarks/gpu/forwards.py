@@ -9,11 +9,10 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.gpu.engines import ON_A_GPU, StartedEngine
+from benchmarks.gpu.engines import StartedEngine
 from benchmarks.gpu.records import Forward
-from benchmarks.gpu.speed import NUM_SPECULATIVE_TOKENS, PLAIN
+from benchmarks.gpu.speed import NUM_SPECULATIVE_TOKENS, PLAIN, engine_arguments
 from benchmarks.models import PreparedModel
-from benchmarks.systems import table
 
 if TYPE_CHECKING:
     from benchmarks.gpu.records import Emit
@@ -53,9 +52,8 @@ class ForwardTask:
         """Emit a record per M."""
         model = PreparedModel(**json.loads(Path(self.prepared).read_text()))
         counts = self.row_counts()
-        systems = table(model, NUM_SPECULATIVE_TOKENS, self.is_eager, max_num_seqs=max(counts))
-        extra = ON_A_GPU if self.on_gpu else {}
-        started = StartedEngine(self.job, PLAIN, dict(systems[PLAIN].arguments) | extra)
+        arguments = engine_arguments(model, PLAIN, max(counts), self.on_gpu, self.is_eager)
+        started = StartedEngine(self.job, PLAIN, arguments)
         emit(started.start)
         for num_rows in counts:
             emit(_measure(started.engine, model, num_rows))
@@ -80,6 +78,7 @@ def _head_s(engine: VllmEngine, num_rows: int) -> float:
         num_rows, config.get_hidden_size(), dtype=config.dtype, device=engine.runner.device
     )
     with torch.inference_mode():
-        timer = Timer("head(states)", globals={"head": engine.model.compute_logits} | locals())
+        names = {"head": engine.model.compute_logits, "states": states}
+        timer = Timer("head(states)", globals=names)
         timer.timeit(2)
         return timer.timeit(NUM_HEADS_TIMED).median

@@ -69,6 +69,7 @@ class Plan:
             [speed("1b", "plain")],
             [speed("1b", "self-v2")],
             [speed("1b", "self-v2-vocab")],
+            [speed("1b", "self-v2-default")],
             [self.forwards("1b")],
             [
                 exactness("bfloat16", "V2", "random"),
@@ -78,7 +79,6 @@ class Plan:
                 exactness("bfloat16", "V1", "python-10m"),
                 self.checkpoint("7b"),
             ],
-            [speed("1b", "self-v2-default")],
             *([speed("1b", column)] for column in ("self-v1", "plain-v1", "draft_model", "ngram")),
             [speed("7b", "plain")],
             [speed("7b", "self-v2")],

@@ -87,7 +87,10 @@ class SpeedTask:
         from benchmarks.gpu.graphs import look_inside
 
         model = PreparedModel(**json.loads(Path(self.prepared).read_text()))
-        started = StartedEngine(self.job, self.column, self._arguments(model))
+        arguments = engine_arguments(
+            model, COLUMNS[self.column].system, max(self.batch_sizes), self.on_gpu, self.is_eager
+        )
+        started = StartedEngine(self.job, self.column, arguments)
         emit(started.start)
         for batch_size in self.batch_sizes:
             prompts = model.prompts[:batch_size]
@@ -96,17 +99,18 @@ class SpeedTask:
             look_inside(started.engine, model.name, self.column, model.prompts, emit)
         started.close()
 
-    def _arguments(self, model: PreparedModel) -> dict[str, object]:
-        systems = table(
-            model, NUM_SPECULATIVE_TOKENS, self.is_eager, max_num_seqs=max(self.batch_sizes)
-        )
-        extra = ON_A_GPU if self.on_gpu else {}
-        return dict(systems[COLUMNS[self.column].system].arguments) | extra
-
     def _measure(self, engine: VllmEngine, model: PreparedModel, prompts: list[list[int]]) -> Speed:
         # The first decoding compiles the kernels that this batch size needs; it does not count.
         decodings = [engine.decode(prompts, model.max_tokens) for _ in range(1 + self.num_repeats)]
         return speed(model.name, self.column, decodings[1:])
+
+
+def engine_arguments(
+    model: PreparedModel, system: str, max_num_seqs: int, on_gpu: bool, is_eager: bool
+) -> dict[str, object]:
+    """What `vllm.LLM` takes for a system of `benchmarks.systems.table`."""
+    systems = table(model, NUM_SPECULATIVE_TOKENS, is_eager, max_num_seqs=max_num_seqs)
+    return dict(systems[system].arguments) | (ON_A_GPU if on_gpu else {})
 
 
 def speed(model: str, column: str, decodings: list[Decoding]) -> Speed:

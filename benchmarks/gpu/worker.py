@@ -11,14 +11,16 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu.exactness import ExactnessTask
+from benchmarks.gpu.forwards import ForwardTask
 from benchmarks.gpu.jobs import end_with_parent
 from benchmarks.gpu.models import CheckpointTask
 from benchmarks.gpu.records import append
 from benchmarks.gpu.speed import SpeedTask
 
-TASKS: dict[str, type[CheckpointTask] | type[ExactnessTask] | type[SpeedTask]] = {
-    task.__name__: task for task in (CheckpointTask, ExactnessTask, SpeedTask)
+TASKS: dict[str, type[CheckpointTask | ExactnessTask | ForwardTask | SpeedTask]] = {
+    task.__name__: task for task in (CheckpointTask, ExactnessTask, ForwardTask, SpeedTask)
 }
+"""What a job of the plan may be, by the name in its JSON."""
 
 
 def main() -> None:

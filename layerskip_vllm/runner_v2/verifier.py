@@ -6,7 +6,7 @@ request's seed and the position, so each row yields the token that plain decodin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.v1.worker.gpu.sample.logprob import compute_topk_scores
@@ -44,26 +44,30 @@ class Verifier(RejectionSampler):
         self,
         logits: torch.Tensor,  # [num_rows, vocab_size]
         draft_logits: torch.Tensor | None,
-        draft_sampled: torch.Tensor,  # [num_rows]: the token before each row
-        pos: torch.Tensor,  # [num_rows]
-        cu_num_logits: torch.Tensor,  # [num_reqs + 1]
-        idx_mapping: torch.Tensor,
-        idx_mapping_np: np.ndarray,
-        expanded_idx_mapping: torch.Tensor,
-        expanded_local_pos: torch.Tensor,
-        seq_lens_upper_bound_np: np.ndarray,
-        verify_draft_sampled: torch.Tensor,  # [num_rows]: -1 for drafts that may not be accepted
+        *of_batch: Any,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        self._slots = expanded_idx_mapping
-        reqs, rest = (idx_mapping, idx_mapping_np), (expanded_local_pos, seq_lens_upper_bound_np)
+        (
+            draft_sampled,  # [num_rows]: the token before each row
+            pos,  # [num_rows]
+            cu_num_logits,  # [num_reqs + 1]
+            idx_mapping,
+            idx_mapping_np,
+            self._slots,
+            expanded_local_pos,
+            seq_lens_upper_bound_np,
+            verify_draft_sampled,  # [num_rows]: -1 for drafts that may not be accepted
+        ) = of_batch
         if draft_logits is not None:
-            before, of_rows = (
-                (logits, draft_logits, draft_sampled, pos),
-                (expanded_idx_mapping, *rest),
-            )
-            return super()._verify(*before, cu_num_logits, *reqs, *of_rows, verify_draft_sampled)
+            return super()._verify(logits, draft_logits, *of_batch)
         sampled, processed_logits = self.sampler.sample(
-            *(logits, expanded_idx_mapping, *reqs, pos, draft_sampled, *rest),
+            logits,
+            self._slots,
+            idx_mapping,
+            idx_mapping_np,
+            pos,
+            draft_sampled,
+            expanded_local_pos,
+            seq_lens_upper_bound_np,
             return_logprobs=self._logprobs_dims is not None,
         )
         tokens, num_sampled = first_tokens(

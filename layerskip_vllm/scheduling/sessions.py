@@ -46,11 +46,14 @@ class SessionsMixin(HostScheduler):
             and session.status == RequestStatus.WAITING_FOR_STREAMING_REQ
             and request.resumable
         )
-        if not (is_awaited and self._is_refused(session, request)):
+        if not (is_awaited and self._refuse_if_too_long(session, request)):
             super().add_request(request)
 
-    def _is_refused(self, session: Request, update: Request | StreamingUpdate) -> bool:
-        """Whether an input leaves no room for an answer, which it then gets with the next step."""
+    def _refuse_if_too_long(self, session: Request, update: Request | StreamingUpdate) -> bool:
+        """Refuse an input that leaves no room for an answer; returns whether it does.
+
+        The next step answers it by an error.
+        """
         # It takes the place of the last token.
         num_tokens = session.num_tokens - 1 + len(update.prompt_token_ids or ())
         if num_tokens < self.max_model_len:
@@ -98,7 +101,7 @@ class SessionsMixin(HostScheduler):
 
     def _handle_stopped_request(self, request: Request) -> bool:
         inputs = request.streaming_queue
-        while inputs and inputs[0] is not None and self._is_refused(request, inputs[0]):
+        while inputs and inputs[0] is not None and self._refuse_if_too_long(request, inputs[0]):
             inputs.popleft()
         is_finished = super()._handle_stopped_request(request)
         if not is_finished:

@@ -45,6 +45,8 @@ class DraftProbs:
             [num_drafts in all, vocab_size], float32; None where no draft was drawn. A greedy draft
             was drawn with probability 1.
         """
+        if not self._by_request:
+            return None
         taken = [self._by_request.pop(req_id, None) for req_id in req_ids]
         # What is left would hold the memory of whole batches.
         self._by_request = {req_id: probs.clone() for req_id, probs in self._by_request.items()}

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.environment import REPOSITORY
 from benchmarks.gpu import __main__ as command
-from benchmarks.gpu import run
+from benchmarks.gpu import run, worker
 from benchmarks.gpu.engines import runner_variables
 from benchmarks.gpu.exactness import RUNNER_VARIANTS
 from benchmarks.gpu.jobs import Job, JobProcess
@@ -95,6 +95,11 @@ def test_a_part_brings_all_that_it_needs(tmp_path, part):
     jobs = all_jobs(tmp_path, [part])
     assert {job.part for job in jobs} == {part}
     assert (part == "exactness") or is_checkpoint(jobs[0].task)
+
+
+def test_a_worker_knows_every_kind_of_task(tmp_path):
+    tasks = [job.task for step in steps(tmp_path) for job in step]
+    assert {type(task) for task in tasks} == set(worker.TASKS.values())
 
 
 def test_nothing_runs_beside_a_job_that_is_timed(tmp_path):

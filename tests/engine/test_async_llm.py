@@ -11,7 +11,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from tests.engine.engines import close, make_llm
-from tests.engine.sessions import STOPS, Turns, converse, turns
+from tests.engine.sessions import STOPS, Answer, Turns, converse, turns
 from tests.options import FIXED
 
 pytestmark = pytest.mark.slow
@@ -49,21 +49,21 @@ async def inputs(session: Turns, answered: asyncio.Semaphore) -> AsyncGenerator[
         await answered.acquire()
 
 
-async def hold(engine: AsyncLLM, request_id: str, session: Turns) -> list[tuple[list[int], str]]:
-    """Hold a session; returns each answer's tokens and why it ended."""
+async def hold(engine: AsyncLLM, request_id: str, session: Turns) -> list[Answer]:
+    """Hold a session; returns its answers."""
     answered = asyncio.Semaphore(0)
-    answers, token_ids = [], []
+    answers = [Answer()]
     async for output in engine.generate(inputs(session, answered), session[0][1], request_id):
         (completion,) = output.outputs
-        token_ids += completion.token_ids
-        if completion.finish_reason is not None and len(answers) < len(session):
-            answers.append((token_ids, completion.finish_reason))
-            token_ids = []
+        answers[-1].token_ids.extend(completion.token_ids)
+        if completion.finish_reason is not None and len(answers) <= len(session):
+            answers[-1].finish_reason = completion.finish_reason
+            answers.append(Answer())
             answered.release()
-    return answers
+    return answers[:-1]
 
 
-async def hold_all(model: str, sessions: Sequence[Turns]) -> list[list[tuple[list[int], str]]]:
+async def hold_all(model: str, sessions: Sequence[Turns]) -> list[list[Answer]]:
     engine = AsyncLLM.from_engine_args(
         AsyncEngineArgs(
             model,
@@ -87,10 +87,10 @@ async def hold_all(model: str, sessions: Sequence[Turns]) -> list[list[tuple[lis
 def test_sessions_give_plain_decodings_answers(model):
     sessions = conversations()
     plain = make_llm(model)
-    expected = [
-        [(answer.token_ids, str(answer.finish_reason)) for answer in answers]
-        for answers in converse(plain, sessions)
-    ]
+    expected = converse(plain, sessions)
     close(plain)
     assert asyncio.run(hold_all(model, sessions)) == expected
-    assert {reason for answers in expected for _, reason in answers} == {"length", "stop"}
+    assert {answer.finish_reason for answers in expected for answer in answers} == {
+        "length",
+        "stop",
+    }

@@ -176,31 +176,41 @@ def test_sessions_go_on_wherever_an_answer_ends(random_llama, open_llm, late_sca
 
 
 @pytest.mark.parametrize("is_early", [False, True])
-def test_sessions_outlive_a_preemption_before_their_last_tokens(model, open_llm, is_early):
+def test_sessions_outlive_a_preemption_before_their_last_tokens(random_llama, open_llm, is_early):
     """The tokens of the step in flight end answers of requests that have no KV any more."""
+    model = random_llama(num_layers=6, late_from=3, late_scale=0.0)  # every draft is accepted
     conversations = [
         turns([n, 12, 12], greedy(24, ignore_eos=True), seed=n) for n in (40, 50, 30, 44)
     ]
     plain = make_llm(model)
     expected = converse(plain, conversations)
     close(plain)
-    llm, num_ended_without_kv = open_llm(num_speculative_tokens=4), 0
+    llm, num_went_on_without_kv = open_llm(model=model, num_speculative_tokens=4), 0
+    preempted = set()
     its_scheduler = scheduler(llm)
     handle_stopped_request = its_scheduler._handle_stopped_request
 
     def count(request):
-        nonlocal num_ended_without_kv
-        num_ended_without_kv += request.num_computed_tokens == 0
-        return handle_stopped_request(request)
+        nonlocal num_went_on_without_kv
+        has_kv = request.num_computed_tokens > 0
+        has_ended = handle_stopped_request(request)
+        num_went_on_without_kv += not has_kv and not has_ended
+        return has_ended
 
     def preempt(num_steps):
-        while num_steps % 7 == 6 and its_scheduler.running:
-            its_scheduler._preempt_request(its_scheduler.running.pop(), time.monotonic())
+        """Each request once an answer, when the step in flight may end it."""
+        for request in list(its_scheduler.running):
+            answer = request.request_id, request.num_prompt_tokens
+            num_expected = request.num_output_tokens + request.num_output_placeholders
+            if num_expected >= request.max_tokens and answer not in preempted:
+                preempted.add(answer)
+                its_scheduler.running.remove(request)
+                its_scheduler._preempt_request(request, time.monotonic())
 
     its_scheduler._handle_stopped_request = count
     assert converse(llm, conversations, is_early, preempt) == expected
     close(llm)
-    assert num_ended_without_kv > 0
+    assert num_went_on_without_kv > 2
 
 
 @pytest.mark.parametrize("is_early", [False, True])

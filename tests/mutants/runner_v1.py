@@ -31,7 +31,7 @@ FAULTS = [
     ),
     Fault(
         "V1 hides no generator from the host",
-        "runner_v1/runner.py",
+        RUNNER,
         "for row in discarded.tolist() if row in generators",
         "for row in []",
         ("engine/test_seeded_scenarios.py::test_prompts_in_chunks_beside_decodes",),

@@ -5,9 +5,28 @@ from tests.mutants.fault import Fault
 TOO_LONG = (
     "engine/test_sessions.py::test_an_input_beyond_max_model_len_is_refused_and_its_session_goes_on"
 )
+OUTLIVE = (
+    "engine/test_async_scheduling.py::test_sessions_outlive_a_preemption_before_their_last_tokens"
+)
 SCHEDULER = "scheduling/scheduler.py"
 
 FAULTS = [
+    Fault(
+        "a session that was preempted before its answer's end is lost",
+        "scheduling/sessions.py",
+        "if not is_queued and not session.is_finished():",
+        "if False:",
+        (OUTLIVE,),
+        "v2",
+    ),
+    Fault(
+        "a session keeps of its answer what is computed",
+        "scheduling/sessions.py",
+        "session.num_computed_tokens = session.num_tokens - 1\n",
+        "pass\n",
+        (OUTLIVE,),
+        "v2",
+    ),
     Fault(
         "a session's input that is too long is let through",
         "scheduling/sessions.py",
