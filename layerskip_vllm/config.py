@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 SELF_PREFIX = "self:"
 """The speculative model `self:E` is the first E layers of the target."""
@@ -30,6 +31,9 @@ EARLY_EXIT = "early_exit"
 
 EXIT_LAYERS = "exit_layers"
 """Option of `self:auto`: the exits among which it chooses."""
+
+DRAFT_VOCAB_SIZE = "draft_vocab_size"
+"""Option: from how many most frequent tokens drafts are chosen."""
 
 
 def is_self_model(model: object) -> bool:
@@ -55,6 +59,18 @@ def parse_exit_layer(model: str) -> int | None:
     return int(text)
 
 
+class Exit(NamedTuple):
+    """Where drafts leave the model: after a layer, through a head."""
+
+    layer_index: int
+    """Of its layer in `exit_layers`."""
+    uses_lm_head: bool = False
+    """Whether it drafts with the whole LM head although there is a draft vocabulary."""
+
+
+FIRST_EXIT = Exit(0)
+
+
 @dataclass(frozen=True)
 class LayerSkipConfig:
     """One engine's self-speculation.
@@ -73,6 +89,11 @@ class LayerSkipConfig:
         exit_layers: The exits among which each step chooses, ascending; (exit_layer,) for `self:E`.
         is_auto: Whether `self:auto` was asked for, which may have one exit too.
         head_layers: The LM head's weights, in decoder layers: what the head adds to a draft's cost.
+        draft_vocab_share: Rows of the head that drafts, as a share of the LM head's.
+        may_drop_vocab: Whether a step may draft with the whole LM head at `exit_layer` although
+            there is a draft vocabulary: where `self:auto` chose it.
+        match_rates: At each of `exit_layers`, the chance of a draft after right ones, in [0, 1], as
+            far as it is known at the start; empty: not known.
     """
 
     exit_layer: int
@@ -84,6 +105,9 @@ class LayerSkipConfig:
     exit_layers: tuple[int, ...] = ()
     is_auto: bool = False
     head_layers: float = 0.0
+    draft_vocab_share: float = 1.0
+    may_drop_vocab: bool = False
+    match_rates: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         exit_layers = self.exit_layers or (self.exit_layer,)
@@ -101,22 +125,23 @@ class LayerSkipConfig:
                 raise ValueError(
                     f"{OPTIONS_KEY}.{name}={getattr(self, name)!r} must be true or false"
                 )
-        if not self.exit_layers:
-            object.__setattr__(self, "exit_layers", (self.exit_layer,))
         self._check_draft_vocabulary()
 
     def _check_draft_vocabulary(self) -> None:
         size, counts = self.draft_vocab_size, self.draft_vocab_counts
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 0):
             raise ValueError(
-                f"{OPTIONS_KEY}.draft_vocab_size={size!r} must be a whole number of at least 1, "
-                "for example 16384"
+                f"{OPTIONS_KEY}.draft_vocab_size={size!r} must be a whole number, for example "
+                "16384; 0 stands for the whole vocabulary"
             )
+        if size == 0:
+            object.__setattr__(self, "draft_vocab_size", None)
+            size = None
         if counts is not None and not isinstance(counts, str):
             raise ValueError(
                 f"{OPTIONS_KEY}.draft_vocab_counts={counts!r} must be the path of a JSON file"
             )
-        if counts is not None and size is None:
+        if counts is not None and size is None and not self.is_auto:
             raise ValueError(
                 f"{OPTIONS_KEY}.draft_vocab_counts={counts!r} has no effect without "
                 "draft_vocab_size"
@@ -165,8 +190,41 @@ class LayerSkipConfig:
 
     @property
     def exit_index(self) -> int:
-        """Where `exit_layer` is among `exit_layers`."""
+        """Where `exit_layer` is in `exit_layers`, and its exit in `exits`."""
         return self.exit_layers.index(self.exit_layer)
+
+    @property
+    def exits(self) -> tuple[Exit, ...]:
+        """What a step chooses from: an exit per layer, then the one with the whole LM head."""
+        exits = [Exit(index) for index in range(len(self.exit_layers))]
+        if self.may_drop_vocab:
+            exits.append(Exit(self.exit_index, uses_lm_head=True))
+        return tuple(exits)
+
+    @property
+    def exit_labels(self) -> list[tuple[int, int]]:
+        """Layer and size of the draft vocabulary, 0 for all tokens, of each of `exits`."""
+        size = self.draft_vocab_size or 0
+        return [
+            (self.exit_layers[layer_index], 0 if uses_lm_head else size)
+            for layer_index, uses_lm_head in self.exits
+        ]
+
+    @property
+    def exit_head_layers(self) -> list[float]:
+        """What the head of each of `exits` costs, in decoder layers."""
+        return [
+            self.head_layers * (1 if exit_.uses_lm_head else self.draft_vocab_share)
+            for exit_ in self.exits
+        ]
+
+    @property
+    def exit_draft_layers(self) -> list[float]:
+        """What a draft costs at each of `exits`, in decoder layers, its head included."""
+        return [
+            self.exit_layers[exit_.layer_index] + head
+            for exit_, head in zip(self.exits, self.exit_head_layers, strict=True)
+        ]
 
     @property
     def break_even_acceptance_rate(self) -> float:
@@ -180,8 +238,9 @@ class LayerSkipConfig:
 
 def option_names() -> list[str]:
     """The keys that `additional_config["layerskip"]` may hold."""
-    not_options = {"exit_layer", "num_layers", "is_auto", "head_layers"}
-    names = [field.name for field in fields(LayerSkipConfig) if field.name not in not_options]
+    found_out = {"exit_layer", "num_layers", "is_auto", "head_layers", "match_rates"}
+    found_out |= {"draft_vocab_share", "may_drop_vocab"}
+    names = [field.name for field in fields(LayerSkipConfig) if field.name not in found_out]
     return [*names, EARLY_EXIT]
 
 
@@ -240,41 +299,3 @@ def check_num_speculative_tokens(value: object) -> int:
             f"[1, {MAX_NUM_SPECULATIVE_TOKENS}]"
         )
     return value  # type: ignore[return-value]
-
-
-# Options per request: `SamplingParams.extra_args`, over HTTP `vllm_xargs`. The keys are flat:
-# `vllm_xargs` takes only strings, numbers and lists of them, and turns booleans into 0 and 1.
-
-LAYERSKIP_ARG = "layerskip"
-"""False: decode this request plainly; others in the batch still draft."""
-
-NUM_DRAFTS_ARG = "num_speculative_tokens"
-"""Draft at most this many tokens per step for the request."""
-
-
-def max_drafts_of(extra_args: Mapping[str, object] | None, num_speculative_tokens: int) -> int:
-    """Return the most tokens to draft for a request in a step, in [0, num_speculative_tokens].
-
-    Args:
-        extra_args: The request's; unknown keys are ignored.
-        num_speculative_tokens: K of the engine.
-
-    Raises:
-        ValueError: A value is out of range.
-    """
-    if not extra_args:
-        return num_speculative_tokens
-    layerskip = extra_args.get(LAYERSKIP_ARG, True)
-    if not isinstance(layerskip, int) or layerskip not in (0, 1):
-        raise ValueError(
-            f"{LAYERSKIP_ARG}={layerskip!r} must be true or false; leave it out, and the engine "
-            "drafts for this request"
-        )
-    num_drafts = extra_args.get(NUM_DRAFTS_ARG, num_speculative_tokens)
-    is_whole = isinstance(num_drafts, int) and not isinstance(num_drafts, bool)
-    if not is_whole or not 0 <= num_drafts <= num_speculative_tokens:  # type: ignore[operator]
-        raise ValueError(
-            f"{NUM_DRAFTS_ARG}={num_drafts!r} must be a whole number in "
-            f"[0, {num_speculative_tokens}]; leave it out for {num_speculative_tokens}"
-        )
-    return num_drafts if layerskip else 0  # type: ignore[return-value]

@@ -16,7 +16,8 @@ VERIFY_TIME = "verify_time_seconds"
 DRAFT_TIME = "draft_time_seconds"
 EXIT_MATCHES = "exit_matches"
 """For each exit [reached, matched] of an observing step, from a worker to the scheduler alone."""
-EXIT_LAYER, NUM_DRAFTS, EXIT_MATCH_RATE = "exit_layer", "num_drafts", "exit_match_rate"
+EXIT_LAYER, NUM_DRAFTS, DRAFT_VOCAB = "exit_layer", "num_drafts", "draft_vocab_size"
+EXIT_MATCH_RATE = "exit_match_rate"
 
 COUNTERS = {
     NUM_RESUMED_TOKENS: "Tokens verified from the state that their draft left at the exit layer.",
@@ -31,6 +32,7 @@ HISTOGRAMS = {
 GAUGES = {
     EXIT_LAYER: "Early layers that draft after the last step: E.",
     NUM_DRAFTS: "Tokens that are drafted for a request after the last step: K.",
+    DRAFT_VOCAB: "Tokens among which the draft chooses after the last step; 0: all.",
 }
 """The scheduler's last choice."""
 
@@ -100,7 +102,7 @@ class StepMetrics:
         metric_types: Mapping[type, type],  # which classes stand for Prometheus's; Ray has others
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],
-        exit_layers: Sequence[int],
+        exit_labels: Sequence[tuple[int, int]],  # `LayerSkipConfig.exit_labels`
     ) -> None:
         def labelled(
             metric_type: type, key: str, documentation: str, *more_labels: str, **options: object
@@ -123,9 +125,10 @@ class StepMetrics:
         }
         last = {"multiprocess_mode": "mostrecent"}  # of several API servers, as vLLM's own
         self._gauges = {key: per_engine(Gauge, key, text, **last) for key, text in GAUGES.items()}
-        rate = labelled(Gauge, EXIT_MATCH_RATE, EXIT_MATCH_RATE_TEXT, EXIT_LAYER, **last)
+        names = EXIT_LAYER, DRAFT_VOCAB
+        rate = labelled(Gauge, EXIT_MATCH_RATE, EXIT_MATCH_RATE_TEXT, *names, **last)
         self._match_rates = {
-            engine: [rate.labels(*values, str(layer)) for layer in exit_layers]
+            engine: [rate.labels(*values, str(layer), str(size)) for layer, size in exit_labels]
             for engine, values in per_engine_labelvalues.items()
         }
 

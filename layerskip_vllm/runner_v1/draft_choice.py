@@ -43,6 +43,7 @@ class DraftChoiceProposer(DraftModelProposer):
         hidden_states: torch.Tensor,  # [num_rows, hidden_size]
         sampling_metadata: SamplingMetadata,
         num_drafting: int,  # the first rows
+        uses_lm_head: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Choose each request's next draft.
 
@@ -51,11 +52,11 @@ class DraftChoiceProposer(DraftModelProposer):
             float32; None where all drafts are greedy.
         """
         if not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy:
-            return self.top_tokens(hidden_states, num_drafting), None
-        logits = self._logits(hidden_states)[:num_drafting]
+            return self.top_tokens(hidden_states, num_drafting, uses_lm_head), None
+        head = None if uses_lm_head else self.draft_head
+        logits = self._logits(hidden_states, head)[:num_drafting]
         rows = slice(num_drafting)
         token_ids, probs = self._sample_from_logits(logits, of_rows(sampling_metadata, rows))
-        head = self.draft_head
         return (
             (token_ids, probs) if head is None else (head.token_ids[token_ids], head.expand(probs))
         )
@@ -64,17 +65,17 @@ class DraftChoiceProposer(DraftModelProposer):
         self,
         hidden_states: torch.Tensor,  # [num_rows, hidden_size], after the final norm
         num_drafting: int,  # the first rows
+        uses_lm_head: bool = False,
     ) -> torch.Tensor:
-        """Choose drafts greedily: [num_drafting], int64."""
-        head = self.draft_head
+        """Choose drafts greedily: [num_drafting], int64; among all tokens by the LM head."""
+        head = None if uses_lm_head else self.draft_head
         if self.use_local_argmax_reduction and head is None:
             return self.model.get_top_tokens(hidden_states)[:num_drafting]
         # `max` takes half of the time of `argmax` on a CPU in bfloat16.
-        token_ids = self._logits(hidden_states)[:num_drafting].max(dim=-1).indices
+        token_ids = self._logits(hidden_states, head)[:num_drafting].max(dim=-1).indices
         return token_ids if head is None else head.token_ids[token_ids]
 
-    def _logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        head = self.draft_head
+    def _logits(self, hidden_states: torch.Tensor, head: DraftHead | None) -> torch.Tensor:
         if head is None:
             return self.model.compute_logits(hidden_states)
         return self.model.logits_processor(head, hidden_states, head.bias)

@@ -19,8 +19,9 @@ class ExitObserver:
 
     def __init__(self, drafter: LayerSkipProposer) -> None:
         self._drafter = drafter
+        self._exits = drafter.speculative_config.layerskip.exits
         self._normed_states: list[torch.Tensor] = []
-        """[num_rows, hidden_size] at each exit: of the rows that are sampled."""
+        """[num_rows, hidden_size] after each exit layer: of the rows that are sampled."""
 
     def forget(self) -> None:
         """Start a step."""
@@ -58,8 +59,10 @@ class ExitObserver:
         emitted = sampled.cpu()[rows.req_indices, rows.in_request]
         emitted[is_discarded[rows.req_indices]] = -1
         emitted = emitted.to(sampled.device)
+        at = self._normed_states
         top_tokens = (
-            self._drafter.top_tokens(states, len(states)) for states in self._normed_states
+            self._drafter.top_tokens(at[index], len(at[index]), uses_lm_head)
+            for index, uses_lm_head in self._exits
         )
         counts = count_matches(top_tokens, emitted).tolist()
         self.forget()

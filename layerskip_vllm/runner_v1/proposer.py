@@ -125,12 +125,15 @@ class LayerSkipProposer(DraftChoiceProposer):
                 with self._adapters_of(batch.rows[:num_reqs]):
                     for k in same_size:
                         hidden_states = self._run_early_step(
-                            k, steps, input_ids, block_table, batch.exit_index
+                            k, steps, input_ids, block_table, batch.drafts_at.layer_index
                         )
                         num_drafting = int(np.count_nonzero(batch.num_drafts > k))
                         if num_drafting:
                             chosen, its_probs = self._choose_drafts(
-                                hidden_states, sampling_metadata, num_drafting
+                                hidden_states,
+                                sampling_metadata,
+                                num_drafting,
+                                batch.drafts_at.uses_lm_head,
                             )
                             input_ids[:num_drafting] = chosen
                             drafts.append(chosen)

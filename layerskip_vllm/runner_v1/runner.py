@@ -95,7 +95,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             )
         self._step_stats.num_resumed_tokens = len(entries)
         self.num_resumed_tokens += len(entries)
-        return self.drafter.verify(entries, positions, batch.exit_index)
+        return self.drafter.verify(entries, positions, batch.drafts_at.layer_index)
 
     def _resumed_entries(self) -> np.ndarray | None:
         """Entry of the exit query cache of each token of the step; None where one has none.
@@ -238,7 +238,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
-            exit_index=order.exit_index,
+            drafts_at=self.vllm_config.speculative_config.layerskip.exits[order.exit_index],
         )
 
     def _max_num_tokens(self, req_id: str) -> int:

@@ -37,6 +37,7 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
     ) -> None:
         """Keep the tensors of the runner that every propose reads: graphs know their addresses."""
         super().__init__(vllm_config, device)
+        self.exits = vllm_config.speculative_config.layerskip.exits
         self._last_sampled, self._target_seq_lens = last_sampled, target_seq_lens
         self._num_rejected = torch.zeros_like(target_seq_lens)
         self._num_reqs = torch.zeros((), dtype=torch.int32, device=device)
@@ -85,8 +86,10 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
         """Lay out and run all K + 1 early steps; what a graph captures.
 
         With metadata given, they are refreshed in place for each step, on the device. Without, each
-        step builds its own. The last step leaves d_K's exit state and nothing else.
+        step builds its own. The last step leaves d_K's exit state and nothing else. `exit_index` is
+        one of `exits`.
         """
+        layer_index, self.uses_lm_head = self.exits[exit_index]
         step_metadata: dict[str, object] | None
         keeps_states = self.model_state.use_exit_query_cache
         self._enter_first_step(num_reqs)
@@ -109,7 +112,7 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
                 exit_state, hidden_states = self.model.run_early_layers(
                     self.input_buffers.input_ids[:num_tokens],
                     self.input_buffers.positions[:num_tokens],
-                    exit_index=exit_index,
+                    exit_index=layer_index,
                 )
             if keeps_states:
                 self.model_state.exit_query_cache.store_slots(

@@ -30,7 +30,7 @@ class ExitObserver:
 
     def count(
         self,
-        normed_states: Sequence[torch.Tensor],  # at each exit [num_rows, hidden_size]
+        normed_states: Sequence[torch.Tensor],  # after each exit layer [num_rows, hidden_size]
         input_batch: InputBatch,
         output: SamplerOutput,
         num_sampled: torch.Tensor,  # [num_reqs], int32; 0 in the middle of a prompt
@@ -42,7 +42,10 @@ class ExitObserver:
         in_request = rows - cu_num_rows[req_indices]
         emitted = output.sampled_token_ids[req_indices, in_request]
         emitted = emitted.masked_fill(in_request >= num_sampled[req_indices], -1)
-        top_tokens = map(self._speculator.top_tokens, normed_states)
+        top_tokens = (
+            self._speculator.top_tokens(normed_states[index], uses_lm_head)
+            for index, uses_lm_head in self._speculator.exits
+        )
         counts = count_matches(top_tokens, emitted).to("cpu", non_blocking=True)
         self._on_the_way.append((counts, self._mark()))
 

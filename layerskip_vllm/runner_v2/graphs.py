@@ -43,9 +43,10 @@ def captured_draft_lengths(vllm_config: VllmConfig) -> list[int]:
 
 @dataclass(frozen=True)
 class VerifyDescriptor(BatchExecutionDescriptor):
-    """A batch that resumes from another exit than the first."""
+    """A batch that resumes after another exit layer than the first."""
 
     exit_index: int = 0
+    """Of the layer, in `exit_layers`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class ProposeDescriptor(SpeculatorBatchDescriptor):
     """A propose at another exit than the first."""
 
     exit_index: int = 0
+    """In `exits`: two of them may share a layer and differ by the head."""
 
 
 def at_exit(desc: BatchExecutionDescriptor, exit_index: int) -> BatchExecutionDescriptor:
@@ -154,7 +156,7 @@ class ProposeGraphManager(SpeculatorCudaGraphManager):
             ]
             for mode, descs in descriptors.items()
         }
-        self._num_exits = len(vllm_config.speculative_config.layerskip.exit_layers)
+        self._num_exits = len(vllm_config.speculative_config.layerskip.exits)
 
     def capture(self, forward_fn: Callable, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Capture every exit's graphs; `forward_fn` takes the exit's index."""

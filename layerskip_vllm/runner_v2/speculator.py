@@ -36,7 +36,7 @@ class LayerSkipSpeculator(EarlyStepsSpeculator):
     graphs: ProposeGraphManager = None  # type: ignore[assignment]
     """None while memory is profiled, eagerly."""
     exit_index = 0
-    """Which exit drafts in the next propose."""
+    """At which of `exits` the next propose drafts."""
 
     def load_draft_model(
         self, target_model: nn.Module, target_attn_layer_names: set[str]
@@ -132,7 +132,8 @@ class LayerSkipSpeculator(EarlyStepsSpeculator):
             self._run_steps(*sizes, None, None, num_tokens_across_dp, *how)
         if not dummy_run:
             states = num_drafts + 1 if drafts_for is None else (num_drafts + 1) * drafts_for
-            self.model_state.set_exit_states(input_batch.idx_mapping_np, states, self.exit_index)
+            layer_index = self.exits[self.exit_index].layer_index
+            self.model_state.set_exit_states(input_batch.idx_mapping_np, states, layer_index)
         return self.draft_tokens[:num_reqs]
 
     def _drafts_for(self, input_batch: InputBatch, dummy_run: bool) -> np.ndarray | None:

@@ -37,22 +37,23 @@ class CycleTimes:
     """Seconds from one step to the next, where both propose and verify K drafts at one exit.
 
     An estimate starts from the layer-count model: a full forward costs L layers and h for the LM
-    head, a draft step E + h. It is scaled to what was measured: first at the nearest batch size
-    with several Ks, then at this one. Between measured Ks the scale is interpolated, beyond them it
-    is kept.
+    head, a draft E and what the head that drafts costs. It is scaled to what was measured: first at
+    the nearest batch size with several Ks, then at this one. Between measured Ks the scale is
+    interpolated, beyond them it is kept.
     """
 
-    def __init__(
-        self,
-        exit_layers: Sequence[int],
-        num_layers: int,
-        max_drafts: int,
-        head_layers: float = 0.0,
-    ) -> None:
-        costs = [(layer + head_layers) / (num_layers + head_layers) for layer in exit_layers]
-        self._priors = [[1 + cost * k for k in range(max_drafts + 1)] for cost in costs]
+    def __init__(self, draft_layers: Sequence[float], num_layers: float, max_drafts: int) -> None:
+        """Know nothing but the layers.
+
+        Args:
+            draft_layers: What a draft costs at each exit, in decoder layers, its head included.
+            num_layers: What the full forward costs, its head included.
+            max_drafts: The most drafts of a cycle.
+        """
+        shares = [layers / num_layers for layers in draft_layers]
+        self._priors = [[1 + share * k for k in range(max_drafts + 1)] for share in shares]
         self._num_kept, self._part, self._enough = TIMES_KEPT, PART, 1
-        if len(exit_layers) > 1:
+        if len(draft_layers) > 1:
             self._num_kept, self._part = EXITS_TIMES_KEPT, EXITS_PART
             self._enough = ENOUGH_TIMES
         self._samples: dict[tuple[int, Cycle], deque[float]] = {}
@@ -134,9 +135,9 @@ def _normal(cycle: Cycle) -> Cycle:
 def _fitted(times: list[list[float]], by_exit: Sequence[Measured]) -> list[list[float]]:
     """Fit each exit's times to those measured at one batch size.
 
-    An exit without a measured draft takes the times of the nearest exit that has one. The two
-    differ by their layers and share the rest, such as what it takes to start a draft step, so their
-    difference keeps the scale of a plain step.
+    An exit without a measured draft takes the times of the one that has one and costs most nearly
+    as much. The two differ by their layers and share the rest, such as what it takes to start a
+    draft step, so their difference keeps the scale of a plain step.
     """
     fitted = []
     for mine, (usual, least) in zip(times, by_exit, strict=True):
@@ -146,7 +147,7 @@ def _fitted(times: list[list[float]], by_exit: Sequence[Measured]) -> list[list[
     known_exits = [i for i, measured in enumerate(by_exit) if any(measured.usual)]
     for i, (_, least) in enumerate(by_exit):
         if known_exits and i not in known_exits:
-            nearest = min(known_exits, key=lambda known: abs(known - i))
+            nearest = min(known_exits, key=lambda known: abs(times[known][-1] - times[i][-1]))
             scale = fitted[nearest][0] / times[nearest][0]
             triples = zip(fitted[nearest], times[i], times[nearest], strict=True)
             moved = [seconds + scale * (mine - other) for seconds, mine, other in triples]

@@ -22,17 +22,19 @@ class Observing:
     """
 
     def __init__(self, config: LayerSkipConfig) -> None:
-        self._config = config
+        self._draft_layers = config.exit_draft_layers
+        self._early_layers = [config.exit_layers[exit_.layer_index] for exit_ in config.exits]
+        self._heads = sum(config.exit_head_layers)
+        self._num_layers = config.num_layers + config.head_layers
         self._share = FIRST_SHARE
         self._saved = 0.0  # layers
 
     def is_due(self, exit_index: int, num_drafts: int) -> bool:
         """Whether the step before a cycle is to observe."""
-        layers, head = self._config.exit_layers, self._config.head_layers
-        early = layers[exit_index] if num_drafts else 0
-        cost = early + len(layers) * head
+        early = self._early_layers[exit_index] if num_drafts else 0
+        cost = early + self._heads
         self._saved += self._share * (
-            self._config.num_layers + head + num_drafts * (layers[exit_index] + head)
+            self._num_layers + num_drafts * self._draft_layers[exit_index]
         )
         if self._saved < cost:
             return False

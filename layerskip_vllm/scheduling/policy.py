@@ -48,16 +48,20 @@ class DraftPolicy:
 
     def __init__(self, config: LayerSkipConfig, max_drafts: int) -> None:
         self.is_adaptive = config.adaptive
-        layers = config.exit_layers
-        self.has_exits = len(layers) > 1
+        self.has_exits = len(config.exits) > 1
         self.outcomes: list[DraftOutcomes] = [DraftOutcomes()]
         if self.has_exits:
-            # Shallower exits are right less often than the first guess, deeper ones more often.
-            first = config.exit_layer
-            self.outcomes = [ExitOutcomes(PRIOR_MATCH_RATE ** (first / layer)) for layer in layers]
-        self.cycle_times = CycleTimes(layers, config.num_layers, max_drafts, config.head_layers)
+            rates = config.match_rates or [
+                # Shallower exits are right less often than the first guess, deeper ones more often.
+                PRIOR_MATCH_RATE ** (config.exit_layer / layer)
+                for layer in config.exit_layers
+            ]
+            self.outcomes = [ExitOutcomes(rates[exit_.layer_index]) for exit_ in config.exits]
+        self.cycle_times = CycleTimes(
+            config.exit_draft_layers, config.num_layers + config.head_layers, max_drafts
+        )
         self._observing = Observing(config)
-        self._exit_index = layers.index(config.exit_layer)
+        self._exit_index = config.exit_index
         self._knows_exits = False
         self._plain_steps: Counter[int] = Counter()
         self._choices_to_probe = self._probe_interval = FIRST_PROBE

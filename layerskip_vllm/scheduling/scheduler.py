@@ -20,7 +20,13 @@ from layerskip_vllm.scheduling.health import AcceptanceMonitor
 from layerskip_vllm.scheduling.limits import max_drafts
 from layerskip_vllm.scheduling.policy import DraftPolicy
 from layerskip_vllm.scheduling.sessions import SessionsMixin
-from layerskip_vllm.telemetry import EXIT_LAYER, EXIT_MATCH_RATE, EXIT_MATCHES, NUM_DRAFTS
+from layerskip_vllm.telemetry import (
+    DRAFT_VOCAB,
+    EXIT_LAYER,
+    EXIT_MATCH_RATE,
+    EXIT_MATCHES,
+    NUM_DRAFTS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,7 +46,7 @@ class DraftingMixin(SessionsMixin):
         # Propose writes the early layers' KV of t and of every draft: K + 1 positions.
         self.num_lookahead_tokens += 1
         layerskip = self.vllm_config.speculative_config.layerskip
-        self._exit_layers = layerskip.exit_layers
+        self._exit_labels = layerskip.exit_labels
         self._on_runner_v2 = self.vllm_config.speculative_config.on_runner_v2
         reasoning = self.vllm_config.reasoning_config
         end_token_ids = reasoning.reasoning_end_token_ids if reasoning is not None else None
@@ -178,7 +184,7 @@ class DraftingMixin(SessionsMixin):
             return []
         numbers = of_connectors.ec_connector_stats.data[OPTIONS_KEY]
         exit_counts = numbers.pop(EXIT_MATCHES, [])
-        numbers[EXIT_LAYER] = self._exit_layers[order.exit_index]
+        numbers[EXIT_LAYER], numbers[DRAFT_VOCAB] = self._exit_labels[order.exit_index]
         numbers[NUM_DRAFTS] = order.num_drafts
         numbers[EXIT_MATCH_RATE] = [outcomes.match_rate for outcomes in self.policy.outcomes]
         return exit_counts

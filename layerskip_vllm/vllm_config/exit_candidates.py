@@ -31,6 +31,10 @@ class ExitCandidates(NamedTuple):
     """K, if the source names one."""
     source: str
     """For the log."""
+    match_rates: tuple[float, ...] = ()
+    """Of each exit, where the source knows them."""
+    draft_vocab_size: int | None = None
+    """Where the source has one."""
 
 
 PUBLISHED = {
@@ -116,8 +120,14 @@ def _of_checkpoint(value: object, num_layers: int) -> ExitCandidates:
     except ValueError as error:
         raise ValueError(f"{error}; mend it, or set {OPTIONS_KEY}.{EXIT_LAYERS}") from None
     exit_layers = settings.exit_layers[:MAX_EXITS]
+    rates = dict(zip(exit_layers, settings.acceptance_rate or (), strict=False))
     return ExitCandidates(
-        tuple(sorted(exit_layers)), exit_layers[0], settings.num_speculative_tokens, source
+        tuple(sorted(exit_layers)),
+        exit_layers[0],
+        settings.num_speculative_tokens,
+        source,
+        match_rates=tuple(rates[layer] for layer in sorted(rates)),
+        draft_vocab_size=settings.draft_vocab_size,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
@@ -13,22 +12,16 @@ from vllm.logger import init_logger
 from vllm.platforms import current_platform
 from vllm.v1.spec_decode.dynamic.utils import validate_and_normalize_dynamic_sd_schedule
 
-from layerskip_vllm.checkpoint.settings import SETTINGS_KEY
 from layerskip_vllm.config import (
     DEFAULT_NUM_SPECULATIVE_TOKENS,
     OPTIONS_KEY,
     LayerSkipConfig,
     check_num_speculative_tokens,
-    check_option_names,
     is_self_model,
     parse_exit_layer,
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
-from layerskip_vllm.vllm_config.exit_candidates import (
-    ExitCandidates,
-    ModelShape,
-    find_candidates,
-)
+from layerskip_vllm.vllm_config import auto
 from layerskip_vllm.vllm_config.runner import uses_runner_v2
 from layerskip_vllm.vllm_config.unsupported import (
     QUANTIZATIONS,
@@ -83,7 +76,7 @@ def create_speculative_config(
         ValueError: A value is out of range, contradicts another, or is unsupported.
     """
     settings = _merged_settings(engine_args)
-    layerskip, exits = _exits(settings, target_model_config, layerskip_options(engine_args) or {})
+    layerskip, layers, vocabulary = _exits(settings, engine_args, target_model_config)
     _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
     engine_args.scheduler_cls = SCHEDULER_CLASS
@@ -101,10 +94,11 @@ def create_speculative_config(
         target_parallel_config,
     )
     logger.info(
-        "LayerSkip: %s draft K=%d tokens, exit query cache %s; "
+        "LayerSkip: %s draft K=%d tokens%s, exit query cache %s; "
         "architecture %s, worker %s, model runner %s",
-        exits,
+        layers,
         speculative_config.num_speculative_tokens,
+        vocabulary,
         "on" if layerskip.exit_query_cache else "off",
         target_model_config.architecture,
         target_parallel_config.worker_cls,
@@ -114,47 +108,29 @@ def create_speculative_config(
 
 
 def _exits(
-    settings: dict, model_config: ModelConfig, options: Mapping[str, object]
-) -> tuple[LayerSkipConfig, str]:
-    """Read the exit layer, or find those of `self:auto`; and describe them for the log.
+    settings: dict, engine_args: EngineArgs, model_config: ModelConfig
+) -> tuple[LayerSkipConfig, str, str]:
+    """Read the exit layer, or find what `self:auto` starts with; and describe it for the log.
 
     Sets K of `self:auto` where the user does not and the source of the exits names one.
     """
+    options = layerskip_options(engine_args) or {}
     num_layers = num_layers_of(model_config, feature=FEATURE)
     exit_layer = parse_exit_layer(settings["model"])
     if exit_layer is not None:
         layerskip = LayerSkipConfig.from_options(exit_layer, num_layers, options)
-        return layerskip, f"layers [0, {exit_layer}) of {num_layers}"
-    check_option_names(options)
-    found = _candidates(model_config, num_layers, options)
-    layerskip = LayerSkipConfig.from_options(found.first, num_layers, options, found.exit_layers)
-    layerskip = replace(layerskip, head_layers=_head_layers(model_config, layerskip))
+        return layerskip, f"layers [0, {exit_layer}) of {num_layers}", ""
     has_schedule = settings.get("num_speculative_tokens_per_batch_size") is not None
+    given = _num_speculative_tokens_of(settings) if has_schedule else _given_k(settings)
+    found = auto.find(engine_args, model_config, num_layers, given, options)
     if found.num_speculative_tokens is not None and not has_schedule:
         settings.setdefault("num_speculative_tokens", found.num_speculative_tokens)
-    choice = " or ".join(str(candidate) for candidate in found.exit_layers)
-    return layerskip, (
-        f"self:auto lets the first {choice} of {num_layers} layers, at first {found.first} "
-        f"(by {found.source}),"
-    )
+    return found.layerskip, found.layers, found.vocabulary
 
 
-def _head_layers(model_config: ModelConfig, layerskip: LayerSkipConfig) -> float:
-    """Weights of the head that drafts, as a share of a decoder layer's."""
-    hf_config = model_config.hf_text_config
-    num_heads = hf_config.num_attention_heads
-    num_kv_heads = getattr(hf_config, "num_key_value_heads", None) or num_heads
-    of_attention = 2 * (num_heads + num_kv_heads) * model_config.get_head_size()
-    num_rows = layerskip.draft_vocab_size or model_config.get_vocab_size()
-    return num_rows / (of_attention + 3 * hf_config.intermediate_size)
-
-
-def _candidates(
-    model_config: ModelConfig, num_layers: int, options: Mapping[str, object]
-) -> ExitCandidates:
-    shape = ModelShape(num_layers, model_config.get_hidden_size(), model_config.get_vocab_size())
-    checkpoint = getattr(model_config.hf_config, SETTINGS_KEY, None)
-    return find_candidates(options, checkpoint, shape)
+def _given_k(settings: dict) -> int | None:
+    given = settings.get("num_speculative_tokens")
+    return None if given is None else check_num_speculative_tokens(given)
 
 
 def _refuse(

@@ -8,7 +8,7 @@ PRIOR = [1.0, 1.25, 1.5, 1.75, 2.0]  # E = 1 of 4 layers
 
 
 def make_times() -> CycleTimes:
-    return CycleTimes(exit_layers=[1], num_layers=4, max_drafts=4)
+    return CycleTimes(draft_layers=[1], num_layers=4, max_drafts=4)
 
 
 def test_estimates_use_recent_times_and_ignore_outliers():

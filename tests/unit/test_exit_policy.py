@@ -25,7 +25,7 @@ CONFIG = LayerSkipConfig(8, 24, exit_layers=(4, 8, 12), head_layers=1.0)
 
 
 def make_times(head_layers: float = 0.0) -> CycleTimes:
-    return CycleTimes([1, 2], num_layers=4, max_drafts=2, head_layers=head_layers)
+    return CycleTimes([1 + head_layers, 2 + head_layers], 4 + head_layers, max_drafts=2)
 
 
 def observe_often(times: CycleTimes, cycle: tuple[int, int], seconds: float) -> None:

@@ -54,7 +54,9 @@ def registry():
 @pytest.fixture
 def metrics(registry):
     own = {cls: partial(cls, registry=registry) for cls in METRIC_TYPES}
-    return StepMetrics(own, ["model_name", "engine"], ENGINES, exit_layers=(4, 8))
+    return StepMetrics(
+        own, ["model_name", "engine"], ENGINES, exit_labels=[(4, 64), (8, 64), (4, 0)]
+    )
 
 
 def reader(registry, engine: str):
@@ -102,15 +104,20 @@ def test_an_observing_step_tells_the_scheduler_what_it_has_counted():
 
 def test_gauges_show_the_last_choice_and_each_exits_match_rate(registry, metrics):
     tokens = {"num_resumed_tokens": 0, "num_fresh_tokens": 1}
-    for exit_layer, rates in ((4, [0.5, 0.75]), (8, [0.25, 1.0])):
+    for exit_layer, rates in ((4, [0.5, 0.75, 0.6]), (8, [0.25, 1.0, 0.75])):
         choice = {"exit_layer": exit_layer, "num_drafts": exit_layer - 2, "exit_match_rate": rates}
+        choice["draft_vocab_size"] = 64
         metrics.observe({"layerskip": tokens | choice}, 3)
     metrics.observe({"layerskip": tokens}, 3)
     read = reader(registry, "3")
-    assert (read("exit_layer"), read("num_drafts")) == (8, 6)
-    rates = [read("exit_match_rate", exit_layer=layer) for layer in ("4", "8")]
-    assert rates == [0.25, 1.0]
-    assert reader(registry, "0")("exit_match_rate", exit_layer="4") == 0
+    assert (read("exit_layer"), read("num_drafts"), read("draft_vocab_size")) == (8, 6, 64)
+    rates = [
+        read("exit_match_rate", exit_layer=layer, draft_vocab_size=size)
+        for layer, size in (("4", "64"), ("8", "64"), ("4", "0"))
+    ]
+    assert rates == [0.25, 1.0, 0.75]
+    idle = reader(registry, "0")
+    assert idle("exit_match_rate", exit_layer="4", draft_vocab_size="64") == 0
 
 
 def test_stats_survive_serialization_to_the_front_end():
@@ -143,7 +150,7 @@ def receivers():
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_metrics_are_received_under_self_speculation_only(receivers, registry, is_ours):
-    ours = SimpleNamespace(layerskip=SimpleNamespace(exit_layers=(8,)))
+    ours = SimpleNamespace(layerskip=SimpleNamespace(exit_labels=[(8, 0)]))
     config = ours if is_ours else SimpleNamespace()
     vllm_config = SimpleNamespace(ec_transfer_config=None, speculative_config=config)
     own = {f"_{cls.__name__.lower()}_cls": partial(cls, registry=registry) for cls in METRIC_TYPES}

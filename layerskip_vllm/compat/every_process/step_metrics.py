@@ -54,5 +54,5 @@ def _receive_step_stats(
             },
             labelnames,
             per_engine_labelvalues,
-            vllm_config.speculative_config.layerskip.exit_layers,
+            vllm_config.speculative_config.layerskip.exit_labels,
         )
