@@ -21,24 +21,12 @@ from vllm.v1.worker.gpu.spec_decode.target_dependent_ar.cudagraph_utils import (
     SpeculatorCudaGraphManager,
 )
 
+from layerskip_vllm.spec_decode.draft_lengths import captured_draft_lengths
+
 if TYPE_CHECKING:
     from torch import nn
 
     from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
-
-MAX_CAPTURED_DRAFTS = 8
-"""Where the policy chooses K, each K up to this has graphs, as has the engine's own. Another
-runs without; the policy measures what each K takes, so it seldom chooses that one."""
-
-
-def captured_draft_lengths(vllm_config: VllmConfig) -> list[int]:
-    """The K that have graphs, longest first; K = 0, plain decoding, is not among them."""
-    config = vllm_config.speculative_config
-    lengths = {vllm_config.num_speculative_tokens}
-    lengths |= {k for *_, k in config.num_speculative_tokens_per_batch_size or [] if k > 0}
-    if config.layerskip.adaptive:
-        lengths |= set(range(1, min(max(lengths), MAX_CAPTURED_DRAFTS + 1)))
-    return sorted(lengths, reverse=True)
 
 
 @dataclass(frozen=True)
@@ -63,6 +51,11 @@ def at_exit(desc: BatchExecutionDescriptor, exit_index: int) -> BatchExecutionDe
         return desc
     kind = ProposeDescriptor if isinstance(desc, SpeculatorBatchDescriptor) else VerifyDescriptor
     return kind(**vars(desc), exit_index=exit_index)
+
+
+def fits(desc: BatchExecutionDescriptor, other: BatchExecutionDescriptor) -> bool:
+    """Whether a uniform batch that the other graph serves can be padded to this one."""
+    return desc.num_active_loras == other.num_active_loras and desc.num_tokens >= other.num_tokens
 
 
 def _by_exit(descs: list[BatchExecutionDescriptor]) -> dict[int, list[BatchExecutionDescriptor]]:
@@ -102,6 +95,7 @@ class VerifyGraphManager(ModelCudaGraphManager):
 
     def _init_candidates(self) -> None:
         """Unite what vLLM makes of each query length; graphs of one length come first."""
+        plain_sizes = self.compilation_config.cudagraph_capture_sizes or []
         longest = self.decode_query_len
         to_capture: defaultdict[CUDAGraphMode, dict[BatchExecutionDescriptor, None]]
         candidates: defaultdict[tuple[int, int], dict[BatchExecutionDescriptor, None]]
@@ -111,6 +105,8 @@ class VerifyGraphManager(ModelCudaGraphManager):
             self._capture_descs: dict[CUDAGraphMode, list[BatchExecutionDescriptor]] = {}
             self.decode_query_len = num_drafts + 1
             super()._init_candidates()
+            if num_drafts:
+                self._thin_out(plain_sizes)
             for mode, descs in self._capture_descs.items():
                 to_capture[mode].update(dict.fromkeys(descs))
             for key, descs in self._candidates.items():
@@ -124,6 +120,28 @@ class VerifyGraphManager(ModelCudaGraphManager):
             key: sorted(descs, key=lambda desc: desc.cg_mode != CUDAGraphMode.FULL)
             for key, descs in candidates.items()
         }
+
+    def _thin_out(self, plain_sizes: list[int]) -> None:
+        """Keep, of one query length, about as many batch sizes as plain decoding has.
+
+        vLLM makes one of each of its sizes in tokens: several times as many, with less padding.
+        """
+        descs = self._capture_descs.get(CUDAGraphMode.FULL, [])
+        uniform = [desc for desc in descs[::-1] if desc.uniform_token_count is not None]
+        kept = {
+            next((desc for desc in uniform if desc.num_reqs >= size), uniform[-1])
+            for size in plain_sizes
+            if uniform
+        }
+        dropped = set(uniform) - kept
+        self._capture_descs[CUDAGraphMode.FULL] = [desc for desc in descs if desc not in dropped]
+        larger = {
+            desc: next(other for other in uniform if other in kept and fits(other, desc))
+            for desc in dropped
+        }
+        for key, listed in self._candidates.items():
+            replaced = [larger.get(desc, desc) for desc in listed]
+            self._candidates[key] = list(dict.fromkeys(replaced))
 
     def capture(  # type: ignore[no-untyped-def]
         self, model: nn.Module, model_state: LayerSkipModelState, *args, **kwargs
@@ -153,10 +171,21 @@ class ProposeGraphManager(SpeculatorCudaGraphManager):
                 SpeculatorBatchDescriptor(**vars(desc), num_speculative_tokens=num_drafts)
                 for desc in descs
                 for num_drafts in captured_draft_lengths(vllm_config)
+                if desc.num_tokens <= self._most_reqs(num_drafts)
             ]
             for mode, descs in descriptors.items()
         }
         self._num_exits = len(vllm_config.speculative_config.layerskip.exits)
+
+    def _most_reqs(self, num_drafts: int) -> int:
+        """Of the largest propose that is captured: where K is chosen, one whose drafts a graph
+        verifies. Larger batches seldom draft so many.
+        """
+        sizes = self.compilation_config.cudagraph_capture_sizes or [0]
+        most_verified = max(sizes) // (num_drafts + 1)
+        if not self.vllm_config.speculative_config.layerskip.adaptive:
+            return max(sizes)
+        return min((size for size in sizes if size >= most_verified), default=max(sizes))
 
     def capture(self, forward_fn: Callable, *args, **kwargs) -> None:  # type: ignore[no-untyped-def]
         """Capture every exit's graphs; `forward_fn` takes the exit's index."""

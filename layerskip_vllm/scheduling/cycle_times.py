@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
+
 TIMES_KEPT, PART = 8, 4
 """Recent times of each (batch size, cycle), and the part of them below the one that counts: the
 lower quartile, since disturbances only add time."""
@@ -59,6 +61,8 @@ class CycleTimes:
         self._samples: dict[tuple[int, Cycle], deque[float]] = {}
         self._measured: dict[int, list[Measured]] = {}
         """Bucket -> exit; K = 0 is known for all exits or for none."""
+        self._estimates: dict[int, list[list[float]]] = {}
+        """By bucket, since the last change of a measured time. A new time changes one in three."""
         self._change: tuple[int, Cycle, Cycle, float] | None = None
         """The last step, where it proposed another cycle than it verified."""
 
@@ -91,12 +95,15 @@ class CycleTimes:
         ordered = sorted(samples)
         by_exit = self._measured.setdefault(bucket, self._at(bucket))
         exit_index, num_drafts = cycle
+        is_enough = len(ordered) >= self._enough
+        time = ordered[len(ordered) // self._part if is_enough else 0]
         for measured in by_exit if num_drafts == 0 else [by_exit[exit_index]]:
-            if len(ordered) < self._enough:
-                measured.least[num_drafts] = ordered[0]
-            else:
+            times = measured.usual if is_enough else measured.least
+            if times.get(num_drafts) != time:
+                times[num_drafts] = time
+                self._estimates.clear()
+            if is_enough:
                 measured.least.pop(num_drafts, None)
-                measured.usual[num_drafts] = ordered[len(ordered) // self._part]
 
     def estimate(self, batch_size: int) -> list[list[float]]:
         """Time of a cycle at each exit with K = 0 .. max_drafts, [exits][max_drafts + 1].
@@ -105,6 +112,11 @@ class CycleTimes:
         compare estimates of one batch size only.
         """
         bucket = bucket_of(batch_size)
+        if bucket not in self._estimates:
+            self._estimates[bucket] = self._estimate(bucket)
+        return self._estimates[bucket]
+
+    def _estimate(self, bucket: int) -> list[list[float]]:
         by_exit = self._at(bucket)
         times = self._priors
         if any(len(measured.usual) < len(times[0]) for measured in by_exit):
@@ -160,12 +172,6 @@ def _scaled(times: list[float], measured: Mapping[int, float]) -> list[float]:
     """Scale times by K so that they run through the measured ones."""
     if not measured:
         return times
-    known = sorted((k, seconds / times[k]) for k, seconds in measured.items())
-    scales, upper = [], 0
-    for k in range(len(times)):
-        while upper < len(known) and known[upper][0] < k:
-            upper += 1
-        k0, low = known[max(upper - 1, 0)]
-        k1, high = known[min(upper, len(known) - 1)]
-        scales.append(low if k0 == k1 or k <= k0 else low + (high - low) * (k - k0) / (k1 - k0))
-    return [seconds * scale for seconds, scale in zip(times, scales, strict=True)]
+    known = sorted(measured)
+    scales = np.interp(range(len(times)), known, [measured[k] / times[k] for k in known])
+    return (scales * times).tolist()

@@ -8,7 +8,8 @@ change while the server runs. The policy knows none of them beforehand: it takes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from layerskip_vllm.config import LayerSkipConfig
@@ -46,8 +47,21 @@ class Choice(NamedTuple):
 class DraftPolicy:
     """Chooses exit and K, step by step; without `adaptive`, the first exit and the most drafts."""
 
-    def __init__(self, config: LayerSkipConfig, max_drafts: int) -> None:
+    def __init__(
+        self,
+        config: LayerSkipConfig,
+        max_drafts: int,
+        draft_lengths: Collection[int] | None = None,
+    ) -> None:
+        """Know what the layers cost, and nothing else.
+
+        Args:
+            config: The exits.
+            max_drafts: The engine's K.
+            draft_lengths: The K among which to choose, 1 among them, beside 0; None: all.
+        """
         self.is_adaptive = config.adaptive
+        self._draft_lengths = sorted(draft_lengths or range(1, max_drafts + 1))
         self.has_exits = len(config.exits) > 1
         self.outcomes: list[DraftOutcomes] = [DraftOutcomes()]
         if self.has_exits:
@@ -125,14 +139,15 @@ class DraftPolicy:
         A request's k-th draft is accepted only if those before it are. One that may draft less, or
         nothing, yields its token all the same.
         """
-        num_drafting = [sum(limit >= k for limit in limits) for k in range(1, max(limits) + 1)]
+        having = Counter(limits)
+        num_drafting = list(accumulate(having[k] for k in range(max(limits), 0, -1)))[::-1]
         rates = []
         all_times = self.cycle_times.estimate(len(limits))
         for outcomes, times in zip(self.outcomes, all_times, strict=True):
-            num_tokens, is_accepted = float(len(limits)), 1.0
+            num_tokens, is_accepted, hoped_rate = float(len(limits)), 1.0, outcomes.hoped_rate
             rates.append([num_tokens / times[0]])
             for num_requests, seconds in zip(num_drafting, times[1:], strict=False):
-                is_accepted *= outcomes.hoped_rate
+                is_accepted *= hoped_rate
                 num_tokens += is_accepted * num_requests
                 rates[-1].append(num_tokens / seconds)
         return rates
@@ -151,22 +166,24 @@ class DraftPolicy:
 
     def _best_or_probe(self, limits: Sequence[int], most: int) -> tuple[int, int]:
         rates = self.tokens_per_second(limits)
-        promises = [max(of_exit[1:]) for of_exit in rates]
+        lengths = [k for k in self._draft_lengths if k <= most]
+        best_drafts = [max(lengths, key=of_exit.__getitem__) for of_exit in rates]
+        promises = [of_exit[k] for of_exit, k in zip(rates, best_drafts, strict=True)]
         top = promises.index(max(promises))
         if self._knows_exits and promises[top] > SWITCH_GAIN * promises[self._exit_index]:
             self._exit_index = top
         of_exit = rates[self._exit_index]
-        best = of_exit.index(max(of_exit))
+        best = max([0, *lengths], key=of_exit.__getitem__)
         if of_exit[best] < MIN_GAIN * of_exit[0]:
             best = 0
         if not self._is_time_to_probe(best):
             return self._exit_index, best
         if best == 0:
             return self._exit_index, 1
-        probes = [(self._exit_index, k) for k in (min(best + 1, most), 0, best - 1)]
-        for i, promise in enumerate(promises):
-            if i != self._exit_index:
-                probes.append((i, rates[i].index(promise)))
+        more = min((k for k in lengths if k > best), default=best)
+        fewer = max((k for k in lengths if k < best), default=0)
+        probes = [(self._exit_index, k) for k in (more, 0, fewer)]
+        probes += [(i, k) for i, k in enumerate(best_drafts) if i != self._exit_index]
         return probes[self._num_probes % len(probes)]
 
     def _is_time_to_probe(self, best: int) -> bool:

@@ -20,6 +20,7 @@ from layerskip_vllm.scheduling.health import AcceptanceMonitor
 from layerskip_vllm.scheduling.limits import max_drafts
 from layerskip_vllm.scheduling.policy import DraftPolicy
 from layerskip_vllm.scheduling.sessions import SessionsMixin
+from layerskip_vllm.spec_decode.draft_lengths import captured_draft_lengths
 from layerskip_vllm.telemetry import (
     DRAFT_VOCAB,
     EXIT_LAYER,
@@ -51,7 +52,8 @@ class DraftingMixin(SessionsMixin):
         reasoning = self.vllm_config.reasoning_config
         end_token_ids = reasoning.reasoning_end_token_ids if reasoning is not None else None
         self._num_thinking_end_tokens = len(end_token_ids or ())
-        self.policy = DraftPolicy(layerskip, self.num_spec_tokens)
+        lengths = captured_draft_lengths(self.vllm_config) if self._on_runner_v2 else None
+        self.policy = DraftPolicy(layerskip, self.num_spec_tokens, lengths)
         self.acceptance = AcceptanceMonitor(layerskip)
         self._limits: dict[str, int] = {}
         self._last_limits: Mapping[str, int] = {}
