@@ -64,9 +64,8 @@ class Machine:
     def verify(self, batch_size: int, choice: Choice, observes: bool = False) -> float:
         """Time to verify, with the early layers of the last draft."""
         layers = self.num_layers + self.head_layers
-        if observes:  # a full forward, and the LM head at each exit
-            layers += self.exit_layers[choice.exit_index] if choice.num_drafts else 0
-            layers += len(self.exit_layers) * self.head_layers
+        if observes:  # the LM head once more, for the states at all exits
+            layers += self.head_layers
         return self.layers(layers, batch_size * (choice.num_drafts + 1))
 
     def rate(self, choice: Choice, match_rates: np.ndarray) -> float:

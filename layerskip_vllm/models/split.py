@@ -18,6 +18,10 @@ from layerskip_vllm.models.segments import (
     ThirdLayers,
 )
 
+Observe = Callable[[int, torch.Tensor], None]
+"""Called with an exit's index and what `run_early_layers` returns there, [num_tokens, hidden_size],
+ready for `compute_logits`."""
+
 
 class SplitForwardMixin(nn.Module):
     """Gives a `*ForCausalLM` class of vLLM's a forward that can stop at and resume from exits.
@@ -68,15 +72,15 @@ class SplitForwardMixin(nn.Module):
         inputs_embeds=None,
         exit_state: Callable[[], ExitState] | None = None,  # [num_tokens, hidden_size] each
         exit_index: int = 0,
-        observe: Callable[[int, torch.Tensor], None] | None = None,
+        observe: Observe | None = None,
     ):
         """Run the full forward, or where exit states are given the remaining layers alone.
 
         They are a function, so that a CUDA graph of this forward reads them anew each time. With
-        `observe` the full forward runs by segments; see `run_all_segments`.
+        `observe` and no exit states the full forward runs by segments; see `run_all_segments`.
         """
         if exit_state is not None:
-            return self.run_remaining_layers(positions, exit_state(), exit_index)
+            return self.run_remaining_layers(positions, exit_state(), exit_index, observe)
         if observe is not None:
             return self.run_all_segments(observe, input_ids, positions, inputs_embeds)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
@@ -87,16 +91,23 @@ class SplitForwardMixin(nn.Module):
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
         exit_index: int = 0,
+        observe: Observe | None = None,
     ) -> tuple[ExitState, torch.Tensor]:
         """Embed and run layers [0, E) of an exit; writes their KV at the forward context's slots.
+
+        `observe` sees the exits up to it.
 
         Returns:
             (exit_state, normed_states): what layer E passes on, and what the early exit makes of
             it, [num_tokens, hidden_size], ready for `compute_logits`.
         """
         *states, normed = self.early_layers(input_ids, positions, inputs_embeds)
+        if observe is not None:
+            observe(0, normed)
         for index in range(exit_index):
             *states, normed = self.layers_between[index](positions, *states)
+            if observe is not None:
+                observe(index + 1, normed)
         return ExitState(*states), normed
 
     def run_remaining_layers(
@@ -104,39 +115,34 @@ class SplitForwardMixin(nn.Module):
         positions: torch.Tensor,  # [num_tokens], int64
         exit_state: ExitState,
         exit_index: int = 0,
+        observe: Observe | None = None,
     ) -> torch.Tensor:
         """Run layers [E, L) of an exit and the final norm. Overwrites `exit_state`.
+
+        `observe` sees the exits after it.
 
         Returns:
             [num_tokens, hidden_size], ready for `compute_logits`.
         """
         states = list(exit_state)
         for index in range(exit_index, self.num_exits - 1):
-            *states, _ = self.layers_between[index](positions, *states)
+            *states, normed = self.layers_between[index](positions, *states)
+            if observe is not None:
+                observe(index + 1, normed)
         return self.remaining_layers(positions, *states)
 
     def run_all_segments(
         self,
-        observe: Callable[[int, torch.Tensor], None],
+        observe: Observe,
         input_ids: torch.Tensor | None,  # [num_tokens], integers
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
     ) -> torch.Tensor:
-        """Run the full forward and show `observe` what each early exit makes of it.
-
-        Args:
-            observe: Called with each exit's index and what `run_early_layers` would return there,
-                [num_tokens, hidden_size], ready for `compute_logits`.
-            input_ids: As for `run_early_layers`, like the others.
-            positions: Likewise.
-            inputs_embeds: Likewise.
+        """Run the full forward, and show `observe` every exit.
 
         Returns:
             [num_tokens, hidden_size], ready for `compute_logits`.
         """
-        *states, normed_states = self.early_layers(input_ids, positions, inputs_embeds)
-        observe(0, normed_states)
-        for index, segment in enumerate(self.layers_between, start=1):
-            *states, normed_states = segment(positions, *states)
-            observe(index, normed_states)
+        last = self.num_exits - 1
+        states, _ = self.run_early_layers(input_ids, positions, inputs_embeds, last, observe)
         return self.remaining_layers(positions, *states)

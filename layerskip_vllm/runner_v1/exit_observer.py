@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from layerskip_vllm.runner_v1.sampled_rows import SampledRows
-from layerskip_vllm.spec_decode.exit_matches import count_matches
+from layerskip_vllm.spec_decode.exit_matches import count_matches, top_tokens_of_exits
 
 if TYPE_CHECKING:
     from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
@@ -41,13 +41,24 @@ class ExitObserver:
         inputs_embeds: torch.Tensor | None,  # [num_tokens, hidden_size]
     ) -> torch.Tensor:
         """Run the full forward by segments: [num_tokens, hidden_size], what it returns."""
-        sampled = np.repeat(query_ends - rows.num_rows, rows.num_rows) + rows.in_request
-        at = torch.from_numpy(sampled).to(positions.device)
+        at = _sampled(rows, query_ends).to(positions.device)
 
         def keep(_: int, normed_states: torch.Tensor) -> None:
             self._normed_states.append(normed_states[at])
 
         return self._drafter.model.run_all_segments(keep, input_ids, positions, inputs_embeds)
+
+    def read(
+        self,
+        rows: SampledRows,
+        query_ends: np.ndarray,  # [num_reqs], where each request's tokens end in the forward
+        entries: np.ndarray,  # [num_tokens, 2], of the exit query cache
+    ) -> None:
+        """Read what the cycle has left at each exit, after a verify that resumed."""
+        states = self._drafter.passing_states
+        if states is not None:
+            at = _sampled(rows, query_ends).to(self._drafter.device)
+            self._normed_states = states.at(entries).rows(at)
 
     def count(
         self,
@@ -59,11 +70,17 @@ class ExitObserver:
         emitted = sampled.cpu()[rows.req_indices, rows.in_request]
         emitted[is_discarded[rows.req_indices]] = -1
         emitted = emitted.to(sampled.device)
-        at = self._normed_states
-        top_tokens = (
-            self._drafter.top_tokens(at[index], len(at[index]), uses_lm_head)
-            for index, uses_lm_head in self._exits
+        top_tokens = top_tokens_of_exits(
+            lambda states, head: self._drafter.top_tokens(states, len(states), head),
+            self._normed_states,
+            self._exits,
+            together=self._drafter.vllm_config.lora_config is None,
         )
         counts = count_matches(top_tokens, emitted).tolist()
         self.forget()
         return counts
+
+
+def _sampled(rows: SampledRows, query_ends: np.ndarray) -> torch.Tensor:
+    """Where the sampled rows are among the forward's tokens: [num_rows], int64."""
+    return torch.from_numpy(np.repeat(query_ends - rows.num_rows, rows.num_rows) + rows.in_request)

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -33,10 +34,11 @@ from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 from layerskip_vllm.runner_v1.draft_choice import DraftChoiceProposer
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
+from layerskip_vllm.spec_decode.passing_states import PassingStates
 
 if TYPE_CHECKING:
     from layerskip_vllm.models.segments import ExitState
-    from layerskip_vllm.models.split import SplitForwardMixin
+    from layerskip_vllm.models.split import Observe, SplitForwardMixin
 
 
 class LayerSkipProposer(DraftChoiceProposer):
@@ -64,6 +66,18 @@ class LayerSkipProposer(DraftChoiceProposer):
             self.dtype,
             device,
         )
+        self.passing_states: PassingStates | None = None
+        """Where there are several exits."""
+        layerskip = self.speculative_config.layerskip
+        if len(layerskip.exits) > 1 and self.use_exit_query_cache:
+            self.passing_states = PassingStates(
+                len(layerskip.exit_layers),
+                self.max_batch_size,
+                self.num_speculative_tokens,
+                self.hidden_size,
+                self.dtype,
+                device,
+            )
 
     def load_model(self, target_model: SplitForwardMixin) -> None:
         """Take the target as the draft; nothing is loaded.
@@ -160,8 +174,10 @@ class LayerSkipProposer(DraftChoiceProposer):
         num_reqs = steps.num_reqs[step]
         num_rows = max(num_reqs, self.min_rows)
         self._enter_draft_step(step, steps, block_table)
+        passing = self.passing_states
+        observe = None if passing is None else partial(passing.store, step, num_reqs)
         exit_state, hidden_states = self._run_early_layers(
-            input_ids[:num_rows], steps.positions[step, :num_rows], exit_index
+            input_ids[:num_rows], steps.positions[step, :num_rows], exit_index, observe
         )
         if self.use_exit_query_cache:
             self.exit_query_cache.store(step, exit_state.first(num_reqs))
@@ -172,6 +188,7 @@ class LayerSkipProposer(DraftChoiceProposer):
         input_ids: torch.Tensor,  # [num_rows], int32
         positions: torch.Tensor,  # [num_rows], int64
         exit_index: int,
+        observe: Observe | None = None,
     ) -> tuple[ExitState, torch.Tensor]:
         """Run the early layers on one token a request, and on idle rows.
 
@@ -179,9 +196,9 @@ class LayerSkipProposer(DraftChoiceProposer):
         layers are compiled for one of the two kinds of input.
         """
         if not self.takes_embeddings:
-            return self.model.run_early_layers(input_ids, positions, exit_index=exit_index)
+            return self.model.run_early_layers(input_ids, positions, None, exit_index, observe)
         inputs_embeds = self.model.embed_input_ids(input_ids)
-        return self.model.run_early_layers(None, positions, inputs_embeds, exit_index)
+        return self.model.run_early_layers(None, positions, inputs_embeds, exit_index, observe)
 
     @torch.inference_mode()
     def verify(
@@ -198,7 +215,9 @@ class LayerSkipProposer(DraftChoiceProposer):
             [num_tokens, hidden_size], what the target's full forward returns.
         """
         states = self.exit_query_cache.gather(entries)
-        return self.model.run_remaining_layers(positions, states, exit_index)
+        passing = self.passing_states
+        observe = None if passing is None else passing.at(entries).store
+        return self.model.run_remaining_layers(positions, states, exit_index, observe)
 
     def _enter_draft_step(
         self,

@@ -84,18 +84,21 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         **kwargs,
     ):
         """Verify from the exit states where every token has one, by the full forward where not."""
-        if self._observes:
-            ends = self.query_start_loc.np[1 : self.input_batch.num_reqs + 1]
-            inputs = (input_ids, positions, inputs_embeds)
-            return self._observer.forward(self._sampled_rows(), ends, *inputs)
         entries, batch = self._resumed_entries(), self._draft_batch_before
+        ends = self.query_start_loc.np[1 : self.input_batch.num_reqs + 1]
         if entries is None or batch is None:
+            if self._observes:
+                inputs = (input_ids, positions, inputs_embeds)
+                return self._observer.forward(self._sampled_rows(), ends, *inputs)
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
             )
         self._step_stats.num_resumed_tokens = len(entries)
         self.num_resumed_tokens += len(entries)
-        return self.drafter.verify(entries, positions, batch.drafts_at.layer_index)
+        hidden_states = self.drafter.verify(entries, positions, batch.drafts_at.layer_index)
+        if self._observes:
+            self._observer.read(self._sampled_rows(), ends, entries)
+        return hidden_states
 
     def _resumed_entries(self) -> np.ndarray | None:
         """Entry of the exit query cache of each token of the step; None where one has none.

@@ -5,6 +5,7 @@ Nothing here reads data on the host, and each tensor that outlives a step has on
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -92,6 +93,7 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
         layer_index, self.uses_lm_head = self.exits[exit_index]
         step_metadata: dict[str, object] | None
         keeps_states = self.model_state.use_exit_query_cache
+        passing, slots = self.model_state.passing_states, self.idx_mapping[:num_reqs]
         self._enter_first_step(num_reqs)
         for step in range(num_speculative_steps + keeps_states):
             if attn_metadata is not None:
@@ -113,10 +115,11 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
                     self.input_buffers.input_ids[:num_tokens],
                     self.input_buffers.positions[:num_tokens],
                     exit_index=layer_index,
+                    observe=None if passing is None else partial(passing.store_slots, step, slots),
                 )
             if keeps_states:
                 self.model_state.exit_query_cache.store_slots(
-                    step, exit_state.first(num_reqs), self.idx_mapping[:num_reqs]
+                    step, exit_state.first(num_reqs), slots
                 )
             if step < num_speculative_steps:
                 self._draft(step, hidden_states[:num_reqs])

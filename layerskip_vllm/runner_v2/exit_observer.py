@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from layerskip_vllm.runner_v2.step_times import moments_of
-from layerskip_vllm.spec_decode.exit_matches import count_matches
+from layerskip_vllm.spec_decode.exit_matches import count_matches, top_tokens_of_exits
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -42,9 +42,8 @@ class ExitObserver:
         in_request = rows - cu_num_rows[req_indices]
         emitted = output.sampled_token_ids[req_indices, in_request]
         emitted = emitted.masked_fill(in_request >= num_sampled[req_indices], -1)
-        top_tokens = (
-            self._speculator.top_tokens(normed_states[index], uses_lm_head)
-            for index, uses_lm_head in self._speculator.exits
+        top_tokens = top_tokens_of_exits(
+            self._speculator.top_tokens, normed_states, self._speculator.exits, together=True
         )
         counts = count_matches(top_tokens, emitted).to("cpu", non_blocking=True)
         self._on_the_way.append((counts, self._mark()))

@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from layerskip_vllm.runner_v2.verifier import Verifier
 from layerskip_vllm.spec_decode.draft_batch import entries_of
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
+from layerskip_vllm.spec_decode.passing_states import PassingStates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,6 +50,17 @@ class LayerSkipModelState(DefaultModelState):
             self.dtype,
             device,
         )
+        self.passing_states: PassingStates | None = None
+        """Where there are several exits; rows as in the exit query cache."""
+        if len(speculative_config.layerskip.exits) > 1 and self.use_exit_query_cache:
+            self.passing_states = PassingStates(
+                len(speculative_config.layerskip.exit_layers),
+                self.max_num_reqs + 1,
+                speculative_config.num_speculative_tokens,
+                self.model_config.get_hidden_size(),
+                self.dtype,
+                device,
+            )
         self.num_exit_states = np.zeros(self.max_num_reqs, np.int64)
         """[max_num_reqs], by slot: tokens after the computed ones that have an exit state."""
         self._exit_of = np.zeros(self.max_num_reqs, np.int64)
@@ -118,7 +130,7 @@ class LayerSkipModelState(DefaultModelState):
         """
         inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
         self.num_resumed_tokens = 0
-        if self.observes:
+        if self.observes and not self.may_resume:
             inputs["observe"] = partial(self._keep_rows, input_batch.logits_indices)
         elif self._cudagraph_mode == CUDAGraphMode.FULL:
             if self._graph_resumes(input_batch.num_reqs, input_batch.num_tokens):
@@ -129,8 +141,20 @@ class LayerSkipModelState(DefaultModelState):
             entries = entries_of(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
             inputs["exit_state"] = partial(self.exit_query_cache.gather, entries)
             inputs["exit_index"] = self.exit_index
+            if self.passing_states is not None:
+                inputs["observe"] = self.passing_states.at(entries).store
             self.num_resumed_tokens = input_batch.num_tokens
         return inputs
+
+    def normed_states_of(self, input_batch: InputBatch) -> list[torch.Tensor]:
+        """What an observing step sees after each exit layer: [num_rows, hidden_size], of the rows
+        that are sampled.
+        """
+        if self.num_resumed_tokens and self.passing_states is not None:
+            entries = entries_of(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
+            return self.passing_states.at(entries).rows(input_batch.logits_indices)
+        normed_states, self.normed_states = self.normed_states, []
+        return normed_states
 
     def _keep_rows(self, rows: torch.Tensor, exit_index: int, normed_states: torch.Tensor) -> None:
         del self.normed_states[exit_index:]
@@ -145,6 +169,8 @@ class LayerSkipModelState(DefaultModelState):
             num_states = num_tokens // num_reqs
             inputs["exit_state"] = partial(self.exit_query_cache.gather_slots, slots, num_states)
             inputs["exit_index"] = self._captured_exit
+            if self.passing_states is not None:
+                inputs["observe"] = partial(self.passing_states.store_verified, slots)
         return inputs
 
     @contextmanager

@@ -95,13 +95,11 @@ class LayerSkipRunnerMixin(Host):
         # Early layers are compiled for token ids, and prompts may be embeddings.
         can_observe = state is not None and not self.uses_inputs_embeds
         model_state.observes = can_observe and order.observes
-        model_state.may_resume = (
-            state is not None
-            and not model_state.observes
-            and model_state.have_exit_states(state.idx_mapping_np, state.num_scheduled_tokens)
+        model_state.may_resume = state is not None and model_state.have_exit_states(
+            state.idx_mapping_np, state.num_scheduled_tokens
         )
         if isinstance(self.cudagraph_manager, VerifyGraphManager):
-            self.cudagraph_manager.observes = model_state.observes
+            self.cudagraph_manager.observes = model_state.observes and not model_state.may_resume
             self.cudagraph_manager.exit_index = (
                 model_state.exit_index if model_state.may_resume else 0
             )
@@ -125,8 +123,9 @@ class LayerSkipRunnerMixin(Host):
         """
         sampled = super().sample(hidden_states, input_batch, grammar_output)
         if self.model_state.observes:
-            self._observer.count(self.model_state.normed_states, input_batch, *sampled[:2])
-            self.model_state.normed_states.clear()
+            normed_states = self.model_state.normed_states_of(input_batch)
+            if normed_states:
+                self._observer.count(normed_states, input_batch, *sampled[:2])
         self._step_times.sampled(input_batch.num_draft_tokens)
         return sampled
 

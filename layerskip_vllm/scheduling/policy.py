@@ -51,17 +51,18 @@ class DraftPolicy:
         self,
         config: LayerSkipConfig,
         max_drafts: int,
-        draft_lengths: Collection[int] | None = None,
+        captured: Collection[int] | None = None,
     ) -> None:
         """Know what the layers cost, and nothing else.
 
         Args:
             config: The exits.
             max_drafts: The engine's K.
-            draft_lengths: The K among which to choose, 1 among them, beside 0; None: all.
+            captured: The K that have CUDA graphs, 1 among them: those among which to choose. None:
+                nothing has graphs.
         """
         self.is_adaptive = config.adaptive
-        self._draft_lengths = sorted(draft_lengths or range(1, max_drafts + 1))
+        self._draft_lengths = sorted(captured or range(1, max_drafts + 1))
         self.has_exits = len(config.exits) > 1
         self.outcomes: list[DraftOutcomes] = [DraftOutcomes()]
         if self.has_exits:
@@ -74,7 +75,7 @@ class DraftPolicy:
         self.cycle_times = CycleTimes(
             config.exit_draft_layers, config.num_layers + config.head_layers, max_drafts
         )
-        self._observing = Observing(config)
+        self._observing = Observing(config, has_graphs=captured is not None)
         self._exit_index = config.exit_index
         self._knows_exits = False
         self._plain_steps: Counter[int] = Counter()

@@ -52,8 +52,8 @@ class DraftingMixin(SessionsMixin):
         reasoning = self.vllm_config.reasoning_config
         end_token_ids = reasoning.reasoning_end_token_ids if reasoning is not None else None
         self._num_thinking_end_tokens = len(end_token_ids or ())
-        lengths = captured_draft_lengths(self.vllm_config) if self._on_runner_v2 else None
-        self.policy = DraftPolicy(layerskip, self.num_spec_tokens, lengths)
+        captured = captured_draft_lengths(self.vllm_config) if self._on_runner_v2 else None
+        self.policy = DraftPolicy(layerskip, self.num_spec_tokens, captured)
         self.acceptance = AcceptanceMonitor(layerskip)
         self._limits: dict[str, int] = {}
         self._last_limits: Mapping[str, int] = {}

@@ -43,7 +43,7 @@ def assert_equal(model, prompts, params, exit_layers=EXITS, options=None, **sett
         choices = ScriptedChoices(llm, len(exit_layers), K, seed)
         assert generate(llm, prompts, params) == expected
         assert {choice.exit_index for choice in choices.made} == set(range(len(exit_layers)))
-        assert len(choices.observed) > 0
+        assert choices.observed or len(exit_layers) == 1
     counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
     close(llm)
     assert_speculated(counted)
@@ -125,7 +125,11 @@ def matches_by_transformers(model, prompts, outputs) -> list[list[int]]:
 @pytest.mark.on_v2
 @pytest.mark.parametrize("chunks", [{}, {"max_num_batched_tokens": 32, "max_num_seqs": 4}], ids=str)
 def test_observing_steps_count_what_each_exit_would_draft(model, chunks):
-    """If every step observes, each emitted token has one row: counts are those of the text."""
+    """If every step observes, each emitted token has one row: counts are those of the text.
+
+    They are read from what the cycle leaves at the exits, and where it resumes from nothing, by the
+    full forward.
+    """
     prompts = as_prompts(random_prompts([5, 17, 40, 3, 70]))
     params = [greedy(20 + 7 * i, ignore_eos=True) for i in range(len(prompts))]
     llm = make_auto_llm(model, EXITS, K, **chunks)
@@ -135,7 +139,7 @@ def test_observing_steps_count_what_each_exit_would_draft(model, chunks):
     counted = counts(llm).since(before)
     close(llm)
     assert outputs == generate_plainly(model, prompts, params)
-    assert counted.num_resumed == 0
+    assert counted.num_resumed > 0
     expected = matches_by_transformers(model, prompts, outputs)
     assert choices.counts == expected
     assert len({matched for _, matched in expected}) == len(EXITS)

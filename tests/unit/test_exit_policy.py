@@ -91,20 +91,34 @@ def test_random_outcomes_of_one_rate_seldom_look_like_a_change():
 
 
 def test_observing_takes_a_small_share_of_the_time():
-    observing = Observing(CONFIG)
+    observing = Observing(CONFIG, has_graphs=False)
     observing.observe(100)
-    num_cycles, cycle, cost = 10_000, 25 + 4 * 9, 8 + 3
+    num_cycles, cycle, cost = 10_000, 25 + 4 * 9, (25 + 4 * 9) / 16
     num_due = sum(observing.is_due(1, 4) for _ in range(num_cycles))
     assert num_due * cost / (num_cycles * cycle) == pytest.approx(LEAST_SHARE, rel=0.01)
 
 
+@pytest.mark.parametrize(("has_graphs", "cost"), [(False, 25 / 16), (True, 1 + 25 / 2)])
+def test_a_plain_step_without_its_graph_is_dear(has_graphs, cost):
+    observing = Observing(CONFIG, has_graphs)
+    observing.observe(100)
+    num_due = sum(observing.is_due(1, 0) for _ in range(10_000))
+    assert num_due * cost / (10_000 * 25) == pytest.approx(LEAST_SHARE, rel=0.02)
+
+
+def test_no_two_steps_in_a_row_observe():
+    observing = Observing(CONFIG, has_graphs=False)
+    due = [observing.is_due(1, 4) for _ in range(20)]
+    assert due == [True, False] * 10
+
+
 def test_changes_without_end_do_not_keep_observing_dense():
-    observing = Observing(CONFIG)
-    spent = 0
+    observing = Observing(CONFIG, has_graphs=False)
+    spent = 0.0
     for _ in range(10_000):
         observing.start_over()
         if observing.is_due(1, 4):
-            spent += 8 + 3
+            spent += (25 + 4 * 9) / 16
             observing.observe(3)
     assert spent / (10_000 * (25 + 4 * 9)) < 0.04
 
