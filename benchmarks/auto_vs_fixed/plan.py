@@ -73,9 +73,9 @@ class Plan:
     max_tokens: int = 64
     screening_tokens: int = 40
     screening_batches: int = 1
-    num_turns: int = 5
+    num_turns: int = 4
     num_cycles: int = 3
-    batches_per_phase: int = 2
+    batches_per_phase: int = 3
 
     @property
     def pairs(self) -> list[Contender]:
