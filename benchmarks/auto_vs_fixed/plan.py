@@ -39,7 +39,7 @@ PLAIN, AUTO = Contender(None, 0), Contender(None, -1)
 
 
 class Turn(NamedTuple):
-    """All contenders decode the same batches once."""
+    """All contenders decode the same batches once; in the mixture, pairs decode every other."""
 
     batch_size: int
     stage: str
@@ -49,6 +49,15 @@ class Turn(NamedTuple):
     num_batches: int
     max_tokens: int
     """Output tokens of each request."""
+
+    def batches(self, contender: Contender) -> range:
+        """Which batches a contender decodes.
+
+        What a fixed pair decodes does not depend on what was before, so half of a phase shows its
+        speed; `self:auto` follows the change through the whole phase.
+        """
+        is_half = self.stage == MIXTURE and contender != AUTO
+        return range(0, self.num_batches, 2 if is_half else 1)
 
 
 @dataclass(frozen=True)
@@ -64,7 +73,7 @@ class Plan:
         screening_batches: Batches of each pair on each set then.
         num_turns: Of each set's stage, after one that warms up.
         num_cycles: Of the mixture, after one phase that warms up.
-        batches_per_phase: Batches of each contender between two changes of the text.
+        batches_per_phase: Batches of `self:auto` between two changes of the text.
     """
 
     exit_layers: Sequence[int]
@@ -74,8 +83,8 @@ class Plan:
     screening_tokens: int = 40
     screening_batches: int = 1
     num_turns: int = 4
-    num_cycles: int = 3
-    batches_per_phase: int = 3
+    num_cycles: int = 2
+    batches_per_phase: int = 6
 
     @property
     def pairs(self) -> list[Contender]:

@@ -47,15 +47,15 @@ class Progress:
         expected = [Contender(i, 1) for i in range(EXPECTED_FINALISTS)]
         self._left = {
             (batch_size, stage): sum(
-                _num_tokens(turn, len(plan.contenders(stage, expected)))
+                _num_tokens(turn, plan.contenders(stage, expected))
                 for turn in plan.turns(batch_size, stage)
             )
             for batch_size, stage in stages
         }
 
-    def add(self, turn: Turn, num_contenders: int) -> float:
+    def add(self, turn: Turn, contenders: Sequence[Contender]) -> float:
         """A turn is done; returns the estimated minutes left."""
-        num_tokens = _num_tokens(turn, num_contenders)
+        num_tokens = _num_tokens(turn, contenders)
         self._done += num_tokens
         stage = turn.batch_size, turn.stage
         self._left[stage] = max(0, self._left[stage] - num_tokens)
@@ -67,8 +67,8 @@ class Progress:
         self._left[batch_size, stage] = 0
 
 
-def _num_tokens(turn: Turn, num_contenders: int) -> int:
-    return turn.num_batches * turn.max_tokens * num_contenders
+def _num_tokens(turn: Turn, contenders: Sequence[Contender]) -> int:
+    return turn.max_tokens * sum(len(turn.batches(contender)) for contender in contenders)
 
 
 def measure(
@@ -99,7 +99,7 @@ def measure(
                 measurement = decode(subject, plan, turn, contender, children[contender.engine])
                 results.add(measurement)
                 speeds.append(f"{contender.name} {measurement.tokens_per_s:.1f}")
-            minutes = progress.add(turn, len(contenders))
+            minutes = progress.add(turn, contenders)
             where = f"batch {batch_size}, {stage} {turn.number + 1}, {turn.text_set}"
             logger.info("%s: %s tokens/s; %.0f min left", where, "; ".join(speeds), minutes)
         progress.finish(batch_size, stage)
@@ -130,8 +130,9 @@ def decode(
 ) -> Measurement:
     """Let one contender decode a turn's batches."""
     num_tokens, seconds, drafts, choices = 0, 0.0, DraftCounts(), Counter[str]()
-    for prompts in prompts_of(subject, turn, plan.stages.index(turn.stage)):
-        decoding, chosen = call(child, prompts, turn, contender)
+    prompts = prompts_of(subject, turn, plan.stages.index(turn.stage))
+    for batch in turn.batches(contender):
+        decoding, chosen = call(child, prompts[batch], turn, contender)
         num_tokens += decoding.num_decoded
         seconds += sum(decoding.step_s[step] for step in decoding.full_steps())
         drafts += decoding.drafts

@@ -17,7 +17,7 @@ from benchmarks.auto_vs_fixed.plan import (
 from benchmarks.auto_vs_fixed.results import Measurement, Results
 from benchmarks.auto_vs_fixed.subjects import Subject, Texts
 from benchmarks.auto_vs_fixed.tables import report
-from benchmarks.auto_vs_fixed.turns import measure, prompts_of, screened
+from benchmarks.auto_vs_fixed.turns import Progress, measure, prompts_of, screened
 from layerskip_vllm.measure.decoding import Decoding, DraftCounts
 
 SHALLOW, DEEP, SLOW = Contender(2, 4), Contender(4, 2), Contender(2, 2)
@@ -88,6 +88,14 @@ def test_the_mixture_changes_sets_and_warms_up_with_the_last():
     assert [turn.number for turn in PLAN.turns(1, MIXTURE)] == [-1, 0, 1, 2, 3]
 
 
+def test_in_the_mixture_pairs_decode_every_other_batch():
+    turn = next(iter(PLAN.turns(1, MIXTURE)))
+    assert list(turn.batches(AUTO)) == [0, 1, 2, 3, 4, 5]
+    assert list(turn.batches(SHALLOW)) == [0, 2, 4]
+    (turn, *_) = PLAN.turns(1, "a")
+    assert list(turn.batches(SHALLOW)) == list(turn.batches(AUTO)) == [0]
+
+
 def test_the_best_pairs_of_each_set_and_over_all_go_on(results):
     pairs = {
         "a": {SHALLOW: 16, DEEP: 12, SLOW: 11},
@@ -132,6 +140,15 @@ def test_finished_stages_are_kept_and_interrupted_ones_dropped(results, tmp_path
     assert again.of(2, "a") == results.of(2, "a") != []
     with pytest.raises(ValueError, match="give another --output"):
         Results(path, {"model": "other"})
+
+
+def test_progress_counts_down_to_nothing():
+    progress = Progress(PLAN, STAGES)
+    for _, stage in STAGES:
+        for turn in PLAN.turns(2, stage):
+            minutes = progress.add(turn, PLAN.contenders(stage, [SHALLOW, DEEP, SLOW]))
+            assert minutes >= 0
+    assert minutes == 0
 
 
 def test_turns_that_warm_up_do_not_count(tmp_path):
