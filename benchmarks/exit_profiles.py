@@ -13,6 +13,8 @@ from benchmarks.calibrate_acceptance import calibrate_acceptance, measure_agreem
 from benchmarks.checkpoints import cached
 from benchmarks.profiled_llama import ProfiledLlama, token_range
 from benchmarks.random_llama import SMALL, TINYLLAMA, Shape
+from layerskip_vllm.checkpoint.settings import CheckpointSettings, write_settings
+from layerskip_vllm.vllm_config.exit_candidates import of_depth
 
 if TYPE_CHECKING:
     from benchmarks.calibrate_acceptance import Agreement
@@ -49,7 +51,7 @@ class ProfiledModel:
 
     name: str
     shape: Shape
-    exit_layers: tuple[int, ...]
+    exit_layers: tuple[int, int, int]
     text_sets: tuple[TextSet, ...]
     dtype: str = "bfloat16"
     prompt_len: int = 32
@@ -110,6 +112,9 @@ class ProfiledModel:
         llama = self.make()
         profiles = [self.calibrate(llama, index) for index in range(len(self.text_sets))]
         llama.model.save_pretrained(directory / "model")
+        if self.exit_layers != of_depth(self.shape.num_layers):
+            first, middle, last = self.exit_layers
+            write_settings(directory / "model", CheckpointSettings((middle, first, last)))
         text = json.dumps(profiles, default=asdict, indent=1)
         (directory / "profiles.json").write_text(text)
 

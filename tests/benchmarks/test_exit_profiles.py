@@ -5,9 +5,11 @@ import json
 import pytest
 import torch
 
-from benchmarks.exit_profiles import PROFILED_SMALL, mean_agreements
+from benchmarks.auto_vs_fixed.subjects import Subject
+from benchmarks.exit_profiles import PROFILED_1B, PROFILED_SMALL, mean_agreements
 from benchmarks.profiled_llama import ProfiledLlama, token_range
 from benchmarks.random_llama import SMALL
+from layerskip_vllm.vllm_config.exit_candidates import of_depth
 
 SHALLOW, DEEP, NONE = range(3)
 
@@ -32,6 +34,12 @@ def test_each_set_has_its_own_best_exit(profiles):
     assert first < 0.1 < middle < last
     assert last == pytest.approx(0.87, abs=0.05)
     assert max(agreements["none"]) < 0.1
+
+
+def test_auto_chooses_among_the_calibrated_exits(prepared):
+    subject = Subject.of("m", prepared, {}, "float32")
+    assert subject.exit_layers == PROFILED_SMALL.exit_layers
+    assert PROFILED_1B.exit_layers == of_depth(PROFILED_1B.shape.num_layers)
 
 
 def test_texts_do_not_loop(profiles):
