@@ -11,7 +11,7 @@ import numpy as np
 
 from layerskip_vllm.checkpoint.settings import SETTINGS_KEY
 from layerskip_vllm.config import (
-    DEFAULT_NUM_SPECULATIVE_TOKENS,
+    DEFAULT_AUTO_TOKENS,
     DRAFT_VOCAB_SIZE,
     LayerSkipConfig,
     check_option_names,
@@ -31,8 +31,8 @@ class Found(NamedTuple):
     """What `self:auto` starts with."""
 
     layerskip: LayerSkipConfig
-    num_speculative_tokens: int | None
-    """K where the source of the exits names one."""
+    num_speculative_tokens: int
+    """K if the user names none."""
     layers: str
     """Who drafts, for the log."""
     vocabulary: str
@@ -65,8 +65,9 @@ def find(
     layerskip = replace(
         layerskip, head_layers=head_layers(model_config), match_rates=found.match_rates
     )
-    most = num_speculative_tokens or found.num_speculative_tokens or DEFAULT_NUM_SPECULATIVE_TOKENS
+    default = found.num_speculative_tokens or DEFAULT_AUTO_TOKENS
     if DRAFT_VOCAB_SIZE not in options:
+        most = num_speculative_tokens or default
         layerskip = _with_draft_vocab(layerskip, found, engine_args, model_config, most)
     vocabulary = ""
     if (size := layerskip.draft_vocab_size) is not None:
@@ -76,7 +77,7 @@ def find(
     layers = " or ".join(map(str, found.exit_layers))
     return Found(
         layerskip,
-        found.num_speculative_tokens,
+        default,
         f"self:auto lets the first {layers} of {num_layers} layers, at first {found.first} "
         f"(by {found.source}),",
         vocabulary,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from layerskip_vllm.config import (
+    DEFAULT_AUTO_TOKENS,
     DEFAULT_NUM_SPECULATIVE_TOKENS,
     EARLY_EXIT,
     OPTIONS_KEY,
@@ -146,7 +147,8 @@ def _add_self_speculation(group: argparse._ArgumentGroup) -> None:
         action=_StoreOnce,
         default=argparse.SUPPRESS,
         help="Tokens drafted per step; same as --spec-tokens. Default with self:E: "
-        f"{DEFAULT_NUM_SPECULATIVE_TOKENS}; with self:auto the checkpoint may name another.",
+        f"{DEFAULT_NUM_SPECULATIVE_TOKENS}; with self:auto what the checkpoint names, else "
+        f"{DEFAULT_AUTO_TOKENS}.",
     )
 
 

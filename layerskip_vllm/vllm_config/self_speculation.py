@@ -112,7 +112,7 @@ def _exits(
 ) -> tuple[LayerSkipConfig, str, str]:
     """Read the exit layer, or find what `self:auto` starts with; and describe it for the log.
 
-    Sets K of `self:auto` where the user does not and the source of the exits names one.
+    Sets K of `self:auto` where the user does not.
     """
     options = layerskip_options(engine_args) or {}
     num_layers = num_layers_of(model_config, feature=FEATURE)
@@ -123,7 +123,7 @@ def _exits(
     has_schedule = settings.get("num_speculative_tokens_per_batch_size") is not None
     given = _num_speculative_tokens_of(settings) if has_schedule else _given_k(settings)
     found = auto.find(engine_args, model_config, num_layers, given, options)
-    if found.num_speculative_tokens is not None and not has_schedule:
+    if not has_schedule:
         settings.setdefault("num_speculative_tokens", found.num_speculative_tokens)
     return found.layerskip, found.layers, found.vocabulary
 

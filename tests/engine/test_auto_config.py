@@ -6,7 +6,7 @@ import shutil
 import pytest
 from vllm.engine.arg_utils import EngineArgs
 
-from layerskip_vllm.config import DEFAULT_NUM_SPECULATIVE_TOKENS
+from layerskip_vllm.config import DEFAULT_AUTO_TOKENS, DEFAULT_NUM_SPECULATIVE_TOKENS
 from layerskip_vllm.vllm_config import self_speculation
 
 AUTO = {"spec_model": "self:auto"}
@@ -47,11 +47,11 @@ def test_without_knowledge_the_depth_decides(deep, log):
     config = speculative_config(deep)
     assert config.layerskip.exit_layers == (2, 4, 6)
     assert config.layerskip.exit_layer == 4
-    assert config.num_speculative_tokens == DEFAULT_NUM_SPECULATIVE_TOKENS
+    assert config.num_speculative_tokens == DEFAULT_AUTO_TOKENS
     (line,) = log
     assert line.startswith(
         "LayerSkip: self:auto lets the first 2 or 4 or 6 of 12 layers, at first 4 "
-        "(by the model's depth), draft K=4 tokens"
+        "(by the model's depth), draft K=8 tokens"
     )
     assert "model='self:auto'" in repr(config)
 

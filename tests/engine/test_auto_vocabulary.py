@@ -70,7 +70,7 @@ def test_the_start_names_its_size_and_bytes(model, monkeypatch):
     config = layerskip(model, dtype="float32")
     assert (config.draft_vocab_size, config.draft_vocab_share) == (SIZE, 0.25)
     assert config.exits == (Exit(0), Exit(1), Exit(0, uses_lm_head=True))
-    assert "draft K=4 tokens among 1024 of 4096 (0.5 MB)" in lines[0]
+    assert "draft K=8 tokens among 1024 of 4096 (0.5 MB)" in lines[0]
 
 
 @pytest.mark.parametrize(
