@@ -20,7 +20,7 @@ from benchmarks.memory import Memory, reset_peak
 from benchmarks.messages import Failure, Ready
 from benchmarks.step_breakdown import StepBreakdown, measure_step_breakdown
 from layerskip_vllm.measure.decoding import Decoding
-from layerskip_vllm.request_options import NUM_DRAFTS_ARG
+from layerskip_vllm.scheduling.request_options import NUM_DRAFTS_ARG
 
 
 class TransformersWorker:

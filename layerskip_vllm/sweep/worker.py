@@ -20,7 +20,7 @@ from typing import IO, NoReturn
 
 from layerskip_vllm.measure.decoding import DraftCounts
 from layerskip_vllm.measure.engine import VllmEngine
-from layerskip_vllm.request_options import NUM_DRAFTS_ARG
+from layerskip_vllm.scheduling.request_options import NUM_DRAFTS_ARG
 
 OWN_ARGUMENTS = (
     *("model", "spec_model", "spec_tokens", "spec_method", "speculative_config"),
