@@ -19,6 +19,10 @@ EXITS_TIMES_KEPT, EXITS_PART, ENOUGH_TIMES = 16, 6, 4
 times than enough can lower an estimate, but not raise it: after a disturbed one the cycle might not
 be chosen again for long."""
 
+NEXT = 2
+"""How many longer drafts than the longest measured may be hoped to be cheap; on graphs every other
+K has some."""
+
 BUCKETS_PER_DOUBLING = 4
 """Batch sizes within about 19 % of each other share a bucket."""
 
@@ -156,6 +160,8 @@ def _fitted(times: list[list[float]], by_exit: Sequence[Measured]) -> list[list[
         scaled = _scaled(mine, usual)
         lower = {k: seconds for k, seconds in least.items() if usual and seconds < scaled[k]}
         fitted.append(_scaled(mine, usual | lower) if lower else scaled)
+        if len(times) > 1 and any(usual):
+            _with_hope(fitted[-1], mine, usual | lower)
     known_exits = [i for i, measured in enumerate(by_exit) if any(measured.usual)]
     for i, (_, least) in enumerate(by_exit):
         if known_exits and i not in known_exits:
@@ -175,3 +181,14 @@ def _scaled(times: list[float], measured: Mapping[int, float]) -> list[float]:
     known = sorted(measured)
     scales = np.interp(range(len(times)), known, [measured[k] / times[k] for k in known])
     return (scales * times).tolist()
+
+
+def _with_hope(seconds: list[float], times: list[float], measured: Mapping[int, float]) -> None:
+    """Let the next longer drafts cost no more than their layers, at the scale of a plain step: what
+    a cycle takes beyond its layers is mostly there from the first draft on. A K that seems too good
+    is tried and timed; one that seems too dear would wait for probes.
+    """
+    last = max(measured)
+    scale = seconds[0] / times[0]
+    for k in range(last + 1, min(last + 1 + NEXT, len(seconds))):
+        seconds[k] = min(seconds[k], seconds[last] + scale * (times[k] - times[last]))

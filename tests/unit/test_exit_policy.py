@@ -207,3 +207,12 @@ def test_a_change_of_text_is_followed_within_some_dozen_tokens(batch_size):
         replay.run(sets[1], 48)
         ratios.append(replay.run(sets[1], 48) / best_rate(machine, sets[1], batch_size))
     assert math.fsum(ratios) / len(ratios) > 0.9, ratios
+
+
+def test_a_longer_draft_than_any_measured_is_hoped_to_cost_its_layers_alone():
+    """Plain 4 s, one draft 8 s: 3 more than its layer. A second adds its layer, not 8 / 5 of it."""
+    times = make_times()
+    for cycle, seconds in (((0, 0), 4.0), ((0, 1), 8.0)):
+        for _ in range(8):
+            times.observe(1, cycle, seconds)
+    assert times.estimate(1)[0] == pytest.approx([4.0, 8.0, 9.0])
