@@ -10,6 +10,7 @@ from layerskip_vllm.measure.engine import model_runner as runner
 from layerskip_vllm.measure.engine import shut_down
 from tests.engine import plain
 from tests.engine.restarts import make_restarts_cheap
+from tests.engine.scripted_choices import ScriptedChoices
 from tests.options import FIXED
 
 COUNTERS = {
@@ -48,12 +49,20 @@ def make_llm(model: str, **overrides) -> LLM:
 
 def make_self_llm(
     model: str,
-    exit_layer: int,
+    exit_layer: int | list[int],
     num_speculative_tokens: int,
     options: dict | None = None,
     **overrides,
 ) -> LLM:
-    """An engine that drafts K tokens in every step, unless `options` override it."""
+    """An engine that drafts K tokens in every step, unless `options` override it.
+
+    With several exit layers it is one of `self:auto`, in which a script chooses another exit, K
+    and kind of step each time.
+    """
+    if isinstance(exit_layer, list):
+        llm = make_auto_llm(model, exit_layer, num_speculative_tokens, options, **overrides)
+        ScriptedChoices(llm, len(exit_layer), num_speculative_tokens)
+        return llm
     return make_llm(
         model,
         spec_model=f"self:{exit_layer}",
@@ -147,7 +156,7 @@ def both(
     model,
     prompts,
     params,
-    exit_layer=5,
+    exit_layer: int | list[int] = 5,
     num_speculative_tokens=3,
     lora_request=None,
     **overrides,
