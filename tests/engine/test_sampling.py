@@ -143,34 +143,36 @@ MIXED = (None, {"layerskip": False}, None, {"num_speculative_tokens": 1}, None)
 """Rows with two, one and no drafts in a batch, each with its own probabilities."""
 
 
-def method(name: str, extra_args=(None,), **settings):
-    return pytest.param(name, extra_args, **settings)
-
-
-GREEDY = method("greedy")
-PROBABILISTIC = method("probabilistic")
-PROBABILISTIC_ON_V2 = method("probabilistic", marks=pytest.mark.on_v2)
-PROBABILISTIC_MIXED = method("probabilistic", MIXED, id="probabilistic-mixed")
+AUTO = [2, 4, 5]
+"""Exits of `self:auto`, which a script switches."""
 
 
 @pytest.fixture
 def open_llm(model):
     """`open_llm(draft_sample_method)` -> an engine with room for many requests."""
 
-    def open_llm(draft_sample_method):
+    def open_llm(draft_sample_method, exit_layer=4):
         config = {"draft_sample_method": draft_sample_method}
-        return make_self_llm(model, 4, 2, max_num_seqs=256, speculative_config=config)
+        return make_self_llm(model, exit_layer, 2, max_num_seqs=256, speculative_config=config)
 
     return open_llm
 
 
 @pytest.mark.parametrize(
-    ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC_ON_V2, PROBABILISTIC_MIXED]
+    ("draft_sample_method", "extra_args", "exit_layer"),
+    [
+        pytest.param("greedy", (None,), 4),
+        pytest.param("greedy", (None,), AUTO),
+        pytest.param("probabilistic", (None,), 4, marks=pytest.mark.on_v2),
+        pytest.param("probabilistic", (None,), AUTO),
+        pytest.param("probabilistic", MIXED, 4, id="mixed"),
+        pytest.param("probabilistic", MIXED, AUTO, id="mixed-auto"),
+    ],
 )
 def test_samples_follow_the_targets_distribution(
-    open_llm, probabilities, draft_sample_method, extra_args
+    open_llm, probabilities, draft_sample_method, extra_args, exit_layer
 ):
-    llm = open_llm(draft_sample_method)
+    llm = open_llm(draft_sample_method, exit_layer)
     before = counts(llm)
     samples = continuations(llm, extra_args)
     counted = counts(llm).since(before)
@@ -181,7 +183,12 @@ def test_samples_follow_the_targets_distribution(
 
 
 @pytest.mark.parametrize(
-    ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC, PROBABILISTIC_MIXED]
+    ("draft_sample_method", "extra_args"),
+    [
+        ("greedy", (None,)),
+        ("probabilistic", (None,)),
+        pytest.param("probabilistic", MIXED, id="mixed"),
+    ],
 )
 def test_a_fault_of_verification_is_detected(
     open_llm, probabilities, monkeypatch, draft_sample_method, extra_args

@@ -31,7 +31,6 @@ from tests.engine.features import (
 from tests.engine.scripted_choices import choices_of
 from tests.models import FAMILIES
 
-
 THREE_EXITS = [1, EXIT_LAYER, 4]
 
 
