@@ -110,6 +110,27 @@ def generate(llm: LLM, prompts, params, lora_request=None) -> list[list[int]]:
     return [list(output.outputs[0].token_ids) for output in outputs]
 
 
+def generate_with_pauses(llm: LLM, prompts, params, level: int) -> list[list[int]]:
+    """Output token ids of each prompt, from an engine that pauses while drafts wait.
+
+    On a CPU, level 1 (sleep) only pauses and drops the cached KV.
+    """
+    engine, finished, steps = llm.llm_engine, {}, 0
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params)
+    while engine.has_unfinished_requests():
+        steps += 1
+        if steps in (4, 9):
+            engine.sleep(level, mode="keep")
+            assert engine.step() == []
+            assert engine.wake_up(["scheduling"] if level == 0 else None)
+        for output in engine.step():
+            if output.finished:
+                finished[int(output.request_id)] = list(output.outputs[0].token_ids)
+    assert steps > 9
+    return [finished[i] for i in range(len(prompts))]
+
+
 def generate_plainly(
     model: str, prompts, params, lora_request=None, **overrides
 ) -> list[list[int]]:

@@ -16,6 +16,7 @@ from tests.engine.engines import (
     counts,
     generate,
     generate_plainly,
+    generate_with_pauses,
     greedy,
     make_auto_llm,
     make_self_llm,
@@ -73,6 +74,18 @@ def test_preempted_requests_start_over(model):
     for one in params:
         one.max_tokens = 110
     assert assert_equal(model, prompts, params, num_gpu_blocks_override=12) > 0
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_pause_leaves_requests_unchanged(model, level):
+    prompts, params = as_prompts(random_prompts([20, 7, 33], seed=5)), greedy(50, ignore_eos=True)
+    expected = generate_plainly(model, prompts, params)
+    llm = make_self_llm(model, EXITS, K)
+    before = counts(llm)
+    assert generate_with_pauses(llm, prompts, params, level) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert_speculated(counted)
 
 
 @pytest.mark.on_v2
