@@ -76,6 +76,20 @@ def test_preempted_requests_start_over(model):
     assert assert_equal(model, prompts, params, num_gpu_blocks_override=12) > 0
 
 
+def test_drawn_drafts_of_which_one_token_alone_may_stay(model):
+    """`min_p` leaves the target its top token, so rejection sampling gives the greedy output."""
+    prompts = as_prompts(random_prompts([5, 17, 40, 90, 3, 20]))
+    expected = generate_plainly(model, prompts, greedy(60, ignore_eos=True))
+    drawn = {"speculative_config": {"draft_sample_method": "probabilistic"}}
+    llm = make_self_llm(model, EXITS, K, **drawn)
+    before = counts(llm)
+    params = greedy(60, ignore_eos=True, temperature=1, min_p=1.0)
+    assert generate(llm, prompts, params) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert_speculated(counted)
+
+
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_pause_leaves_requests_unchanged(model, level):
     prompts, params = as_prompts(random_prompts([20, 7, 33], seed=5)), greedy(50, ignore_eos=True)
