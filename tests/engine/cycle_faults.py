@@ -69,9 +69,32 @@ def from_a_disturbed_state(patch, num_slots: int) -> None:
     patch.setattr(SplitForwardMixin, "run_remaining_layers", disturbed)
 
 
+def from_another_exit(patch, num_slots: int) -> None:
+    """Verification takes the states for those of the next exit."""
+    original = SplitForwardMixin.run_remaining_layers
+
+    def at_the_next(self, positions, exit_state, exit_index=0):
+        return original(self, positions, exit_state, (exit_index + 1) % self.num_exits)
+
+    patch.setattr(SplitForwardMixin, "run_remaining_layers", at_the_next)
+
+
+def up_to_the_last_exit(patch, num_slots: int) -> None:
+    """Drafts come from the last exit, whichever was chosen; so do the states."""
+    original = SplitForwardMixin.run_early_layers
+
+    def to_the_last(self, input_ids, positions, inputs_embeds=None, exit_index=0):
+        return original(self, input_ids, positions, inputs_embeds, self.num_exits - 1)
+
+    patch.setattr(SplitForwardMixin, "run_early_layers", to_the_last)
+
+
 ALL = [
     in_another_requests_blocks,
     from_another_requests_states,
     from_the_state_of_the_token_before,
     from_a_disturbed_state,
 ]
+
+OF_SEVERAL_EXITS = [from_another_exit, up_to_the_last_exit]
+"""Faults that an engine with one exit cannot have."""

@@ -1,5 +1,7 @@
 """A policy that follows a script, and a record of what observing steps have told it."""
 
+from __future__ import annotations
+
 import random
 
 from layerskip_vllm.measure.engine import scheduler
@@ -18,20 +20,28 @@ class ScriptedChoices:
         self.observed: list[list[list[int]]] = []
         policy = scheduler(llm).policy
         policy.choose, policy.observe_outcomes = self._choose, self._note
+        self.next: Choice | None = None
+        """What every step does, where a test decides it instead of chance."""
 
     def _choose(self, limits) -> Choice:
-        num_drafts = self._rng.choice([*range(self._max_drafts + 1), self._max_drafts])
-        choice = Choice(
-            self._rng.randrange(self._num_exits),
-            min(num_drafts, max(limits, default=0)),
-            self._rng.random() < self._observing,
-        )
+        choice = self.next or self._draw()
+        choice = choice._replace(num_drafts=min(choice.num_drafts, max(limits, default=0)))
         self.made.append(choice)
         return choice
+
+    def _draw(self) -> Choice:
+        num_drafts = self._rng.choice([*range(self._max_drafts + 1), self._max_drafts])
+        exit_index = self._rng.randrange(self._num_exits)
+        return Choice(exit_index, num_drafts, self._rng.random() < self._observing)
 
     def _note(self, _exit_index, _num_drafted, _num_accepted, exit_counts) -> None:
         if exit_counts:
             self.observed.append(exit_counts)
+
+    @property
+    def exits(self) -> set[int]:
+        """The exits that drafted, as indices."""
+        return {choice.exit_index for choice in self.made if choice.num_drafts > 0}
 
     @property
     def counts(self) -> list[list[int]]:
@@ -40,3 +50,8 @@ class ScriptedChoices:
             [sum(step[j][i] for step in self.observed) for i in (0, 1)]
             for j in range(self._num_exits)
         ]
+
+
+def choices_of(llm) -> ScriptedChoices:
+    """The script of an engine that `make_self_llm` has opened with several exits."""
+    return scheduler(llm).policy.choose.__self__

@@ -1,6 +1,7 @@
 """Output under `self:auto` equals plain decoding's, whichever exit each step chooses."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -15,8 +16,10 @@ from tests.engine.engines import (
     counts,
     generate,
     generate_plainly,
+    generate_with_pauses,
     greedy,
     make_auto_llm,
+    make_self_llm,
     num_preemptions,
     random_prompts,
 )
@@ -50,9 +53,7 @@ def assert_equal(model, prompts, params, exit_layers=EXITS, options=None, **sett
     return preempted
 
 
-@pytest.mark.parametrize(
-    "exit_layers", [[2], [5, 1], pytest.param(EXITS, marks=pytest.mark.on_v2)], ids=str
-)
+@pytest.mark.parametrize("exit_layers", [[2], [5, 1], EXITS], ids=str)
 def test_an_exit_that_changes_every_step(model, exit_layers):
     prompts = as_prompts(random_prompts([5, 17, 40, 90, 3, 20]))
     assert_equal(model, prompts, greedy(60), exit_layers)
@@ -62,7 +63,6 @@ def test_seeded_requests(model):
     assert_equal(model, *requests(16))
 
 
-@pytest.mark.on_v2
 def test_prompts_in_chunks_beside_decodes(model):
     prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
     assert_equal(model, prompts, greedy(40), max_num_batched_tokens=48, max_num_seqs=8)
@@ -74,6 +74,53 @@ def test_preempted_requests_start_over(model):
     for one in params:
         one.max_tokens = 110
     assert assert_equal(model, prompts, params, num_gpu_blocks_override=12) > 0
+
+
+def test_drawn_drafts_of_which_one_token_alone_may_stay(model):
+    """`min_p` leaves the target its top token, so rejection sampling gives the greedy output."""
+    prompts = as_prompts(random_prompts([5, 17, 40, 90, 3, 20]))
+    expected = generate_plainly(model, prompts, greedy(60, ignore_eos=True))
+    drawn = {"speculative_config": {"draft_sample_method": "probabilistic"}}
+    llm = make_self_llm(model, EXITS, K, **drawn)
+    before = counts(llm)
+    params = greedy(60, ignore_eos=True, temperature=1, min_p=1.0)
+    assert generate(llm, prompts, params) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert_speculated(counted)
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_pause_leaves_requests_unchanged(model, level):
+    prompts, params = as_prompts(random_prompts([20, 7, 33], seed=5)), greedy(50, ignore_eos=True)
+    expected = generate_plainly(model, prompts, params)
+    llm = make_self_llm(model, EXITS, K)
+    before = counts(llm)
+    assert generate_with_pauses(llm, prompts, params, level) == expected
+    counted = counts(llm).since(before)
+    close(llm)
+    assert_speculated(counted)
+
+
+@pytest.mark.on_v2
+def test_each_request_keeps_its_own_limit_of_drafts(model):
+    prompts = as_prompts(random_prompts([5, 17, 40, 3]))
+    limits = [{"layerskip": False}, {"num_speculative_tokens": 1}, {"num_speculative_tokens": 2}]
+    params = [greedy(30, ignore_eos=True, extra_args=args) for args in [*limits, None]]
+    expected = generate_plainly(model, prompts, greedy(30, ignore_eos=True))
+    llm, most = make_self_llm(model, EXITS, K), Counter()
+    schedule = scheduler(llm).schedule
+
+    def noting_drafts(*args, **kwargs):
+        output = schedule(*args, **kwargs)
+        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
+            most[req_id] = max(most[req_id], len(drafts))
+        return output
+
+    scheduler(llm).schedule = noting_drafts
+    assert generate(llm, prompts, params) == expected
+    close(llm)
+    assert sorted(most.values()) == [1, 2, K]
 
 
 def test_drafts_of_a_restricted_vocabulary(model, tmp_path):

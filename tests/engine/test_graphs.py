@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 from vllm.config.compilation import CUDAGraphMode
@@ -147,12 +148,17 @@ def test_graphs_of_the_full_forward(model, plain, monkeypatch, mode, options):
     assert replays.verify_lengths()
 
 
-def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, monkeypatch):
+@pytest.mark.parametrize(
+    "exit_layer", [EXIT_LAYER, pytest.param([1, 2, 3], id="self:auto", marks=pytest.mark.slow)]
+)
+def test_piecewise_graphs_run_the_full_forward_and_nothing_else(
+    model, plain, monkeypatch, exit_layer
+):
     """Their key is the forward context's descriptor: early layers on a row a request, or remaining
     layers alone, would replay the graph of another batch, silently.
     """
     replays = emulated_graphs.emulate(monkeypatch, CUDAGraphMode.FULL_AND_PIECEWISE)
-    llm = start(model, max_num_batched_tokens=16)
+    llm = make_self_llm(model, exit_layer, NUM_DRAFTS, max_num_batched_tokens=16, **SMALL)
     its_model, modes = runner(llm).model, set()
     run_early_layers = its_model.run_early_layers
 
@@ -168,7 +174,7 @@ def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, mo
     assert counted.num_accepted > 0
     assert len(replays.piecewise) > 3
     for descriptor, inputs in replays.piecewise:
-        assert "exit_state" not in inputs
+        assert not {"exit_state", "observe"}.intersection(inputs)
         assert len(inputs["input_ids"]) == len(inputs["positions"]) == descriptor.num_tokens
     assert modes == {CUDAGraphMode.NONE}
 
@@ -197,3 +203,17 @@ def test_what_is_captured_is_bounded(model, monkeypatch):
     sizes = len(emulated_graphs.CAPTURE_SIZES)
     assert len(verify) <= 10 * sizes
     assert len(propose) <= 9 * sizes
+
+
+def test_each_exit_captures_as_many_graphs_as_the_first(model, monkeypatch):
+    """But plain decoding, which is the same for all."""
+    emulated_graphs.emulate(monkeypatch)
+    llm = make_self_llm(model, [1, 2, 3], NUM_DRAFTS, **SMALL)
+    its_runner = runner(llm)
+    verify, propose = its_runner.cudagraph_manager.graphs, its_runner.speculator.graphs.graphs
+    close(llm)
+    of_verify = Counter(getattr(desc, "exit_index", 0) for desc in verify)
+    of_propose = Counter(getattr(desc, "exit_index", 0) for desc in propose)
+    num_plain = sum(desc.uniform_token_count == 1 for desc in verify)
+    assert of_verify[0] - num_plain == of_verify[1] == of_verify[2] > 0
+    assert of_propose[0] == of_propose[1] == of_propose[2] > 0

@@ -1,6 +1,6 @@
 """Faults in the cycle apart from its runners, and in models."""
 
-from tests.mutants.fault import EXITS, Fault
+from tests.mutants.fault import EXITS, SWITCHES, Fault
 
 SCENARIOS = ("engine/test_scenarios.py::test_requests_of_unequal_length",)
 HISTORY = ("engine/test_step_machine.py",)
@@ -13,6 +13,20 @@ FAULTS = [
         "is_reached = emitted >= 0",
         "is_reached = emitted >= -1",
         EXITS,
+    ),
+    Fault(
+        "every exit drafts with the first one's layers",
+        "models/split.py",
+        "for index in range(exit_index):",
+        "for index in range(0 * exit_index):",
+        SWITCHES,
+    ),
+    Fault(
+        "verification leaves out the layers between two exits",
+        "models/split.py",
+        "range(exit_index, self.num_exits - 1)",
+        "range(exit_index + 1, self.num_exits - 1)",
+        SWITCHES,
     ),
     Fault(
         "a layer is left out at the cut",

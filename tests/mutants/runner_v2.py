@@ -15,6 +15,22 @@ FAULTS = [
         "v2",
     ),
     Fault(
+        "requests resume together from states of different exits",
+        STATE,
+        "            and (exits == exits[0]).all()\n",
+        "",
+        ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes[llama-auto]",),
+        "v2",
+    ),
+    Fault(
+        "each exit's batches resume by the first one's graphs",
+        "runner_v2/graphs.py",
+        "return at_exit(desc, self.exit_index) if resumes else desc",
+        "return desc",
+        ("engine/test_graphs.py::test_each_exit_has_its_graphs",),
+        "v2",
+    ),
+    Fault(
         "a slot's new owner has the old one's exit states",
         STATE,
         "self.num_exit_states[req_index] = 0",
