@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from layerskip_vllm.runner_v1.sampled_rows import SampledRows
-from layerskip_vllm.spec_decode.exit_matches import count_matches, top_tokens_of_exits
+from layerskip_vllm.spec_decode.exit_matches import ExitMatches
 
 if TYPE_CHECKING:
     from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
@@ -19,7 +19,11 @@ class ExitObserver:
 
     def __init__(self, drafter: LayerSkipProposer) -> None:
         self._drafter = drafter
-        self._exits = drafter.speculative_config.layerskip.exits
+        self._matches = ExitMatches(
+            lambda states, head: drafter.top_tokens(states, len(states), head),
+            drafter.speculative_config.layerskip.exits,
+            has_adapters=drafter.vllm_config.lora_config is not None,
+        )
         self._normed_states: list[torch.Tensor] = []
         """[num_rows, hidden_size] after each exit layer: of the rows that are sampled."""
 
@@ -41,7 +45,7 @@ class ExitObserver:
         inputs_embeds: torch.Tensor | None,  # [num_tokens, hidden_size]
     ) -> torch.Tensor:
         """Run the full forward by segments: [num_tokens, hidden_size], what it returns."""
-        at = _sampled(rows, query_ends).to(positions.device)
+        at = torch.from_numpy(_sampled(rows, query_ends)).to(positions.device)
 
         def keep(_: int, normed_states: torch.Tensor) -> None:
             self._normed_states.append(normed_states[at])
@@ -55,10 +59,9 @@ class ExitObserver:
         entries: np.ndarray,  # [num_tokens, 2], of the exit query cache
     ) -> None:
         """Read what the cycle has left at each exit, after a verify that resumed."""
-        states = self._drafter.passing_states
+        states = self._drafter.passed_states
         if states is not None:
-            at = _sampled(rows, query_ends).to(self._drafter.device)
-            self._normed_states = states.at(entries).rows(at)
+            self._normed_states = states.of_tokens(_sampled(rows, query_ends), entries)
 
     def count(
         self,
@@ -70,17 +73,11 @@ class ExitObserver:
         emitted = sampled.cpu()[rows.req_indices, rows.in_request]
         emitted[is_discarded[rows.req_indices]] = -1
         emitted = emitted.to(sampled.device)
-        top_tokens = top_tokens_of_exits(
-            lambda states, head: self._drafter.top_tokens(states, len(states), head),
-            self._normed_states,
-            self._exits,
-            together=self._drafter.vllm_config.lora_config is None,
-        )
-        counts = count_matches(top_tokens, emitted).tolist()
+        counts = self._matches.count(self._normed_states, emitted).tolist()
         self.forget()
         return counts
 
 
-def _sampled(rows: SampledRows, query_ends: np.ndarray) -> torch.Tensor:
+def _sampled(rows: SampledRows, query_ends: np.ndarray) -> np.ndarray:
     """Where the sampled rows are among the forward's tokens: [num_rows], int64."""
-    return torch.from_numpy(np.repeat(query_ends - rows.num_rows, rows.num_rows) + rows.in_request)
+    return np.repeat(query_ends - rows.num_rows, rows.num_rows) + rows.in_request

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -32,9 +31,9 @@ from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
 from layerskip_vllm.runner_v1.draft_choice import DraftChoiceProposer
+from layerskip_vllm.runner_v1.passed_states import PassedStates
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
-from layerskip_vllm.spec_decode.passing_states import PassingStates
 
 if TYPE_CHECKING:
     from layerskip_vllm.models.segments import ExitState
@@ -66,18 +65,11 @@ class LayerSkipProposer(DraftChoiceProposer):
             self.dtype,
             device,
         )
-        self.passing_states: PassingStates | None = None
+        self.passed_states: PassedStates | None = None
         """Where there are several exits."""
         layerskip = self.speculative_config.layerskip
         if len(layerskip.exits) > 1 and self.use_exit_query_cache:
-            self.passing_states = PassingStates(
-                len(layerskip.exit_layers),
-                self.max_batch_size,
-                self.num_speculative_tokens,
-                self.hidden_size,
-                self.dtype,
-                device,
-            )
+            self.passed_states = PassedStates(len(layerskip.exit_layers))
 
     def load_model(self, target_model: SplitForwardMixin) -> None:
         """Take the target as the draft; nothing is loaded.
@@ -134,6 +126,8 @@ class LayerSkipProposer(DraftChoiceProposer):
         input_ids = torch.zeros_like(steps.positions[0], dtype=torch.int32)
         input_ids[: len(batch.rows)] = torch.from_numpy(batch.next_token_ids)
         drafts, probs = [], []
+        if self.passed_states is not None:
+            self.passed_states.start_cycle()
         with set_forward_context(None, self.vllm_config, num_tokens=len(input_ids)):
             for num_reqs, same_size in groupby(range(len(steps)), steps.num_reqs.__getitem__):
                 with self._adapters_of(batch.rows[:num_reqs]):
@@ -174,8 +168,8 @@ class LayerSkipProposer(DraftChoiceProposer):
         num_reqs = steps.num_reqs[step]
         num_rows = max(num_reqs, self.min_rows)
         self._enter_draft_step(step, steps, block_table)
-        passing = self.passing_states
-        observe = None if passing is None else partial(passing.store, step, num_reqs)
+        passed = self.passed_states
+        observe = None if passed is None else passed.drafted
         exit_state, hidden_states = self._run_early_layers(
             input_ids[:num_rows], steps.positions[step, :num_rows], exit_index, observe
         )
@@ -215,8 +209,8 @@ class LayerSkipProposer(DraftChoiceProposer):
             [num_tokens, hidden_size], what the target's full forward returns.
         """
         states = self.exit_query_cache.gather(entries)
-        passing = self.passing_states
-        observe = None if passing is None else passing.at(entries).store
+        passed = self.passed_states
+        observe = None if passed is None else passed.verified
         return self.model.run_remaining_layers(positions, states, exit_index, observe)
 
     def _enter_draft_step(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from layerskip_vllm.runner_v2.step_times import moments_of
-from layerskip_vllm.spec_decode.exit_matches import count_matches, top_tokens_of_exits
+from layerskip_vllm.spec_decode.exit_matches import ExitMatches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +24,7 @@ class ExitObserver:
     """Counts without waiting for the device; the numbers travel with a later step's output."""
 
     def __init__(self, speculator: DraftChoiceSpeculator) -> None:
-        self._speculator = speculator
+        self._matches = ExitMatches(speculator.top_tokens, speculator.exits)
         self._mark = moments_of(speculator.device)
         self._on_the_way: deque[tuple[torch.Tensor, Moment]] = deque()
 
@@ -42,10 +42,7 @@ class ExitObserver:
         in_request = rows - cu_num_rows[req_indices]
         emitted = output.sampled_token_ids[req_indices, in_request]
         emitted = emitted.masked_fill(in_request >= num_sampled[req_indices], -1)
-        top_tokens = top_tokens_of_exits(
-            self._speculator.top_tokens, normed_states, self._speculator.exits, together=True
-        )
-        counts = count_matches(top_tokens, emitted).to("cpu", non_blocking=True)
+        counts = self._matches.count(normed_states, emitted).to("cpu", non_blocking=True)
         self._on_the_way.append((counts, self._mark()))
 
     def take(self) -> list[list[int]] | None:

@@ -12,10 +12,10 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from layerskip_vllm.runner_v2.passing_states import PassingStates
 from layerskip_vllm.runner_v2.verifier import Verifier
 from layerskip_vllm.spec_decode.draft_batch import entries_of
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
-from layerskip_vllm.spec_decode.passing_states import PassingStates
 
 if TYPE_CHECKING:
     from torch import nn

@@ -27,23 +27,17 @@ class PassingStates:
         shape = (num_exits, max_num_reqs, num_speculative_tokens + 1, hidden_size)
         self._states = torch.zeros(shape, dtype=dtype, device=device)
 
-    def store(
-        self, step: int, num_reqs: int, layer_index: int, normed_states: torch.Tensor
-    ) -> None:
-        """Keep those of an early step, row r at entry [r, step].
-
-        Args:
-            step: k.
-            num_reqs: Rows that are not idle, the first ones.
-            layer_index: In `exit_layers`.
-            normed_states: [num_rows, hidden_size].
-        """
-        self._states[layer_index, :num_reqs, step] = normed_states[:num_reqs]
-
     def store_slots(
         self, step: int, slots: torch.Tensor, layer_index: int, normed_states: torch.Tensor
     ) -> None:
-        """The same at entry [slots[r], step]; -1 stores to the last row, which is nobody's."""
+        """Keep those of an early step, row r at entry [slots[r], step].
+
+        Args:
+            step: k.
+            slots: [num_reqs], integers; -1 stores to the last row, which is nobody's.
+            layer_index: In `exit_layers`.
+            normed_states: [num_rows, hidden_size], those beyond the slots idle.
+        """
         self._states[layer_index, slots, step] = normed_states[: len(slots)]
 
     def store_verified(
