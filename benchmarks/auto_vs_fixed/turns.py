@@ -32,6 +32,10 @@ STAGE_OFFSET = 29
 """Between the first prompts of two stages, so that they differ."""
 
 
+SETTLE_S = 0.4
+"""OpenMP's threads spin for 0.2 s after an engine's work; they would slow the next one's."""
+
+
 class Progress:
     """How much is left, counted in tokens of one request."""
 
@@ -129,6 +133,7 @@ def decode(
     subject: Subject, plan: Plan, turn: Turn, contender: Contender, child: Child
 ) -> Measurement:
     """Let one contender decode a turn's batches."""
+    time.sleep(SETTLE_S)
     num_tokens, seconds, drafts, choices = 0, 0.0, DraftCounts(), Counter[str]()
     prompts = prompts_of(subject, turn, plan.stages.index(turn.stage))
     for batch in turn.batches(contender):
