@@ -53,11 +53,6 @@ def at_exit(desc: BatchExecutionDescriptor, exit_index: int) -> BatchExecutionDe
     return kind(**vars(desc), exit_index=exit_index)
 
 
-def fits(desc: BatchExecutionDescriptor, other: BatchExecutionDescriptor) -> bool:
-    """Whether a uniform batch that the other graph serves can be padded to this one."""
-    return desc.num_active_loras == other.num_active_loras and desc.num_tokens >= other.num_tokens
-
-
 def _by_exit(descs: list[BatchExecutionDescriptor]) -> dict[int, list[BatchExecutionDescriptor]]:
     grouped: defaultdict[int, list[BatchExecutionDescriptor]] = defaultdict(list)
     for desc in descs:
@@ -95,7 +90,6 @@ class VerifyGraphManager(ModelCudaGraphManager):
 
     def _init_candidates(self) -> None:
         """Unite what vLLM makes of each query length; graphs of one length come first."""
-        plain_sizes = self.compilation_config.cudagraph_capture_sizes or []
         longest = self.decode_query_len
         to_capture: defaultdict[CUDAGraphMode, dict[BatchExecutionDescriptor, None]]
         candidates: defaultdict[tuple[int, int], dict[BatchExecutionDescriptor, None]]
@@ -105,8 +99,6 @@ class VerifyGraphManager(ModelCudaGraphManager):
             self._capture_descs: dict[CUDAGraphMode, list[BatchExecutionDescriptor]] = {}
             self.decode_query_len = num_drafts + 1
             super()._init_candidates()
-            if num_drafts:
-                self._thin_out(plain_sizes)
             for mode, descs in self._capture_descs.items():
                 to_capture[mode].update(dict.fromkeys(descs))
             for key, descs in self._candidates.items():
@@ -120,28 +112,35 @@ class VerifyGraphManager(ModelCudaGraphManager):
             key: sorted(descs, key=lambda desc: desc.cg_mode != CUDAGraphMode.FULL)
             for key, descs in candidates.items()
         }
+        self._thin_out()
 
-    def _thin_out(self, plain_sizes: list[int]) -> None:
-        """Keep, of one query length, about as many batch sizes as plain decoding has.
+    def _thin_out(self) -> None:
+        """Keep about as many batch sizes with drafts as plain decoding has.
 
-        vLLM makes one of each of its sizes in tokens: several times as many, with less padding.
+        vLLM makes one of each of its sizes in tokens: several times as many, with less padding. And
+        where a schedule has several K, it lets graphs of one hide those of another.
         """
         descs = self._capture_descs.get(CUDAGraphMode.FULL, [])
-        uniform = [desc for desc in descs[::-1] if desc.uniform_token_count is not None]
-        kept = {
-            next((desc for desc in uniform if desc.num_reqs >= size), uniform[-1])
-            for size in plain_sizes
-            if uniform
-        }
-        dropped = set(uniform) - kept
-        self._capture_descs[CUDAGraphMode.FULL] = [desc for desc in descs if desc not in dropped]
-        larger = {
-            desc: next(other for other in uniform if other in kept and fits(other, desc))
-            for desc in dropped
-        }
-        for key, listed in self._candidates.items():
-            replaced = [larger.get(desc, desc) for desc in listed]
-            self._candidates[key] = list(dict.fromkeys(replaced))
+        sizes = sorted(self.compilation_config.cudagraph_capture_sizes or [])
+        kept: dict[int, list[BatchExecutionDescriptor]] = {}
+        for length in {desc.uniform_token_count for desc in descs} - {None, 1}:
+            uniform = [desc for desc in descs[::-1] if desc.uniform_token_count == length]
+            kept[length] = [
+                next((desc for desc in uniform if desc.num_reqs >= size), uniform[-1])
+                for size in sizes
+            ]
+        if not kept:
+            return
+        self._capture_descs[CUDAGraphMode.FULL] = [
+            desc for desc in descs if desc in kept.get(desc.uniform_token_count, [desc])
+        ]
+        for (num_tokens, num_loras), listed in self._candidates.items():
+            fitting = (
+                next((desc for desc in of_length if desc.num_tokens >= num_tokens), None)
+                for of_length in kept.values()
+            )
+            others = [desc for desc in listed if desc.uniform_token_count not in kept]
+            self._candidates[num_tokens, num_loras] = [*filter(None, fitting), *others]
 
     def capture(  # type: ignore[no-untyped-def]
         self, model: nn.Module, model_state: LayerSkipModelState, *args, **kwargs

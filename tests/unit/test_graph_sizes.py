@@ -11,13 +11,13 @@ from layerskip_vllm.runner_v2.graphs import VerifyGraphManager
 SIZES = [1, 2, 4, *range(8, 256, 8), *range(256, 513, 16)]
 
 
-def manager(kind, max_num_seqs, num_drafts, num_exits=1, is_adaptive=True):
+def manager(kind, max_num_seqs, num_drafts, num_exits=1, is_adaptive=True, schedule=None):
     """A manager that has laid out its graphs and captured none."""
     layerskip = SimpleNamespace(adaptive=is_adaptive, exits=range(num_exits))
     speculative = SimpleNamespace(
         layerskip=layerskip,
-        num_speculative_tokens_per_batch_size=None,
-        uses_dynamic_speculative_decoding=lambda: False,
+        num_speculative_tokens_per_batch_size=schedule,
+        uses_dynamic_speculative_decoding=lambda: schedule is not None,
     )
     most = min(2 * max_num_seqs * (num_drafts + 1), SIZES[-1])
     sizes = [size for size in SIZES if size <= most]
@@ -79,3 +79,15 @@ def test_how_many_graphs_verify_at_one_exit(max_num_seqs, most, num_exits, expec
     """Plain decoding has 5 at 16 requests, 11 at 64 and 35 at 256; they are among these."""
     made = manager(VerifyGraphManager, max_num_seqs, most, num_exits)
     assert len(made._capture_descs[CUDAGraphMode.FULL]) == expected
+
+
+def test_each_k_of_a_schedule_keeps_its_graphs():
+    """vLLM makes those of all K at once then."""
+    schedule = [(1, 4, 4), (5, 16, 2), (17, 64, 0)]
+    made = manager(VerifyGraphManager, 64, 4, is_adaptive=False, schedule=schedule)
+    captured = made._capture_descs[CUDAGraphMode.FULL]
+    assert {desc.uniform_token_count for desc in captured} == {1, 3, 5}
+    assert len(captured) == len(set(captured)) == 33
+    for num_drafts in (2, 4):
+        for num_reqs in range(1, 65):
+            assert full_for(made, num_reqs, num_drafts)[0] in captured
