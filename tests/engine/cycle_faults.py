@@ -73,8 +73,8 @@ def from_another_exit(patch, num_slots: int) -> None:
     """Verification takes the states for those of the next exit."""
     original = SplitForwardMixin.run_remaining_layers
 
-    def at_the_next(self, positions, exit_state, exit_index=0):
-        return original(self, positions, exit_state, (exit_index + 1) % self.num_exits)
+    def at_the_next(self, positions, exit_state, exit_index=0, *args):
+        return original(self, positions, exit_state, (exit_index + 1) % self.num_exits, *args)
 
     patch.setattr(SplitForwardMixin, "run_remaining_layers", at_the_next)
 
@@ -83,8 +83,8 @@ def up_to_the_last_exit(patch, num_slots: int) -> None:
     """Drafts come from the last exit, whichever was chosen; so do the states."""
     original = SplitForwardMixin.run_early_layers
 
-    def to_the_last(self, input_ids, positions, inputs_embeds=None, exit_index=0):
-        return original(self, input_ids, positions, inputs_embeds, self.num_exits - 1)
+    def to_the_last(self, input_ids, positions, inputs_embeds=None, exit_index=0, *args):
+        return original(self, input_ids, positions, inputs_embeds, self.num_exits - 1, *args)
 
     patch.setattr(SplitForwardMixin, "run_early_layers", to_the_last)
 
