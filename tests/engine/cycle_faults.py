@@ -73,8 +73,9 @@ def from_another_exit(patch, num_slots: int) -> None:
     """Verification takes the states for those of the next exit."""
     original = SplitForwardMixin.run_remaining_layers
 
-    def at_the_next(self, positions, exit_state, exit_index=0, *args):
-        return original(self, positions, exit_state, (exit_index + 1) % self.num_exits, *args)
+    def at_the_next(self, positions, exit_state, exit_index=0, observe=None):
+        following = (exit_index + 1) % self.num_exits
+        return original(self, positions, exit_state, following, observe)
 
     patch.setattr(SplitForwardMixin, "run_remaining_layers", at_the_next)
 
@@ -83,8 +84,9 @@ def up_to_the_last_exit(patch, num_slots: int) -> None:
     """Drafts come from the last exit, whichever was chosen; so do the states."""
     original = SplitForwardMixin.run_early_layers
 
-    def to_the_last(self, input_ids, positions, inputs_embeds=None, exit_index=0, *args):
-        return original(self, input_ids, positions, inputs_embeds, self.num_exits - 1, *args)
+    def to_the_last(self, input_ids, positions, inputs_embeds=None, exit_index=0, observe=None):
+        last = self.num_exits - 1
+        return original(self, input_ids, positions, inputs_embeds, last, observe)
 
     patch.setattr(SplitForwardMixin, "run_early_layers", to_the_last)
 
