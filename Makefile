@@ -29,7 +29,7 @@ TESTS_OF_V2 := tests/parallel/test_tensor_parallel.py tests/parallel/test_data_p
   $(addprefix tests/server/test_,api.py echo.py tool_streams.py) $(addprefix tests/engine/test_,$(addsuffix .py,\
   sampling scenarios policy requests endings skipped_drafts structured_backends seeded seeded_scenarios sessions \
   logprobs rope engine_features engine_health exact async_scheduling graphs graph_safety isolation step_machine \
-  model runner_choice))
+  model runner_choice auto auto_vocabulary))
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
 .PHONY: build clean help

@@ -95,10 +95,29 @@ def measure_agreement(
         prompts: Token ids, all of one length.
         max_tokens: Tokens to generate per prompt.
     """
+    (agreement,) = measure_agreements(model, [exit_layer], prompts, max_tokens)
+    return agreement
+
+
+def measure_agreements(
+    model: LlamaForCausalLM,
+    exit_layers: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+) -> list[Agreement]:
+    """Generate greedily, and compare each token with the draft of each exit; one per exit.
+
+    Args:
+        model: The model.
+        exit_layers: Each E.
+        prompts: Token ids, all of one length.
+        max_tokens: Tokens to generate per prompt.
+    """
     import torch
 
     (prompt_len,) = {len(prompt) for prompt in prompts}
     prompt_ids = torch.tensor([list(prompt) for prompt in prompts], device=model.device)
+    by_exit: list[list[float]] = [[] for _ in exit_layers]
     with torch.inference_mode():
         token_ids = model.generate(
             prompt_ids,
@@ -107,16 +126,14 @@ def measure_agreement(
             max_new_tokens=max_tokens,
             pad_token_id=0,
         )
-        agrees = []
         for text in token_ids:  # one by one: with a 128k vocabulary, all logits would not fit
             states = model.model(text[None, :-1], output_hidden_states=True).hidden_states
-            exit_states = model.model.norm(states[exit_layer][0, prompt_len:])
-            drafted = model.lm_head(exit_states).argmax(dim=-1)
-            agrees.append((drafted == text[prompt_len + 1 :]).float().mean().item())
-    written = [text[prompt_len:].tolist() for text in token_ids]
-    return Agreement(
-        statistics.fmean(agrees), agrees, statistics.fmean(new_ngrams(text) for text in written)
-    )
+            for agrees, exit_layer in zip(by_exit, exit_layers, strict=True):
+                exit_states = model.model.norm(states[exit_layer][0, prompt_len:])
+                drafted = model.lm_head(exit_states).argmax(dim=-1)
+                agrees.append((drafted == text[prompt_len + 1 :]).float().mean().item())
+    is_new = statistics.fmean(new_ngrams(text[prompt_len:].tolist()) for text in token_ids)
+    return [Agreement(statistics.fmean(agrees), agrees, is_new) for agrees in by_exit]
 
 
 def new_ngrams(token_ids: Sequence[int]) -> float:

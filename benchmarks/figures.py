@@ -17,9 +17,9 @@ from benchmarks.result import (
 )
 from benchmarks.rounds import REFERENCE, Group, Start
 from benchmarks.run import Run
-from benchmarks.spread import Spread, percentile, ratios
 from benchmarks.systems import FIXED_K, System
 from layerskip_vllm.measure.decoding import Decoding, DraftCounts
+from layerskip_vllm.measure.spread import Spread, percentile, ratios
 
 
 def group_of(groups: Iterable[Group], *names: str) -> Group | None:

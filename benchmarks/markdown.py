@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from benchmarks.spread import Spread
+from layerskip_vllm.measure.spread import Spread
 
 NOT_MEASURED = "-"
 

@@ -18,10 +18,10 @@ from benchmarks.load import Arrival, LoadFigures, arrivals
 from benchmarks.markdown import spread, table
 from benchmarks.models import MODELS, PreparedModel, prepare
 from benchmarks.rounds import decode
-from benchmarks.spread import Spread, ratios
 from benchmarks.systems import SYSTEMS
 from benchmarks.systems import table as systems_of
 from layerskip_vllm.config import DEFAULT_NUM_SPECULATIVE_TOKENS
+from layerskip_vllm.measure.spread import Spread, ratios
 
 logger = logging.getLogger(__name__)
 

@@ -24,9 +24,9 @@ from benchmarks.environment import child_variables, installed_preloads
 from benchmarks.markdown import NOT_MEASURED, spread, table
 from benchmarks.models import MODELS, PreparedModel, prepare
 from benchmarks.rounds import REFERENCE, decode
-from benchmarks.spread import Spread, ratios
 from benchmarks.systems import System
 from benchmarks.systems import table as systems_of
+from layerskip_vllm.measure.spread import Spread, ratios
 
 logger = logging.getLogger(__name__)
 

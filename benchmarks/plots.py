@@ -17,6 +17,7 @@ COLOURS = {
     "plain": "#777777",
     "self": "#d9600f",
     "self-default": "#1b4f8f",
+    "self-auto": "#0f766e",
     "self-recompute": "#e8a87c",
     "self-draft-vocab": "#b03060",
     "draft_model": "#7b3fa0",

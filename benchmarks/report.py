@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from benchmarks.markdown import NOT_MEASURED, number, spread, table
 from benchmarks.result import BatchFigures, ModelResult, SystemResult
-from benchmarks.spread import Spread
 from benchmarks.step_breakdown import PARTS, REST
 from benchmarks.systems import FIXED_K
+from layerskip_vllm.measure.spread import Spread
 
 MIB = 1 << 20
 

@@ -12,8 +12,8 @@ from benchmarks.environment import Environment
 from benchmarks.forward_time import ForwardTime
 from benchmarks.ideal import IdealCycle
 from benchmarks.rounds import Start
-from benchmarks.spread import Spread
 from benchmarks.step_breakdown import StepBreakdown
+from layerskip_vllm.measure.spread import Spread
 
 
 @dataclass(frozen=True)

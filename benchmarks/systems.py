@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.models import PreparedModel
+from layerskip_vllm.config import AUTO_MODEL
 
 SYSTEMS = (
     "plain",
     "self",
     "self-default",
+    "self-auto",
     "self-recompute",
     "self-draft-vocab",
     "draft_model",
@@ -22,6 +24,8 @@ SYSTEMS = (
 
 FIXED_K = "self"
 """The system that the report compares with the row-aware ideal; it is in every group."""
+
+DRAFT_VOCAB_COUNTS = "draft_vocab_counts"
 
 FIXED: dict[str, object] = {"adaptive": False}
 """Options that make `self:E` draft exactly K tokens in every step."""
@@ -104,12 +108,19 @@ def _self_speculation(
     systems = [
         System("self", "vllm", own_fixed | _options(FIXED)),
         System("self-default", "vllm", own),
+        System("self-auto", "vllm", _auto(model, common)),
         System("self-recompute", "vllm", own_fixed | _options(FIXED | {"exit_query_cache": False})),
     ]
     if model.draft_vocab:
         options = _options(FIXED | model.draft_vocab)
         systems.append(System("self-draft-vocab", "vllm", own_fixed | options))
     return systems
+
+
+def _auto(model: PreparedModel, common: Mapping[str, object]) -> dict[str, object]:
+    """Arguments of `self:auto`. Without a tokenizer only a file of counts ranks the tokens."""
+    counts = {key: value for key, value in model.draft_vocab.items() if key == DRAFT_VOCAB_COUNTS}
+    return {**common, "spec_model": AUTO_MODEL} | (_options(counts) if counts else {})
 
 
 def _vllm_drafts(

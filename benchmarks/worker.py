@@ -9,15 +9,18 @@ import logging
 import sys
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 
+from benchmarks.auto_vs_fixed.choices import counted
 from benchmarks.forward_time import ForwardTime, measure_forward_times
 from benchmarks.load import Arrival, LoadFigures, measure_load
 from benchmarks.memory import Memory, reset_peak
 from benchmarks.messages import Failure, Ready
 from benchmarks.step_breakdown import StepBreakdown, measure_step_breakdown
 from layerskip_vllm.measure.decoding import Decoding
+from layerskip_vllm.scheduling.request_options import NUM_DRAFTS_ARG
 
 
 class TransformersWorker:
@@ -49,10 +52,24 @@ class VllmWorker:
         self.kv_cache_tokens = self.engine.kv_cache_tokens()
 
     def decode(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        temperature: float = 0,
+        num_drafts: int | None = None,
     ) -> Decoding:
-        """Decode a batch."""
-        return self.engine.decode(prompts, max_tokens, temperature)
+        """Decode a batch, with at most `num_drafts` drafts a step where given."""
+        limit = None if num_drafts is None else {NUM_DRAFTS_ARG: num_drafts}
+        return self.engine.decode(prompts, max_tokens, temperature, extra_args=limit)
+
+    def decode_choosing(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int
+    ) -> tuple[Decoding, Counter[str]]:
+        """Decode a batch, and count which (E, K) `self:auto` chose."""
+        scheduler = self.engine.scheduler
+        exit_layers = scheduler.vllm_config.speculative_config.layerskip.exit_layers
+        with counted(scheduler.policy, exit_layers) as chosen:
+            return self.engine.decode(prompts, max_tokens), chosen
 
     def forward_times(
         self, prompts: Sequence[Sequence[int]], num_steps: int, row_counts: Sequence[int]

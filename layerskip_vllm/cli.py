@@ -1,4 +1,4 @@
-"""`layerskip-vllm`: training, layer lens and demo of LayerSkip self-speculative decoding."""
+"""`layerskip-vllm`: training, layer lens, sweep and demo of LayerSkip self-speculative decoding."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "train": ("layerskip_vllm.training.command", "train a LayerSkip checkpoint from a recipe"),
     "lens": ("layerskip_vllm.lens.command", "show what each layer of a model predicts"),
+    "sweep": ("layerskip_vllm.sweep.command", "measure which exit layer and K are fastest"),
     "demo": ("layerskip_vllm.demo.command", "serve a model plainly and with self-speculation"),
 }
 """Subcommand -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help).

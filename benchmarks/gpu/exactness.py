@@ -35,6 +35,7 @@ RANDOM_SHAPE = Shape(
 RANDOM_SCALE = 0.3
 """Of the random model's remaining layers: some drafts are accepted and some are not."""
 EXIT_LAYERS = {"random": 3, "python-10m": 4}
+AUTO_EXIT_LAYERS = {"random": [2, 3, 5], "python-10m": [2, 4, 6]}
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,19 @@ class Variant:
         is_self: `self:E`, not plain.
         is_eager: Not compiled and without CUDA graphs; otherwise vLLM's defaults.
         async_scheduling: None leaves it to vLLM.
+        is_auto: Whether its exit and K are chosen step by step, by `self:auto`.
     """
 
     is_self: bool
     is_eager: bool
     async_scheduling: bool | None = None
+    is_auto: bool = False
 
     @property
     def name(self) -> str:
         """In the report."""
-        words = ["self:E" if self.is_self else "plain", "eager" if self.is_eager else "compiled"]
+        system = "self:auto" if self.is_auto else "self:E" if self.is_self else "plain"
+        words = [system, "eager" if self.is_eager else "compiled"]
         if self.async_scheduling is not None:
             words.append("async" if self.async_scheduling else "sync")
         return ", ".join(words)
@@ -68,6 +72,7 @@ RUNNER_VARIANTS = {
         Variant(True, False, True),
         PLAIN[1],
         Variant(True, True, True),
+        Variant(True, False, True, is_auto=True),
         Variant(True, False, False),
         Variant(True, True, False),
     ),
@@ -179,11 +184,16 @@ class ExactnessTask:
             arguments["attention_backend"] = self.attention_backend
         if variant.async_scheduling is not None:
             arguments["async_scheduling"] = variant.async_scheduling
-        if variant.is_self:
-            arguments["spec_model"] = f"self:{EXIT_LAYERS[self.model]}"
-            arguments["spec_tokens"] = NUM_SPECULATIVE_TOKENS
-            arguments["additional_config"] = {"layerskip": FIXED}
-        return arguments
+        return arguments | (self._speculation(variant.is_auto) if variant.is_self else {})
+
+    def _speculation(self, is_auto: bool) -> dict[str, object]:
+        spec_model = "self:auto" if is_auto else f"self:{EXIT_LAYERS[self.model]}"
+        options = {"exit_layers": AUTO_EXIT_LAYERS[self.model]} if is_auto else FIXED
+        return {
+            "spec_model": spec_model,
+            "spec_tokens": NUM_SPECULATIVE_TOKENS,
+            "additional_config": {"layerskip": options},
+        }
 
     def _checkpoint(self) -> Path:
         if self.model == "python-10m":

@@ -46,7 +46,7 @@ class Job:
         name: In the report, the log's name and progress lines.
         part: Group of jobs that the command line can choose.
         task: What it does.
-        needs_s: Seconds that it takes on one H100 with cold caches; an estimate.
+        needs_s: Seconds that it takes on one H100 or H200 with cold caches.
         variables: Environment of its process, in addition to this process's.
         requires: A file that an earlier job makes.
     """

@@ -52,6 +52,7 @@ COLUMNS = {
         Column("self-v2", "self", "V2", "`self:E` V2"),
         Column("self-v2-vocab", "self-draft-vocab", "V2", "`self:E` V2, draft vocabulary"),
         Column("self-v2-default", "self-default", "V2", "`self:E` V2, default settings"),
+        Column("self-v2-auto", "self-auto", "V2", "`self:auto` V2"),
         Column("self-v1", "self", "V1", "`self:E` V1"),
     )
 }

@@ -85,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
         label = args.label or Path(args.model).name or args.model
         subject = load(args.model, dtype=args.dtype, device=args.device, label=label)
         scope = _scope(args, num_decoder_layers(subject.model))
-        prompts = tokenize(subject, texts, args.max_length, scope.max_tokens)
+        num_positions = getattr(subject.model.config, "max_position_embeddings", None)
+        prompts = tokenize(
+            subject.tokenizer, texts, num_positions, args.max_length, scope.max_tokens
+        )
         record = survey(subject, prompts, scope, progress=status.update)
     print_report(console, record)
     if args.json:

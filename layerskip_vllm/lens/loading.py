@@ -6,7 +6,13 @@ import logging
 from collections.abc import Sequence
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.logging import disable_progress_bar
 
 from layerskip_vllm.lens.survey import Subject
@@ -33,10 +39,14 @@ def load(name: str, *, dtype: str, device: str, label: str) -> Subject:
         model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(target)
         tokenizer = AutoTokenizer.from_pretrained(name)
     except (ValueError, OSError) as error:
-        # transformers' messages run to a page; the first line names the fault.
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"MODEL={name!r} cannot be loaded: {reason[:300]}") from error
+        raise cannot_load(name, error) from error
     return Subject(model.eval(), tokenizer, name, label, _checkpoint_dtype(config, model.dtype))
+
+
+def cannot_load(name: str, error: Exception) -> ValueError:
+    """Shorten transformers' message, which runs to a page; its first line names the fault."""
+    reason = str(error).strip().partition("\n")[0]
+    return ValueError(f"MODEL={name!r} cannot be loaded: {reason[:300]}")
 
 
 def _device(name: str) -> torch.device:
@@ -56,27 +66,31 @@ def _checkpoint_dtype(config: PretrainedConfig, loaded: torch.dtype) -> torch.dt
 
 
 def tokenize(
-    subject: Subject, texts: Sequence[str], max_length: int, max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    num_positions: int | None,
+    max_length: int,
+    max_tokens: int,
 ) -> list[list[int]]:
     """Return each text's token ids, with the tokenizer's special tokens, truncated if too long.
 
     Args:
-        subject: The model and its tokenizer.
+        tokenizer: The model's.
         texts: Prompts.
+        num_positions: Most tokens of prompt and output together; None: no limit.
         max_length: Most tokens of a prompt; later ones are dropped.
         max_tokens: Tokens to generate after each.
 
     Raises:
         ValueError: A text has no tokens, or the model has too few positions.
     """
-    num_positions = getattr(subject.model.config, "max_position_embeddings", None)
     limit = max_length if num_positions is None else min(max_length, num_positions - max_tokens)
     if limit < 1:
         raise ValueError(
             f"--max-tokens={max_tokens} must be less than the model's {num_positions} positions, "
             "which also hold the prompt"
         )
-    prompts = [subject.tokenizer(text)["input_ids"] for text in texts]
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
     for text, prompt in zip(texts, prompts, strict=True):
         if not prompt:
             raise ValueError(f"prompt {text[:40]!r} has no tokens")

@@ -1,4 +1,4 @@
-"""Drive a server or an engine. The demo, the tests and the benchmarks share these.
+"""Drive a server or an engine and sum up figures. Demo, sweep, tests and benchmarks share these.
 
 Nothing here imports the rest of the package: benchmarks of another checkout use these modules.
 """

@@ -78,11 +78,16 @@ class VllmEngine:
         return cache_config.num_gpu_blocks * cache_config.block_size
 
     def add(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, temperature: float = 0
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        temperature: float = 0,
+        extra_args: Mapping[str, object] | None = None,
     ) -> list[str]:
         """Add requests that do not stop early; returns their ids.
 
         Above temperature 0 each has a seed, its row, so that every system can give the same text.
+        `extra_args` holds the options of each request.
         """
         from vllm import SamplingParams
         from vllm.inputs.engine import tokens_input
@@ -97,6 +102,7 @@ class VllmEngine:
                 ignore_eos=True,
                 detokenize=False,
                 output_kind=RequestOutputKind.DELTA,
+                extra_args=None if extra_args is None else dict(extra_args),
             )
             req_id = str(next(self._request_numbers))
             self.engine.add_request(req_id, tokens_input(list(prompt)), params)
@@ -123,12 +129,12 @@ class VllmEngine:
         max_tokens: int,
         temperature: float = 0,
         after_step: Callable[[], object] = lambda: None,
+        extra_args: Mapping[str, object] | None = None,
     ) -> Decoding:
         """Decode all prompts at once, to exactly `max_tokens` tokens each."""
         recording = Recording(len(prompts))
-        rows = {
-            req_id: row for row, req_id in enumerate(self.add(prompts, max_tokens, temperature))
-        }
+        req_ids = self.add(prompts, max_tokens, temperature, extra_args)
+        rows = {req_id: row for row, req_id in enumerate(req_ids)}
         finished: dict[int, RequestOutput] = {}
         while self.engine.has_unfinished_requests():
             outputs = self.step()

@@ -1,124 +1,32 @@
-"""A decoder's forward in two segments, cut at the exit layer (LayerSkip, section 4.3)."""
+"""A model whose forward can stop at and resume from each exit layer (LayerSkip, section 4.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import nn
 from vllm.compilation.backends import set_model_tag
-from vllm.compilation.decorators import support_torch_compile
 from vllm.config import VllmConfig
 
-
-class ExitState(NamedTuple):
-    """What leaves layer E, one row a token.
-
-    vLLM's decoder layers pass two tensors. Both are kept: their sum, rounded, is not the same
-    number, and verification that resumes from it would not be the full forward.
-
-    The residual is kept as it was before rounding to the model's dtype. Where layer E follows in
-    one compiled graph, inductor does not round it either; so the two segments compute, bit by bit,
-    what vLLM's own graph does.
-    """
-
-    hidden_states: torch.Tensor  # [num_tokens, hidden_size], model dtype
-    residual: torch.Tensor  # [num_tokens, hidden_size], float32
-
-    def first(self, num_tokens: int) -> ExitState:
-        """The states of the first tokens alone, as views."""
-        return ExitState(*(states[:num_tokens] for states in self))
-
-
-@support_torch_compile(
-    dynamic_arg_dims={
-        "input_ids": {0: "b"},
-        "positions": {0: "b"},
-        "inputs_embeds": {0: "b"},
-    }
+from layerskip_vllm.models.segments import (
+    EarlyLayers,
+    ExitState,
+    RemainingLayers,
+    SecondLayers,
+    ThirdLayers,
 )
-class EarlyLayers(nn.Module):
-    """Embedding and decoder layers [0, E), and the final norm at layer E beside them.
 
-    The norm belongs to the draft alone. Compiled with the layers it costs nothing; alone it would
-    be eight small operations in each draft step.
-    """
-
-    def __init__(
-        self,
-        *,
-        vllm_config: VllmConfig,
-        prefix: str = "",
-        decoder: nn.Module,
-        layers: Sequence[nn.Module],
-        norm: nn.Module,
-    ) -> None:
-        super().__init__()
-        # Tuples hide the target's modules from nn.Module: registered here as well, every
-        # parameter would have two names, and loading would look for both.
-        # The embedding is looked up when it is used: LoRA puts another in its place.
-        self._decoder = (decoder,)
-        self._layers = tuple(layers)
-        self._norm = (norm,)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,  # [num_tokens], integers
-        positions: torch.Tensor,  # [num_tokens], int64
-        inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return hidden states, residual (float32), normed states: [num_tokens, hidden_size]."""
-        hidden_states = (
-            inputs_embeds if inputs_embeds is not None else self._decoder[0].embed_tokens(input_ids)
-        )
-        residual = None
-        for layer in self._layers:
-            hidden_states, residual = layer(positions, hidden_states, residual)
-        assert residual is not None  # E >= 1
-        # Copies: without compilation the norm may overwrite what it is given.
-        normed_states, _ = self._norm[0](hidden_states.clone(), residual.clone())
-        return hidden_states, residual.float(), normed_states
-
-
-@support_torch_compile(
-    dynamic_arg_dims={
-        "positions": {0: "b"},
-        "hidden_states": {0: "b"},
-        "residual": {0: "b"},
-    }
-)
-class RemainingLayers(nn.Module):
-    """Decoder layers [E, L) and the final norm."""
-
-    def __init__(
-        self,
-        *,
-        vllm_config: VllmConfig,
-        prefix: str = "",
-        layers: Sequence[nn.Module],
-        norm: nn.Module,
-    ) -> None:
-        super().__init__()
-        self._layers = tuple(layers)
-        self._norm = (norm,)
-
-    def forward(
-        self,
-        positions: torch.Tensor,  # [num_tokens], int64
-        hidden_states: torch.Tensor,  # [num_tokens, hidden_size]
-        residual: torch.Tensor,  # [num_tokens, hidden_size], float32
-    ) -> torch.Tensor:
-        """Return what the LM head takes, [num_tokens, hidden_size]."""
-        residual = residual.to(hidden_states.dtype)
-        for layer in self._layers:
-            hidden_states, residual = layer(positions, hidden_states, residual)
-        hidden_states, _ = self._norm[0](hidden_states, residual)
-        return hidden_states
+Observe = Callable[[int, torch.Tensor], None]
+"""Called with an exit's index and what `run_early_layers` returns there, [num_tokens, hidden_size],
+ready for `compute_logits`."""
 
 
 class SplitForwardMixin(nn.Module):
-    """Gives a `*ForCausalLM` class of vLLM's a forward that can stop at and resume from layer E.
+    """Gives a `*ForCausalLM` class of vLLM's a forward that can stop at and resume from exits.
+
+    With exits E_1 < .. < E_J the segments are [0, E_1), [E_1, E_2), .., [E_J, L); `self:E` has two.
 
     The host class must hold a decoder `self.model` with `embed_tokens`, `layers` and `norm`, its
     layers called as `layer(positions, hidden_states, residual)`. Parameters, their names and their
@@ -128,24 +36,33 @@ class SplitForwardMixin(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        exit_layer = vllm_config.speculative_config.layerskip.exit_layer
-        decoder = self.model
+        exit_layers = vllm_config.speculative_config.layerskip.exit_layers
+        decoder, norm = self.model, self.model.norm
         with set_model_tag("layerskip_early"):
             self.early_layers = EarlyLayers(
                 vllm_config=vllm_config,
                 decoder=decoder,
-                layers=decoder.layers[:exit_layer],
-                norm=decoder.norm,
+                layers=decoder.layers[: exit_layers[0]],
+                norm=norm,
             )
+        between = []
+        kinds = (SecondLayers, ThirdLayers)
+        for kind, (start, end) in zip(kinds, pairwise(exit_layers), strict=False):
+            with set_model_tag(f"layerskip_{start}_to_{end}"):
+                layers = decoder.layers[start:end]
+                between.append(kind(vllm_config=vllm_config, layers=layers, norm=norm))
+        self.layers_between = nn.ModuleList(between)
         with set_model_tag("layerskip_remaining"):
             self.remaining_layers = RemainingLayers(
                 vllm_config=vllm_config,
-                layers=decoder.layers[exit_layer:],
-                norm=decoder.norm,
+                layers=decoder.layers[exit_layers[-1] :],
+                norm=norm,
             )
+        self.num_exits = len(exit_layers)
         self.early_attn_layer_names = [
-            layer.self_attn.attn.layer_name for layer in decoder.layers[:exit_layer]
+            layer.self_attn.attn.layer_name for layer in decoder.layers[: exit_layers[-1]]
         ]
+        """Of the layers that draft at the last exit."""
 
     def forward(  # type: ignore[no-untyped-def]
         self,
@@ -154,13 +71,18 @@ class SplitForwardMixin(nn.Module):
         intermediate_tensors=None,
         inputs_embeds=None,
         exit_state: Callable[[], ExitState] | None = None,  # [num_tokens, hidden_size] each
+        exit_index: int = 0,
+        observe: Observe | None = None,
     ):
         """Run the full forward, or where exit states are given the remaining layers alone.
 
-        They are a function, so that a CUDA graph of this forward reads them anew each time.
+        They are a function, so that a CUDA graph of this forward reads them anew each time. With
+        `observe` and no exit states the full forward runs by segments; see `run_all_segments`.
         """
         if exit_state is not None:
-            return self.run_remaining_layers(positions, exit_state())
+            return self.run_remaining_layers(positions, exit_state(), exit_index, observe)
+        if observe is not None:
+            return self.run_all_segments(observe, input_ids, positions, inputs_embeds)
         return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def run_early_layers(
@@ -168,24 +90,59 @@ class SplitForwardMixin(nn.Module):
         input_ids: torch.Tensor | None,  # [num_tokens], integers
         positions: torch.Tensor,  # [num_tokens], int64
         inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
+        exit_index: int = 0,
+        observe: Observe | None = None,
     ) -> tuple[ExitState, torch.Tensor]:
-        """Embed and run layers [0, E); writes their KV at the forward context's slots.
+        """Embed and run layers [0, E) of an exit; writes their KV at the forward context's slots.
+
+        `observe` sees the exits up to it.
 
         Returns:
             (exit_state, normed_states): what layer E passes on, and what the early exit makes of
             it, [num_tokens, hidden_size], ready for `compute_logits`.
         """
-        hidden_states, residual, normed = self.early_layers(input_ids, positions, inputs_embeds)
-        return ExitState(hidden_states, residual), normed
+        *states, normed = self.early_layers(input_ids, positions, inputs_embeds)
+        if observe is not None:
+            observe(0, normed)
+        for index in range(exit_index):
+            *states, normed = self.layers_between[index](positions, *states)
+            if observe is not None:
+                observe(index + 1, normed)
+        return ExitState(*states), normed
 
     def run_remaining_layers(
         self,
         positions: torch.Tensor,  # [num_tokens], int64
         exit_state: ExitState,
+        exit_index: int = 0,
+        observe: Observe | None = None,
     ) -> torch.Tensor:
-        """Run layers [E, L) and the final norm. Overwrites `exit_state`.
+        """Run layers [E, L) of an exit and the final norm. Overwrites `exit_state`.
+
+        `observe` sees the exits after it.
 
         Returns:
             [num_tokens, hidden_size], ready for `compute_logits`.
         """
-        return self.remaining_layers(positions, *exit_state)
+        states = list(exit_state)
+        for index in range(exit_index, self.num_exits - 1):
+            *states, normed = self.layers_between[index](positions, *states)
+            if observe is not None:
+                observe(index + 1, normed)
+        return self.remaining_layers(positions, *states)
+
+    def run_all_segments(
+        self,
+        observe: Observe,
+        input_ids: torch.Tensor | None,  # [num_tokens], integers
+        positions: torch.Tensor,  # [num_tokens], int64
+        inputs_embeds: torch.Tensor | None = None,  # [num_tokens, hidden_size]
+    ) -> torch.Tensor:
+        """Run the full forward, and show `observe` every exit.
+
+        Returns:
+            [num_tokens, hidden_size], ready for `compute_logits`.
+        """
+        last = self.num_exits - 1
+        states, _ = self.run_early_layers(input_ids, positions, inputs_embeds, last, observe)
+        return self.remaining_layers(positions, *states)

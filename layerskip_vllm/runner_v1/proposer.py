@@ -15,7 +15,6 @@ Request r has n computed tokens, KV valid in all layers, and a sampled next toke
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
@@ -29,25 +28,24 @@ from vllm.forward_context import get_forward_context, set_forward_context
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.sample.metadata import SamplingMetadata
-from vllm.v1.spec_decode.draft_model import DraftModelProposer
 from vllm.v1.spec_decode.utils import PADDING_SLOT_ID
 
+from layerskip_vllm.runner_v1.draft_choice import DraftChoiceProposer
+from layerskip_vllm.runner_v1.passed_states import PassedStates
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch, DraftSteps
-from layerskip_vllm.spec_decode.draft_vocabulary import DraftHead, draft_token_ids
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
 
 if TYPE_CHECKING:
-    from layerskip_vllm.models.split import ExitState, SplitForwardMixin
+    from layerskip_vllm.models.segments import ExitState
+    from layerskip_vllm.models.split import Observe, SplitForwardMixin
 
 
-class LayerSkipProposer(DraftModelProposer):
+class LayerSkipProposer(DraftChoiceProposer):
     """Drafts with the target's early layers and verifies from where they stopped.
 
     It derives from vLLM's `DraftModelProposer` because the V1 runner asserts on that type, and for
-    its attention groups (`initialize_attn_backend`) and draft sampling (`_sample_from_logits`).
+    its attention groups (`initialize_attn_backend`).
     """
-
-    model: SplitForwardMixin
 
     def __init__(self, vllm_config: VllmConfig, device: torch.device) -> None:
         super().__init__(vllm_config, device)
@@ -59,7 +57,6 @@ class LayerSkipProposer(DraftModelProposer):
         self.adapters_of: Callable[[np.ndarray], AbstractContextManager] = nullcontext
         """Makes the rows of the forwards within run with the LoRA adapters of these requests."""
         self.takes_embeddings = vllm_config.model_config.enable_prompt_embeds
-        self.draft_head: DraftHead | None = None
         self.use_exit_query_cache = self.speculative_config.layerskip.exit_query_cache
         self.exit_query_cache = ExitQueryCache(
             self.max_batch_size,
@@ -68,6 +65,11 @@ class LayerSkipProposer(DraftModelProposer):
             self.dtype,
             device,
         )
+        self.passed_states: PassedStates | None = None
+        """Where there are several exits."""
+        layerskip = self.speculative_config.layerskip
+        if len(layerskip.exits) > 1 and self.use_exit_query_cache:
+            self.passed_states = PassedStates(len(layerskip.exit_layers))
 
     def load_model(self, target_model: SplitForwardMixin) -> None:
         """Take the target as the draft; nothing is loaded.
@@ -76,18 +78,13 @@ class LayerSkipProposer(DraftModelProposer):
             ValueError: No draft vocabulary can be made as configured.
         """
         self.model = target_model
-        token_ids = draft_token_ids(
-            self.speculative_config.layerskip, self.vllm_config.model_config
-        )
-        if token_ids is not None:
-            self.draft_head = DraftHead(target_model.lm_head, token_ids)
+        self.load_draft_head(target_model)
         self._draft_attn_layer_names = set(target_model.early_attn_layer_names)
 
     def weights_changed(self) -> None:
         """Forget the old weights: states that they made, and the draft's copy of the LM head."""
         self.exit_query_cache.take()
-        if self.draft_head is not None:
-            self.draft_head.copy_rows(self.model.lm_head)
+        super().weights_changed()
 
     def initialize_attn_backend(
         self, kv_cache_config: KVCacheConfig, kernel_block_sizes: list[int] | None = None
@@ -129,15 +126,22 @@ class LayerSkipProposer(DraftModelProposer):
         input_ids = torch.zeros_like(steps.positions[0], dtype=torch.int32)
         input_ids[: len(batch.rows)] = torch.from_numpy(batch.next_token_ids)
         drafts, probs = [], []
+        if self.passed_states is not None:
+            self.passed_states.start_cycle()
         with set_forward_context(None, self.vllm_config, num_tokens=len(input_ids)):
             for num_reqs, same_size in groupby(range(len(steps)), steps.num_reqs.__getitem__):
                 with self._adapters_of(batch.rows[:num_reqs]):
                     for k in same_size:
-                        hidden_states = self._run_early_step(k, steps, input_ids, block_table)
+                        hidden_states = self._run_early_step(
+                            k, steps, input_ids, block_table, batch.drafts_at.layer_index
+                        )
                         num_drafting = int(np.count_nonzero(batch.num_drafts > k))
                         if num_drafting:
                             chosen, its_probs = self._choose_drafts(
-                                hidden_states, sampling_metadata, num_drafting
+                                hidden_states,
+                                sampling_metadata,
+                                num_drafting,
+                                batch.drafts_at.uses_lm_head,
                             )
                             input_ids[:num_drafting] = chosen
                             drafts.append(chosen)
@@ -154,6 +158,7 @@ class LayerSkipProposer(DraftModelProposer):
         steps: DraftSteps,
         input_ids: torch.Tensor,  # [num_rows of the first step], int32
         block_table: torch.Tensor,  # [num_reqs, max_num_blocks], int32
+        exit_index: int,
     ) -> torch.Tensor:
         """Run the early layers on one token of each request that is still in the batch.
 
@@ -163,8 +168,10 @@ class LayerSkipProposer(DraftModelProposer):
         num_reqs = steps.num_reqs[step]
         num_rows = max(num_reqs, self.min_rows)
         self._enter_draft_step(step, steps, block_table)
+        passed = self.passed_states
+        observe = None if passed is None else passed.drafted
         exit_state, hidden_states = self._run_early_layers(
-            input_ids[:num_rows], steps.positions[step, :num_rows]
+            input_ids[:num_rows], steps.positions[step, :num_rows], exit_index, observe
         )
         if self.use_exit_query_cache:
             self.exit_query_cache.store(step, exit_state.first(num_reqs))
@@ -174,6 +181,8 @@ class LayerSkipProposer(DraftModelProposer):
         self,
         input_ids: torch.Tensor,  # [num_rows], int32
         positions: torch.Tensor,  # [num_rows], int64
+        exit_index: int,
+        observe: Observe | None = None,
     ) -> tuple[ExitState, torch.Tensor]:
         """Run the early layers on one token a request, and on idle rows.
 
@@ -181,45 +190,16 @@ class LayerSkipProposer(DraftModelProposer):
         layers are compiled for one of the two kinds of input.
         """
         if not self.takes_embeddings:
-            return self.model.run_early_layers(input_ids, positions)
-        return self.model.run_early_layers(None, positions, self.model.embed_input_ids(input_ids))
-
-    def _choose_drafts(
-        self,
-        hidden_states: torch.Tensor,  # [num_rows, hidden_size]
-        sampling_metadata: SamplingMetadata,
-        num_drafting: int,  # the first rows
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Choose each request's next draft.
-
-        Returns:
-            (token_ids, sampling_probs), [num_drafting], int64, and [num_drafting, vocab_size],
-            float32; None where all drafts are greedy.
-        """
-        is_greedy = not self._enable_probabilistic_draft_probs or sampling_metadata.all_greedy
-        head = self.draft_head
-        if self.use_local_argmax_reduction and is_greedy and head is None:
-            return self.model.get_top_tokens(hidden_states)[:num_drafting], None
-        if head is None:
-            logits = self.model.compute_logits(hidden_states)[:num_drafting]
-        else:
-            logits = self.model.logits_processor(head, hidden_states, head.bias)[:num_drafting]
-        if is_greedy:
-            # `max` takes half of the time of `argmax` on a CPU in bfloat16.
-            token_ids, probs = logits.max(dim=-1).indices, None
-        else:
-            rows = slice(num_drafting)
-            token_ids, probs = self._sample_from_logits(logits, of_rows(sampling_metadata, rows))
-        if head is not None:
-            token_ids = head.token_ids[token_ids]
-            probs = head.expand(probs) if probs is not None else None
-        return token_ids, probs
+            return self.model.run_early_layers(input_ids, positions, None, exit_index, observe)
+        inputs_embeds = self.model.embed_input_ids(input_ids)
+        return self.model.run_early_layers(None, positions, inputs_embeds, exit_index, observe)
 
     @torch.inference_mode()
     def verify(
         self,
         entries: np.ndarray,  # [num_tokens, 2], of the exit query cache
         positions: torch.Tensor,  # [num_tokens], int64
+        exit_index: int,
     ) -> torch.Tensor:
         """Step 3 of the cycle, where every token is resumed: the remaining layers alone.
 
@@ -228,7 +208,10 @@ class LayerSkipProposer(DraftModelProposer):
         Returns:
             [num_tokens, hidden_size], what the target's full forward returns.
         """
-        return self.model.run_remaining_layers(positions, self.exit_query_cache.gather(entries))
+        states = self.exit_query_cache.gather(entries)
+        passed = self.passed_states
+        observe = None if passed is None else passed.verified
+        return self.model.run_remaining_layers(positions, states, exit_index, observe)
 
     def _enter_draft_step(
         self,
@@ -274,16 +257,10 @@ class LayerSkipProposer(DraftModelProposer):
         }
 
     def dummy_run(self, num_tokens: int, *_args: object, **_kwargs: object) -> None:
-        """Compile both segments: the target's own dummy run has run the full forward only."""
+        """Compile all segments: the target's own dummy run has run the full forward only."""
         input_ids = torch.zeros(num_tokens, dtype=torch.int32, device=self.device)
         positions = torch.zeros(num_tokens, dtype=torch.int64, device=self.device)
         with set_forward_context(None, self.vllm_config, num_tokens=num_tokens):
-            exit_state, _ = self._run_early_layers(input_ids, positions)
-            self.model.run_remaining_layers(positions, exit_state)
-
-
-def of_rows(sampling_metadata: SamplingMetadata, rows: torch.Tensor | slice) -> SamplingMetadata:
-    """The part of the sampling metadata that vLLM's draft sampling reads, for some requests."""
-    if sampling_metadata.temperature is None:
-        return sampling_metadata
-    return dataclasses.replace(sampling_metadata, temperature=sampling_metadata.temperature[rows])
+            last = self.model.num_exits - 1
+            exit_state, _ = self._run_early_layers(input_ids, positions, last)
+            self.model.run_remaining_layers(positions, exit_state, last)

@@ -14,7 +14,9 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.runner_v1.adapters import AdapterSwitchMixin
-from layerskip_vllm.runner_v1.proposer import LayerSkipProposer, of_rows
+from layerskip_vllm.runner_v1.draft_choice import of_rows
+from layerskip_vllm.runner_v1.exit_observer import ExitObserver
+from layerskip_vllm.runner_v1.proposer import LayerSkipProposer
 from layerskip_vllm.runner_v1.row_processors import RowProcessors
 from layerskip_vllm.runner_v1.sampled_rows import SampledRows
 from layerskip_vllm.runner_v1.verifier import reject_drawn, sample_and_compare
@@ -45,6 +47,8 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         self.drafter = LayerSkipProposer(vllm_config, device)
         self.drafter.adapters_of = self.adapters_of
         self.num_resumed_tokens = 0
+        self._observer = ExitObserver(self.drafter)
+        self._observes = False
         self._row_processors = RowProcessors(
             vllm_config, device, self.max_num_reqs * (self.num_spec_tokens + 1)
         )
@@ -59,8 +63,10 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         A step that neither verifies drafts nor makes any is plain vLLM's: vLLM asks in each step
         whether it speculates, and what it does then costs as much as a layer of a small model.
         """
-        drafts = draft_order_of(scheduler_output).num_drafts > 0
-        speculates = drafts or bool(scheduler_output.scheduled_spec_decode_tokens)
+        order = draft_order_of(scheduler_output)
+        speculates = order.num_drafts > 0 or bool(scheduler_output.scheduled_spec_decode_tokens)
+        self._observes = order.observes
+        self._observer.forget()
         self.speculative_config = self.vllm_config.speculative_config if speculates else None
         self._step_stats = StepStats(scheduler_output.total_num_scheduled_tokens)
         self._draft_batch_before = self.drafter.exit_query_cache.take()
@@ -78,14 +84,21 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
         **kwargs,
     ):
         """Verify from the exit states where every token has one, by the full forward where not."""
-        entries = self._resumed_entries()
-        if entries is None:
+        entries, batch = self._resumed_entries(), self._draft_batch_before
+        ends = self.query_start_loc.np[1 : self.input_batch.num_reqs + 1]
+        if entries is None or batch is None:
+            if self._observes:
+                inputs = (input_ids, positions, inputs_embeds)
+                return self._observer.forward(self._sampled_rows(), ends, *inputs)
             return super()._model_forward(
                 input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
             )
         self._step_stats.num_resumed_tokens = len(entries)
         self.num_resumed_tokens += len(entries)
-        return self.drafter.verify(entries, positions)
+        hidden_states = self.drafter.verify(entries, positions, batch.drafts_at.layer_index)
+        if self._observes:
+            self._observer.read(self._sampled_rows(), ends, entries)
+        return hidden_states
 
     def _resumed_entries(self) -> np.ndarray | None:
         """Entry of the exit query cache of each token of the step; None where one has none.
@@ -112,22 +125,41 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
     def _sample(
         self, logits: torch.Tensor | None, spec_decode_metadata: SpecDecodeMetadata | None
     ) -> SamplerOutput:
+        """Sample the step's rows; where it observes, count what each exit would have drafted."""
+        rows = self._sampled_rows()
+        output = self._sample_rows(logits, rows, spec_decode_metadata)
+        if self._observer.has_states:
+            is_discarded = self.discard_request_mask.np[: len(rows.drafts)]
+            self._step_stats.exit_matches = self._observer.count(
+                rows, output.sampled_token_ids, is_discarded
+            )
+        return output
+
+    def _sampled_rows(self) -> SampledRows:
+        """The rows of the step: after each request's last token, and after each of its drafts."""
+        return SampledRows.of_drafts(self.input_batch.spec_token_ids[: self.input_batch.num_reqs])
+
+    def _sample_rows(
+        self,
+        logits: torch.Tensor | None,
+        rows: SampledRows,
+        spec_decode_metadata: SpecDecodeMetadata | None,
+    ) -> SamplerOutput:
         """Sample all rows plainly, and compare; drafts that were drawn may be rejected."""
-        num_reqs = self.input_batch.num_reqs
-        drafts = self.input_batch.spec_token_ids[:num_reqs]
+        drafts = rows.drafts
         requests = [self.requests[req_id] for req_id in self.input_batch.req_ids]
         metadata = self.input_batch.sampling_metadata
         verified = (
             self.sampler,
             logits,
-            SampledRows.of_drafts(drafts),
+            rows,
             metadata,
             self._row_processors.of_step(requests, drafts),
         )
         draft_probs = self._drawn_from.take(self.input_batch.req_ids, drafts)
         if draft_probs is not None and not metadata.all_greedy:
             return reject_drawn(*verified, spec_decode_metadata, draft_probs)
-        return sample_and_compare(*verified, self.discard_request_mask.np[:num_reqs])
+        return sample_and_compare(*verified, self.discard_request_mask.np[: len(drafts)])
 
     def _bookkeeping_sync(self, *args, **kwargs):  # type: ignore[no-untyped-def]
         """Hide the generators of requests in the middle of their prompts from the host.
@@ -209,6 +241,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
+            drafts_at=self.vllm_config.speculative_config.layerskip.exits[order.exit_index],
         )
 
     def _max_num_tokens(self, req_id: str) -> int:

@@ -70,6 +70,11 @@ class SampledRows:
         """Whether any request verifies a draft."""
         return len(self.req_indices) > len(self.num_rows)
 
+    @property
+    def in_request(self) -> np.ndarray:
+        """[num_rows in all], int64: each row's number among its request's."""
+        return np.arange(len(self.req_indices)) - self.starts[self.req_indices]
+
     def of_request(self, req_index: int) -> range:
         """A request's rows."""
         start = int(self.starts[req_index])

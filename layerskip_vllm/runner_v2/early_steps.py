@@ -5,6 +5,7 @@ Nothing here reads data on the host, and each tensor that outlives a step has on
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,7 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
     ) -> None:
         """Keep the tensors of the runner that every propose reads: graphs know their addresses."""
         super().__init__(vllm_config, device)
+        self.exits = vllm_config.speculative_config.layerskip.exits
         self._last_sampled, self._target_seq_lens = last_sampled, target_seq_lens
         self._num_rejected = torch.zeros_like(target_seq_lens)
         self._num_reqs = torch.zeros((), dtype=torch.int32, device=device)
@@ -80,14 +82,18 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
         num_tokens_across_dp: torch.Tensor | None,
         cudagraph_runtime_mode: CUDAGraphMode,
         num_speculative_steps: int,
+        exit_index: int = 0,
     ) -> None:
         """Lay out and run all K + 1 early steps; what a graph captures.
 
         With metadata given, they are refreshed in place for each step, on the device. Without, each
-        step builds its own. The last step leaves d_K's exit state and nothing else.
+        step builds its own. The last step leaves d_K's exit state and nothing else. `exit_index` is
+        one of `exits`.
         """
+        layer_index, self.uses_lm_head = self.exits[exit_index]
         step_metadata: dict[str, object] | None
         keeps_states = self.model_state.use_exit_query_cache
+        passing, slots = self.model_state.passing_states, self.idx_mapping[:num_reqs]
         self._enter_first_step(num_reqs)
         for step in range(num_speculative_steps + keeps_states):
             if attn_metadata is not None:
@@ -108,10 +114,12 @@ class EarlyStepsSpeculator(DraftChoiceSpeculator):
                 exit_state, hidden_states = self.model.run_early_layers(
                     self.input_buffers.input_ids[:num_tokens],
                     self.input_buffers.positions[:num_tokens],
+                    exit_index=layer_index,
+                    observe=None if passing is None else partial(passing.store_slots, step, slots),
                 )
             if keeps_states:
                 self.model_state.exit_query_cache.store_slots(
-                    step, exit_state.first(num_reqs), self.idx_mapping[:num_reqs]
+                    step, exit_state.first(num_reqs), slots
                 )
             if step < num_speculative_steps:
                 self._draft(step, hidden_states[:num_reqs])

@@ -12,6 +12,7 @@ import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
+from layerskip_vllm.runner_v2.passing_states import PassingStates
 from layerskip_vllm.runner_v2.verifier import Verifier
 from layerskip_vllm.spec_decode.draft_batch import entries_of
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
@@ -49,8 +50,27 @@ class LayerSkipModelState(DefaultModelState):
             self.dtype,
             device,
         )
+        self.passing_states: PassingStates | None = None
+        """Where there are several exits; rows as in the exit query cache."""
+        if len(speculative_config.layerskip.exits) > 1 and self.use_exit_query_cache:
+            self.passing_states = PassingStates(
+                len(speculative_config.layerskip.exit_layers),
+                self.max_num_reqs + 1,
+                speculative_config.num_speculative_tokens,
+                self.model_config.get_hidden_size(),
+                self.dtype,
+                device,
+            )
         self.num_exit_states = np.zeros(self.max_num_reqs, np.int64)
         """[max_num_reqs], by slot: tokens after the computed ones that have an exit state."""
+        self._exit_of = np.zeros(self.max_num_reqs, np.int64)
+        """[max_num_reqs], by slot: which exit has left the states."""
+        self.exit_index = 0
+        """From which exit's states the step that is being prepared resumes, if it may."""
+        self.observes = False
+        """Whether that step looks at every exit."""
+        self.normed_states: list[torch.Tensor] = []
+        """[num_rows, hidden_size] at each exit, of the rows that are sampled, if it does."""
         self.graphs_resume = False
         """Whether graphs of a uniform batch with drafts run the remaining layers alone."""
         self.may_resume = False
@@ -60,6 +80,7 @@ class LayerSkipModelState(DefaultModelState):
         self._slots = torch.full((self.max_num_reqs,), self.max_num_reqs, device=device)
         """[max_num_reqs], int64: the slot of each row; graphs read it at this address."""
         self._cudagraph_mode = self._captured_mode = CUDAGraphMode.NONE
+        self._captured_exit = 0
 
     def custom_sampler(self, sampler: Sampler) -> tuple[Sampler, Verifier]:
         """Verify by our sampler; plain steps keep the host's."""
@@ -70,18 +91,27 @@ class LayerSkipModelState(DefaultModelState):
         super().add_request(req_index, new_req_data)
         self.num_exit_states[req_index] = 0
 
-    def set_exit_states(self, slots: np.ndarray, num_states: int | np.ndarray) -> None:
+    def set_exit_states(
+        self, slots: np.ndarray, num_states: int | np.ndarray, exit_index: int = 0
+    ) -> None:
         """Record what propose has left: for the batch's slots, states after position n."""
         self.num_exit_states[slots] = num_states
+        self._exit_of[slots] = exit_index
 
     def forget_exit_states(self) -> None:
         """Let the next step of each request run the full forward."""
         self.num_exit_states.fill(0)
 
     def have_exit_states(self, slots: np.ndarray, num_scheduled_tokens: np.ndarray) -> bool:
-        """Whether each scheduled token has an exit state."""
+        """Whether each scheduled token has an exit state, all of one exit; notes which one.
+
+        A request that a step has left out has states of an earlier choice.
+        """
+        exits = self._exit_of[slots]
+        self.exit_index = int(exits[0])
         return self.use_exit_query_cache and bool(
             (num_scheduled_tokens <= self.num_exit_states[slots]).all()
+            and (exits == exits[0]).all()
         )
 
     def prepare_attn(  # type: ignore[no-untyped-def]
@@ -100,7 +130,9 @@ class LayerSkipModelState(DefaultModelState):
         """
         inputs: dict[str, Any] = super().prepare_inputs(input_batch, req_states)
         self.num_resumed_tokens = 0
-        if self._cudagraph_mode == CUDAGraphMode.FULL:
+        if self.observes and not self.may_resume:
+            inputs["observe"] = partial(self._keep_rows, input_batch.logits_indices)
+        elif self._cudagraph_mode == CUDAGraphMode.FULL:
             if self._graph_resumes(input_batch.num_reqs, input_batch.num_tokens):
                 self._slots[: input_batch.num_reqs] = input_batch.idx_mapping
                 self._slots[input_batch.num_reqs :] = self.max_num_reqs
@@ -108,8 +140,25 @@ class LayerSkipModelState(DefaultModelState):
         elif self._cudagraph_mode == CUDAGraphMode.NONE and self.may_resume:
             entries = entries_of(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
             inputs["exit_state"] = partial(self.exit_query_cache.gather, entries)
+            inputs["exit_index"] = self.exit_index
+            if self.passing_states is not None:
+                inputs["observe"] = self.passing_states.at(entries).store
             self.num_resumed_tokens = input_batch.num_tokens
         return inputs
+
+    def normed_states_of(self, input_batch: InputBatch) -> list[torch.Tensor]:
+        """What an observing step sees after each exit layer: [num_rows, hidden_size], of the rows
+        that are sampled.
+        """
+        if self.num_resumed_tokens and self.passing_states is not None:
+            entries = entries_of(input_batch.idx_mapping_np, input_batch.num_scheduled_tokens)
+            return self.passing_states.at(entries).rows(input_batch.logits_indices)
+        normed_states, self.normed_states = self.normed_states, []
+        return normed_states
+
+    def _keep_rows(self, rows: torch.Tensor, exit_index: int, normed_states: torch.Tensor) -> None:
+        del self.normed_states[exit_index:]
+        self.normed_states.append(normed_states[rows])
 
     def prepare_dummy_inputs(self, num_reqs: int, num_tokens: int) -> dict[str, Any]:
         """Inputs of a graph that is captured; one that resumes reads the slots of its rows."""
@@ -119,12 +168,15 @@ class LayerSkipModelState(DefaultModelState):
             slots = self._slots[:num_reqs]
             num_states = num_tokens // num_reqs
             inputs["exit_state"] = partial(self.exit_query_cache.gather_slots, slots, num_states)
+            inputs["exit_index"] = self._captured_exit
+            if self.passing_states is not None:
+                inputs["observe"] = partial(self.passing_states.store_verified, slots)
         return inputs
 
     @contextmanager
-    def capturing(self, mode: CUDAGraphMode) -> Iterator[None]:
+    def capturing(self, mode: CUDAGraphMode, exit_index: int) -> Iterator[None]:
         """Say which graphs are captured meanwhile."""
-        self._captured_mode = mode
+        self._captured_mode, self._captured_exit = mode, exit_index
         yield
         self._captured_mode = CUDAGraphMode.NONE
 

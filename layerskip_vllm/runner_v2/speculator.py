@@ -16,7 +16,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 
 from layerskip_vllm.runner_v2.early_steps import EarlyStepsSpeculator
-from layerskip_vllm.runner_v2.graphs import ProposeGraphManager
+from layerskip_vllm.runner_v2.graphs import ProposeGraphManager, at_exit
 from layerskip_vllm.runner_v2.model_state import LayerSkipModelState
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ class LayerSkipSpeculator(EarlyStepsSpeculator):
 
     graphs: ProposeGraphManager = None  # type: ignore[assignment]
     """None while memory is profiled, eagerly."""
+    exit_index = 0
+    """At which of `exits` the next propose drafts."""
 
     def load_draft_model(
         self, target_model: nn.Module, target_attn_layer_names: set[str]
@@ -64,7 +66,7 @@ class LayerSkipSpeculator(EarlyStepsSpeculator):
         self.graphs = ProposeGraphManager(self.vllm_config, self.device, mode)
 
     def capture(self) -> None:
-        """Capture all early steps of a propose as one graph, for each batch size and K."""
+        """Capture all early steps of a propose as one graph, for each batch size, K and exit."""
         self.idx_mapping.fill_(-1)
         self.graphs.capture(
             self._run_steps,
@@ -126,10 +128,12 @@ class LayerSkipSpeculator(EarlyStepsSpeculator):
         else:
             self._builds_metadata = not skip_attn_for_dummy_run
             sizes = num_reqs, desc.num_tokens
-            self._run_steps(*sizes, None, None, num_tokens_across_dp, desc.cg_mode, num_drafts)
+            how = desc.cg_mode, num_drafts, self.exit_index
+            self._run_steps(*sizes, None, None, num_tokens_across_dp, *how)
         if not dummy_run:
             states = num_drafts + 1 if drafts_for is None else (num_drafts + 1) * drafts_for
-            self.model_state.set_exit_states(input_batch.idx_mapping_np, states)
+            layer_index = self.exits[self.exit_index].layer_index
+            self.model_state.set_exit_states(input_batch.idx_mapping_np, states, layer_index)
         return self.draft_tokens[:num_reqs]
 
     def _drafts_for(self, input_batch: InputBatch, dummy_run: bool) -> np.ndarray | None:
@@ -173,6 +177,7 @@ class LayerSkipSpeculator(EarlyStepsSpeculator):
         )
         if not need_eager:
             desc = self.graphs.specialize_spec_tokens(desc, num_drafts)
+            desc = at_exit(desc, self.exit_index)
         return desc, dp_sync_state and dp_sync_state.num_tokens_across_dp
 
     def _replay(self, desc: BatchExecutionDescriptor) -> None:

@@ -57,6 +57,11 @@ class HostMoment:
         return self._time - earlier._time
 
 
+def moments_of(device: torch.device) -> type[DeviceMoment | HostMoment]:
+    """What marks a moment in a device's work."""
+    return DeviceMoment if device.type == "cuda" else HostMoment
+
+
 @dataclass
 class StepMoments:
     """The moments of one step; a phase that it does not have is None."""
@@ -81,9 +86,7 @@ class StepTimes:
     """Marks the moments of a step while it is launched, and returns times of finished steps."""
 
     def __init__(self, device: torch.device) -> None:
-        self._mark: type[DeviceMoment | HostMoment] = (
-            DeviceMoment if device.type == "cuda" else HostMoment
-        )
+        self._mark = moments_of(device)
         self._step: StepMoments | None = None
         self._launched: deque[StepMoments] = deque()
 

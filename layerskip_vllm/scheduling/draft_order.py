@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
+from layerskip_vllm.scheduling.policy import Choice
+
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
@@ -23,6 +25,16 @@ class DraftOrder(NamedTuple):
     """Requests that decode after the step."""
     is_decode: bool
     """Whether these are all, and each had a step before."""
+    exit_index: int = 0
+    """Which of the configuration's exits drafts after the step."""
+    observes: bool = False
+    """Whether the step runs the full forward by segments, and counts for each exit how often it
+    would have drafted the token that the step emits."""
+
+    @property
+    def choice(self) -> Choice:
+        """What the policy chose for the step."""
+        return Choice(self.exit_index, self.num_drafts, self.observes)
 
 
 def attach(scheduler_output: SchedulerOutput, order: DraftOrder) -> None:

@@ -37,16 +37,16 @@ class AcceptanceMonitor:
         if self.acceptance_rate < break_even:
             logger.warning(
                 "LayerSkip: acceptance rate %.1f%% after %d drafted tokens is below break-even, "
-                "%.1f%% for self:%d of %d layers: %s (the output is right all the same). Use a "
+                "%.1f%% for %s of %d layers: %s (the output is right all the same). Use a "
                 "checkpoint trained for early exit, try another exit layer, or serve without "
-                "self:%d",
+                "%s",
                 100 * self.acceptance_rate,
                 self.num_drafted,
                 100 * break_even,
-                self._config.exit_layer,
+                self._config.model,
                 self._config.num_layers,
                 "little is drafted, and little gained"
                 if self._config.adaptive
                 else "this speculation costs more than it yields",
-                self._config.exit_layer,
+                self._config.model,
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerskip_vllm.config import max_drafts_of
+from layerskip_vllm.scheduling.request_options import max_drafts_of
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

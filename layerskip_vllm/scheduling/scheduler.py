@@ -1,7 +1,8 @@
-"""vLLM's schedulers, choosing in each step how many tokens are drafted after it.
+"""vLLM's schedulers, choosing in each step which exit drafts how many tokens after it.
 
-The scheduler runs in one process, and every rank on every host follows what it schedules. So K is
-decided here, from what a scheduler sees: the time between steps, and how many drafts were accepted.
+The scheduler runs in one process, and every rank on every host follows what it schedules. So E and
+K are decided here, from what a scheduler sees: the time between steps, how many drafts were
+accepted, and now and then what each exit would have drafted.
 """
 
 from __future__ import annotations
@@ -13,11 +14,20 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from layerskip_vllm.config import OPTIONS_KEY
 from layerskip_vllm.scheduling.draft_order import DraftOrder, attach, draft_order_of
 from layerskip_vllm.scheduling.health import AcceptanceMonitor
 from layerskip_vllm.scheduling.limits import max_drafts
 from layerskip_vllm.scheduling.policy import DraftPolicy
 from layerskip_vllm.scheduling.sessions import SessionsMixin
+from layerskip_vllm.spec_decode.draft_lengths import captured_draft_lengths
+from layerskip_vllm.telemetry import (
+    DRAFT_VOCAB,
+    EXIT_LAYER,
+    EXIT_MATCH_RATE,
+    EXIT_MATCHES,
+    NUM_DRAFTS,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,18 +47,20 @@ class DraftingMixin(SessionsMixin):
         # Propose writes the early layers' KV of t and of every draft: K + 1 positions.
         self.num_lookahead_tokens += 1
         layerskip = self.vllm_config.speculative_config.layerskip
+        self._exit_labels = layerskip.exit_labels
         self._on_runner_v2 = self.vllm_config.speculative_config.on_runner_v2
         reasoning = self.vllm_config.reasoning_config
         end_token_ids = reasoning.reasoning_end_token_ids if reasoning is not None else None
         self._num_thinking_end_tokens = len(end_token_ids or ())
-        self.policy = DraftPolicy(layerskip, self.num_spec_tokens)
+        captured = captured_draft_lengths(self.vllm_config) if self._on_runner_v2 else None
+        self.policy = DraftPolicy(layerskip, self.num_spec_tokens, captured)
         self.acceptance = AcceptanceMonitor(layerskip)
         self._limits: dict[str, int] = {}
         self._last_limits: Mapping[str, int] = {}
         self._num_drafted: list[int] = []
         self._num_accepted: list[int] = []
-        self._last_step: tuple[float, int] | None = None
-        """When the last step ended, and the K that it proposed."""
+        self._last_step: tuple[float, DraftOrder] | None = None
+        """When the last step ended, and what it was to propose."""
 
     def add_request(self, request: Request) -> None:
         """Read once how many drafts the request may have in any step."""
@@ -75,10 +87,11 @@ class DraftingMixin(SessionsMixin):
         return super()._free_request(request, *args, **kwargs)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        """Choose K, before the host makes placeholders for the drafts of an asynchronous step."""
+        """Choose E and K, before the host makes placeholders for an asynchronous step's drafts."""
         most = scheduler_output.num_spec_tokens_to_schedule
         limits = self._draft_limits(scheduler_output.num_scheduled_tokens, most)
-        num_drafts = self.policy.choose(list(limits.values()))
+        choice = self.policy.choose(list(limits.values()))
+        num_drafts = choice.num_drafts
         scheduler_output.num_spec_tokens_to_schedule = num_drafts
         scheduled = scheduler_output.scheduled_cached_reqs
         order = DraftOrder(
@@ -90,6 +103,8 @@ class DraftingMixin(SessionsMixin):
             and not scheduled.resumed_req_ids
             and not scheduler_output.scheduled_new_reqs
             and len(limits) == len(scheduler_output.num_scheduled_tokens),
+            exit_index=choice.exit_index,
+            observes=choice.observes,
         )
         attach(scheduler_output, order)
         super()._update_after_schedule(scheduler_output)
@@ -136,22 +151,45 @@ class DraftingMixin(SessionsMixin):
     ):
         """Learn what the step took and which drafts were accepted."""
         now = time.perf_counter()
-        outputs = super().update_from_output(scheduler_output, model_runner_output)
         order = draft_order_of(scheduler_output)
-        if self._last_step is not None:
-            ended, num_verified = self._last_step
-            # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next
-            # it takes to propose what that one verifies.
-            num_proposed = num_verified if self._on_runner_v2 else order.num_drafts
-            if order.is_decode:
-                self.policy.cycle_times.observe_step(
-                    order.batch_size, num_verified, num_proposed, now - ended
-                )
-        self._last_step = (now, order.num_drafts)
-        self.policy.outcomes.observe(self._num_drafted, self._num_accepted)
+        exit_counts = self._exchange(model_runner_output, order)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        ended, verified = self._last_step or (now, order)
+        # Runner V2 returns a step's tokens before it drafts: from one step's tokens to the next it
+        # takes to propose what that one verifies.
+        proposed = verified if self._on_runner_v2 else order
+        if self._last_step is not None and order.is_decode and not order.observes:
+            self.policy.observe_step(
+                order.batch_size, verified.choice, proposed.choice, now - ended
+            )
+        # A request that a step left out may verify what an earlier order made; it is rare.
+        self.policy.observe_outcomes(
+            verified.exit_index, self._num_drafted, self._num_accepted, exit_counts
+        )
+        self._last_step = (now, order)
         self.acceptance.observe(sum(self._num_drafted), sum(self._num_accepted))
         self._num_drafted, self._num_accepted = [], []
         return outputs
+
+    def _exchange(
+        self, model_runner_output: ModelRunnerOutput, order: DraftOrder
+    ) -> list[list[int]]:
+        """Take what an observing step has counted out of the step's numbers, which go on to the
+        metrics, and put the last choice in.
+
+        Returns:
+            [reached, matched] of each exit; empty where no step observed. On runner V2 they may
+            come with a later step's numbers.
+        """
+        of_connectors = model_runner_output.ec_connector_output
+        if of_connectors is None or of_connectors.ec_connector_stats is None:
+            return []
+        numbers = of_connectors.ec_connector_stats.data[OPTIONS_KEY]
+        exit_counts = numbers.pop(EXIT_MATCHES, [])
+        numbers[EXIT_LAYER], numbers[DRAFT_VOCAB] = self._exit_labels[order.exit_index]
+        numbers[NUM_DRAFTS] = order.num_drafts
+        numbers[EXIT_MATCH_RATE] = [outcomes.match_rate for outcomes in self.policy.outcomes]
+        return exit_counts
 
     def make_spec_decoding_stats(
         self,

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from layerskip_vllm.config import FIRST_EXIT, Exit
+
 
 @dataclass
 class DraftBatch:
@@ -29,6 +31,8 @@ class DraftBatch:
     that draft come first."""
     sampling_probs: torch.Tensor | None = None
     """[num_drafting, max(num_drafts), vocab_size], float32; None where all drafts are greedy."""
+    drafts_at: Exit = FIRST_EXIT
+    """Where the drafts leave the model, and their states stay."""
 
     @classmethod
     def from_step(
@@ -41,6 +45,7 @@ class DraftBatch:
         num_computed: np.ndarray,  # [num_reqs], tokens computed before the step
         num_scheduled: np.ndarray,  # [num_reqs], tokens that the step computed, drafts included
         num_verified: np.ndarray,  # [num_reqs], drafts among them
+        drafts_at: Exit = FIRST_EXIT,
     ) -> DraftBatch | None:
         """Read from a step's outcome where each request stands; None where no request drafts.
 
@@ -61,6 +66,7 @@ class DraftBatch:
             start_positions=start_positions[rows].astype(np.int64),
             next_token_ids=sampled_token_ids[rows, num_sampled[rows] - 1].astype(np.int64),
             num_drafts=num_drafts[order].astype(np.int64),
+            drafts_at=drafts_at,
         )
 
     def drafts(self) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The exit query cache: states that the draft left at layer E, kept for the next step's verify."""
+"""The exit query cache: states that the draft left at its exit, kept for the next step's verify."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from vllm.utils.torch_utils import async_tensor_h2d
 
-from layerskip_vllm.models.split import ExitState
+from layerskip_vllm.models.segments import ExitState
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
 
 

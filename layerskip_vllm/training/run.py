@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,7 +18,9 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
+from layerskip_vllm.checkpoint.settings import write_settings
 from layerskip_vllm.training.data import Rows, expand, load_rows
+from layerskip_vllm.training.exits import known_settings
 from layerskip_vllm.training.recipe import DataSection, ModelSection, Recipe
 from layerskip_vllm.training.trainer import LayerSkipTrainer
 
@@ -53,12 +56,11 @@ def train(recipe: Recipe, resume: bool = False) -> None:
         data_collator=default_data_collator,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
-    if validation_rows is not None:
-        trainer.evaluate()
+    metrics = trainer.evaluate() if validation_rows is not None else {}
     trainer.save_state()
     trainer.save_model()
-    if recipe.model.save_dtype is not None and args.should_save:
-        _cast(args.output_dir, recipe.model.save_dtype)
+    if args.should_save:
+        _complete(args.output_dir, recipe, metrics, model.config.num_hidden_layers)
 
 
 def load_data(
@@ -161,6 +163,17 @@ def _checkpoint(args: TrainingArguments, resume: bool) -> str | None:
             "choose another trainer.output_dir"
         )
     return last
+
+
+def _complete(
+    directory: str, recipe: Recipe, metrics: Mapping[str, float], num_layers: int
+) -> None:
+    """Give the saved checkpoint its dtype and the key `layerskip`."""
+    if recipe.model.save_dtype is not None:
+        _cast(directory, recipe.model.save_dtype)
+    # None removes what the checkpoint that was continued from knew of its own exits.
+    settings = known_settings(recipe.layerskip.exit_layers, metrics, num_layers)
+    write_settings(Path(directory), settings)
 
 
 def _cast(directory: str, dtype: str) -> None:

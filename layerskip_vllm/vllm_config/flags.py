@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from layerskip_vllm.config import (
+    DEFAULT_AUTO_TOKENS,
     DEFAULT_NUM_SPECULATIVE_TOKENS,
     EARLY_EXIT,
     OPTIONS_KEY,
@@ -130,13 +131,13 @@ def _add_self_speculation(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--speculative-model",
         dest="spec_model",
-        metavar="self:E",
+        metavar="self:E|self:auto",
         type=_speculative_model,
         action=_StoreOnce,
         default=argparse.SUPPRESS,
         help="self:E drafts with the first E decoder layers of the model and verifies with the "
-        "others: no second model, same output. Any other value names a draft model, as in "
-        "--spec-model.",
+        "others: no second model, same output. self:auto chooses E while it serves. Any other "
+        "value names a draft model, as in --spec-model.",
     )
     group.add_argument(
         "--num-speculative-tokens",
@@ -146,7 +147,8 @@ def _add_self_speculation(group: argparse._ArgumentGroup) -> None:
         action=_StoreOnce,
         default=argparse.SUPPRESS,
         help="Tokens drafted per step; same as --spec-tokens. Default with self:E: "
-        f"{DEFAULT_NUM_SPECULATIVE_TOKENS}.",
+        f"{DEFAULT_NUM_SPECULATIVE_TOKENS}; with self:auto what the checkpoint names, else "
+        f"{DEFAULT_AUTO_TOKENS}.",
     )
 
 

@@ -1,4 +1,4 @@
-"""Translates `self:E` into vLLM's configuration."""
+"""Translates `self:E` and `self:auto` into vLLM's configuration."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from layerskip_vllm.config import (
     parse_exit_layer,
 )
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from layerskip_vllm.vllm_config import auto
 from layerskip_vllm.vllm_config.runner import uses_runner_v2
 from layerskip_vllm.vllm_config.unsupported import (
     QUANTIZATIONS,
@@ -48,7 +49,8 @@ SPECULATIVE_KEYS = (
     "draft_sample_method",
     "use_local_argmax_reduction",
 )
-"""Keys of `--speculative-config` that `self:E` takes; the others describe a second model."""
+"""Keys of `--speculative-config` that self-speculation takes; the others describe a second
+model."""
 
 FEATURE = "self-speculation (self:E)"
 
@@ -74,11 +76,7 @@ def create_speculative_config(
         ValueError: A value is out of range, contradicts another, or is unsupported.
     """
     settings = _merged_settings(engine_args)
-    layerskip = LayerSkipConfig.from_options(
-        exit_layer=parse_exit_layer(settings["model"]),
-        num_layers=num_layers_of(target_model_config, feature=FEATURE),
-        options=layerskip_options(engine_args) or {},
-    )
+    layerskip, layers, vocabulary = _exits(settings, engine_args, target_model_config)
     _refuse(engine_args, target_model_config, settings, layerskip)
     target_parallel_config.worker_cls = _worker_class()
     engine_args.scheduler_cls = SCHEDULER_CLASS
@@ -96,17 +94,43 @@ def create_speculative_config(
         target_parallel_config,
     )
     logger.info(
-        "LayerSkip: layers [0, %d) of %d draft K=%d tokens, exit query cache %s; "
+        "LayerSkip: %s draft K=%d tokens%s, exit query cache %s; "
         "architecture %s, worker %s, model runner %s",
-        layerskip.exit_layer,
-        layerskip.num_layers,
+        layers,
         speculative_config.num_speculative_tokens,
+        vocabulary,
         "on" if layerskip.exit_query_cache else "off",
         target_model_config.architecture,
         target_parallel_config.worker_cls,
         "V2" if on_runner_v2 else "V1 without CUDA graphs and asynchronous scheduling",
     )
     return speculative_config
+
+
+def _exits(
+    settings: dict, engine_args: EngineArgs, model_config: ModelConfig
+) -> tuple[LayerSkipConfig, str, str]:
+    """Read the exit layer, or find what `self:auto` starts with; and describe it for the log.
+
+    Sets K of `self:auto` where the user does not.
+    """
+    options = layerskip_options(engine_args) or {}
+    num_layers = num_layers_of(model_config, feature=FEATURE)
+    exit_layer = parse_exit_layer(settings["model"])
+    if exit_layer is not None:
+        layerskip = LayerSkipConfig.from_options(exit_layer, num_layers, options)
+        return layerskip, f"layers [0, {exit_layer}) of {num_layers}", ""
+    has_schedule = settings.get("num_speculative_tokens_per_batch_size") is not None
+    given = _num_speculative_tokens_of(settings) if has_schedule else _given_k(settings)
+    found = auto.find(engine_args, model_config, num_layers, given, options)
+    if not has_schedule:
+        settings.setdefault("num_speculative_tokens", found.num_speculative_tokens)
+    return found.layerskip, found.layers, found.vocabulary
+
+
+def _given_k(settings: dict) -> int | None:
+    given = settings.get("num_speculative_tokens")
+    return None if given is None else check_num_speculative_tokens(given)
 
 
 def _refuse(

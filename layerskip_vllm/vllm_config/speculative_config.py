@@ -55,14 +55,14 @@ class LayerSkipSpeculativeConfig(SpeculativeConfig):
         return 0
 
     def compute_hash(self) -> str:
-        """Hash what shapes the compiled graphs: vLLM's factors and the exit layer."""
-        factors = (super().compute_hash(), "layerskip", self.layerskip.exit_layer)
+        """Hash what shapes the compiled graphs: vLLM's factors and the exit layers."""
+        factors = (super().compute_hash(), "layerskip", self.layerskip.exit_layers)
         return safe_hash(str(factors).encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
-        """Show `self:E` instead of the target's path, in vLLM's log too."""
+        """Show `self:E` or `self:auto` instead of the target's path, in vLLM's log too."""
         return (
-            f"LayerSkipSpeculativeConfig(model='self:{self.layerskip.exit_layer}', "
+            f"LayerSkipSpeculativeConfig(model={self.layerskip.model!r}, "
             f"num_spec_tokens={self.num_speculative_tokens}, layerskip={self.layerskip!r})"
         )
 

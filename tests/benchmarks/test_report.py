@@ -19,8 +19,8 @@ from benchmarks.result import (
     save,
 )
 from benchmarks.rounds import Start
-from benchmarks.spread import Spread
 from benchmarks.step_breakdown import PARTS, REST, StepBreakdown
+from layerskip_vllm.measure.spread import Spread
 
 MIB = 1 << 20
 FLAT = {m: ForwardTime(0.1, 0.01) for m in (1, 2, 5, 10)}

@@ -62,11 +62,33 @@ def from_a_disturbed_state(patch, num_slots: int) -> None:
     """A state changes between propose and verify."""
     original = SplitForwardMixin.run_remaining_layers
 
-    def disturbed(self, positions, exit_state):
+    def disturbed(self, positions, exit_state, *args):
         exit_state.hidden_states[-1] += 1
-        return original(self, positions, exit_state)
+        return original(self, positions, exit_state, *args)
 
     patch.setattr(SplitForwardMixin, "run_remaining_layers", disturbed)
+
+
+def from_another_exit(patch, num_slots: int) -> None:
+    """Verification takes the states for those of the next exit."""
+    original = SplitForwardMixin.run_remaining_layers
+
+    def at_the_next(self, positions, exit_state, exit_index=0, observe=None):
+        following = (exit_index + 1) % self.num_exits
+        return original(self, positions, exit_state, following, observe)
+
+    patch.setattr(SplitForwardMixin, "run_remaining_layers", at_the_next)
+
+
+def up_to_the_last_exit(patch, num_slots: int) -> None:
+    """Drafts come from the last exit, whichever was chosen; so do the states."""
+    original = SplitForwardMixin.run_early_layers
+
+    def to_the_last(self, input_ids, positions, inputs_embeds=None, exit_index=0, observe=None):
+        last = self.num_exits - 1
+        return original(self, input_ids, positions, inputs_embeds, last, observe)
+
+    patch.setattr(SplitForwardMixin, "run_early_layers", to_the_last)
 
 
 ALL = [
@@ -75,3 +97,6 @@ ALL = [
     from_the_state_of_the_token_before,
     from_a_disturbed_state,
 ]
+
+OF_SEVERAL_EXITS = [from_another_exit, up_to_the_last_exit]
+"""Faults that an engine with one exit cannot have."""

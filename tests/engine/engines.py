@@ -10,6 +10,7 @@ from layerskip_vllm.measure.engine import model_runner as runner
 from layerskip_vllm.measure.engine import shut_down
 from tests.engine import plain
 from tests.engine.restarts import make_restarts_cheap
+from tests.engine.scripted_choices import ScriptedChoices
 from tests.options import FIXED
 
 COUNTERS = {
@@ -48,17 +49,42 @@ def make_llm(model: str, **overrides) -> LLM:
 
 def make_self_llm(
     model: str,
-    exit_layer: int,
+    exit_layer: int | list[int],
     num_speculative_tokens: int,
     options: dict | None = None,
     **overrides,
 ) -> LLM:
-    """An engine that drafts K tokens in every step, unless `options` override it."""
+    """An engine that drafts K tokens in every step, unless `options` override it.
+
+    With several exit layers it is one of `self:auto`, in which a script chooses another exit, K
+    and kind of step each time.
+    """
+    if isinstance(exit_layer, list):
+        llm = make_auto_llm(model, exit_layer, num_speculative_tokens, options, **overrides)
+        ScriptedChoices(llm, len(exit_layer), num_speculative_tokens)
+        return llm
     return make_llm(
         model,
         spec_model=f"self:{exit_layer}",
         spec_tokens=num_speculative_tokens,
         additional_config={"layerskip": FIXED | (options or {})},
+        **overrides,
+    )
+
+
+def make_auto_llm(
+    model: str,
+    exit_layers: list[int],
+    num_speculative_tokens: int,
+    options: dict | None = None,
+    **overrides,
+) -> LLM:
+    """An engine that chooses among exits."""
+    return make_llm(
+        model,
+        spec_model="self:auto",
+        spec_tokens=num_speculative_tokens,
+        additional_config={"layerskip": {"exit_layers": exit_layers} | (options or {})},
         **overrides,
     )
 
@@ -82,6 +108,27 @@ def generate(llm: LLM, prompts, params, lora_request=None) -> list[list[int]]:
     """Output token ids of each prompt."""
     outputs = llm.generate(prompts, params, use_tqdm=False, lora_request=lora_request)
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def generate_with_pauses(llm: LLM, prompts, params, level: int) -> list[list[int]]:
+    """Output token ids of each prompt, from an engine that pauses while drafts wait.
+
+    On a CPU, level 1 (sleep) only pauses and drops the cached KV.
+    """
+    engine, finished, steps = llm.llm_engine, {}, 0
+    for i, prompt in enumerate(prompts):
+        engine.add_request(str(i), prompt, params)
+    while engine.has_unfinished_requests():
+        steps += 1
+        if steps in (4, 9):
+            engine.sleep(level, mode="keep")
+            assert engine.step() == []
+            assert engine.wake_up(["scheduling"] if level == 0 else None)
+        for output in engine.step():
+            if output.finished:
+                finished[int(output.request_id)] = list(output.outputs[0].token_ids)
+    assert steps > 9
+    return [finished[i] for i in range(len(prompts))]
 
 
 def generate_plainly(
@@ -130,7 +177,7 @@ def both(
     model,
     prompts,
     params,
-    exit_layer=5,
+    exit_layer: int | list[int] = 5,
     num_speculative_tokens=3,
     lora_request=None,
     **overrides,

@@ -69,7 +69,7 @@ class ScriptedDrafts:
         right = self._target_token(req_id, int(self._batch.start_positions[row]) + self._step + 1)
         return right if self._step < self._num_right[req_id] else (right + 1) % VOCAB_SIZE
 
-    def _verify_and_note(self, entries, positions):
+    def _verify_and_note(self, entries, positions, exit_index):
         batch = self._runner.input_batch
         query_start = self._runner.query_start_loc.np[: batch.num_reqs + 1]
         req_ids = np.repeat(batch.req_ids, np.diff(query_start))
@@ -80,4 +80,4 @@ class ScriptedDrafts:
             if state != token:
                 self.faults.append(f"{token} resumes from {row, step}, which holds {state}")
             self.num_used += 1
-        return self._verify(entries, positions)
+        return self._verify(entries, positions, exit_index)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from layerskip_vllm.measure.engine import scheduler
+from layerskip_vllm.scheduling.policy import Choice
 from tests.engine.engines import as_prompts, close, generate, greedy, make_llm, runner
 from tests.engine.kv_memory import KvMemory
+from tests.engine.scripted_choices import choices_of
 from tests.engine.scripted_drafts import ScriptedDrafts
 from tests.engine.scripted_drafts_v2 import ScriptedDraftsV2
 
@@ -113,16 +116,35 @@ def batching_difference(model: str, sequences: Sequence[KnownSequence]) -> float
     )
 
 
+class Proposed(NamedTuple):
+    """What a step may draft for a request."""
+
+    num_layers: int
+    """Of the early layers, which hold the KV of t and of its drafts."""
+    num_tokens: int
+    """t and its drafts; 0 if nothing is drafted."""
+
+
 class SteppedEngine:
-    """Adds, aborts, preempts and steps; `step` checks the invariants after every step."""
+    """Adds, aborts, preempts and steps; `step` checks the invariants after every step.
+
+    With several exit layers, a script chooses one in each step, or the test does.
+    """
 
     def __init__(
-        self, llm, sequences: Sequence[KnownSequence], exit_layer: int, kv_tolerance: float
+        self,
+        llm,
+        sequences: Sequence[KnownSequence],
+        exit_layer: int | list[int],
+        kv_tolerance: float,
     ) -> None:
         its_runner = runner(llm)
         self.engine, self.sequences, self.kv_tolerance = llm.llm_engine, sequences, kv_tolerance
-        self.num_early_layers = exit_layer
-        self.num_speculative_tokens = its_runner.speculative_config.num_speculative_tokens
+        self._exit_layers = exit_layer if isinstance(exit_layer, list) else [exit_layer]
+        self._choices = choices_of(llm) if len(self._exit_layers) > 1 else None
+        self._num_speculative_tokens = its_runner.speculative_config.num_speculative_tokens
+        self._proposed: dict[str, Proposed] = {}
+        """By the last step of each request, by internal id."""
         self.memory = KvMemory(its_runner)
         self.recorder = ScheduleRecorder(llm)
         self.drafts = script(its_runner, self._target_token)
@@ -152,14 +174,20 @@ class SteppedEngine:
         self.num_forced_preemptions += len(self.recorder.scheduler.running)
         self.engine.reset_prefix_cache(reset_running_requests=True)
 
-    def step(self, num_right: Sequence[int]) -> None:
-        """Run one step; the first `num_right[i]` drafts of the i-th request are right."""
+    def step(self, num_right: Sequence[int], choice: Choice | None = None) -> None:
+        """Run one step; the first `num_right[i]` drafts of the i-th request are right.
+
+        An engine with one exit makes no choices, and ignores what is given.
+        """
+        if self._choices is not None:
+            self._choices.next = choice
         self.drafts.begin_step(
             {req_id: num_right[i % len(num_right)] for i, req_id in enumerate(self.live)}
         )
         self.memory.fill(self._unused_slots())
         before, self.recorder.last = self.memory.snapshot(), {}
         outputs = self.engine.step()
+        self._proposed |= dict.fromkeys(self.recorder.last, self._proposed_now())
         assert self.drafts.faults == []
         self._check_writes(self.memory.changed_slots(before))
         for output in outputs:
@@ -171,15 +199,23 @@ class SteppedEngine:
         """Return the engine to its state before the first request."""
         self.engine.abort_request(list(self.live), internal=True)
         self.live.clear()
+        self._proposed.clear()
         self.drafts.faults.clear()
         assert not self.engine.has_unfinished_requests()
         assert self.engine.reset_prefix_cache()
 
+    def _proposed_now(self) -> Proposed:
+        """What the last step may have drafted for each request."""
+        if self._choices is None:
+            return Proposed(self._exit_layers[0], self._num_speculative_tokens + 1)
+        exit_index, num_drafts, _ = self._choices.made[-1]
+        return Proposed(self._exit_layers[exit_index], num_drafts + 1 if num_drafts else 0)
+
     def _unused_slots(self) -> torch.Tensor:
         """Slots without valid KV: bool [num_layers, num_blocks, block_size].
 
-        Valid are computed positions, cached blocks and, in early layers, t and its drafts. The KV
-        of rejected drafts is not.
+        Valid are computed positions, cached blocks and, in the layers that have drafted, t and its
+        drafts. The KV of rejected drafts is not.
         """
         slots = torch.ones(self.memory.shape, dtype=torch.bool)
         for req_id in self.live:
@@ -187,9 +223,10 @@ class SteppedEngine:
             block_ids, end = self.recorder.block_ids(req_id), request.num_computed_tokens
             blocks, in_block = self.memory.slots(block_ids, range(end))
             slots[:, blocks, in_block] = False
-            drafted = range(end, end + self.num_speculative_tokens + 1)
+            proposed = self._proposed.get(req_id, Proposed(0, 0))
+            drafted = range(end, end + proposed.num_tokens)
             blocks, in_block = self.memory.slots(block_ids, drafted)
-            slots[: self.num_early_layers, blocks, in_block] = False
+            slots[: proposed.num_layers, blocks, in_block] = False
         pool = self.recorder.scheduler.kv_cache_manager.block_pool
         cached = [block.block_id for block in pool.blocks if block.block_hash is not None]
         slots[:, torch.tensor(cached, dtype=torch.int64)] = False
@@ -198,13 +235,14 @@ class SteppedEngine:
     def _check_writes(self, changed: torch.Tensor) -> None:
         """A request writes only to its own blocks, and to no position that it has computed."""
         allowed = torch.zeros(self.memory.shape, dtype=torch.bool)
-        for scheduled in self.recorder.last.values():
+        for req_id, scheduled in self.recorder.last.items():
             start, end = scheduled.num_computed, scheduled.num_computed + scheduled.num_tokens
             blocks, in_block = self.memory.slots(scheduled.block_ids, range(start, end))
             allowed[:, blocks, in_block] = True
-            drafted = range(start, end + self.num_speculative_tokens + 1)
+            proposed = self._proposed[req_id]
+            drafted = range(start, end + proposed.num_tokens)
             blocks, in_block = self.memory.slots(scheduled.block_ids, drafted)
-            allowed[: self.num_early_layers, blocks, in_block] = True
+            allowed[: proposed.num_layers, blocks, in_block] = True
         stray = (changed & ~allowed).nonzero().tolist()
         assert not stray, f"stray writes at [layer, block, slot] {stray}, by {self.recorder.last}"
 

@@ -37,6 +37,9 @@ from tests.engine.sessions import (
 
 pytestmark = pytest.mark.runner_v2
 
+AUTO = [1, 3, 5]
+EXITS = [pytest.param(3, id="self:3"), pytest.param(AUTO, id="self:auto")]
+SLOW_AUTO = pytest.param(AUTO, id="self:auto", marks=pytest.mark.slow)
 GRAMMAR = {"structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True}}
 
 
@@ -59,21 +62,23 @@ def open_llm(model, monkeypatch):
     return open_llm
 
 
-def test_chunked_prompts_mix_with_decodes(model, open_llm):
+@pytest.mark.parametrize("exit_layer", EXITS)
+def test_chunked_prompts_mix_with_decodes(model, open_llm, exit_layer):
     prompts = as_prompts(random_prompts([70, 5, 33, 12], seed=2))
     expected = generate_plainly(model, prompts, greedy(30))
-    llm = open_llm(max_num_batched_tokens=32, max_num_seqs=4)
+    llm = open_llm(exit_layer=exit_layer, max_num_batched_tokens=32, max_num_seqs=4)
     before = counts(llm)
     assert generate(llm, prompts, greedy(30)) == expected
     assert_speculated(counts(llm).since(before))
     close(llm)
 
 
-def test_preempted_requests_start_over(model, open_llm):
+@pytest.mark.parametrize("exit_layer", EXITS)
+def test_preempted_requests_start_over(model, open_llm, exit_layer):
     prompts = as_prompts(random_prompts([40, 50, 30], seed=5))
     params = greedy(80, ignore_eos=True)
     expected = generate_plainly(model, prompts, params)
-    llm = open_llm(num_gpu_blocks_override=10)
+    llm = open_llm(exit_layer=exit_layer, num_gpu_blocks_override=10)
     before, preempted_before = counts(llm), num_preemptions(llm)
     assert generate(llm, prompts, params) == expected
     counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
@@ -82,7 +87,8 @@ def test_preempted_requests_start_over(model, open_llm):
     assert_speculated(counted)
 
 
-def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm):
+@pytest.mark.parametrize("exit_layer", [5, SLOW_AUTO])
+def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm, exit_layer):
     """vLLM waits for the last step's tokens before it samples such a step."""
     prompts = as_prompts(random_prompts([5, 17, 9], seed=3))
     constraints = [{"regex": "[a-f]{8}-[0-9]{4}(-[x-z]{2}){3}"}, {"regex": "[ -~]{30}"}]
@@ -92,25 +98,28 @@ def test_drafts_that_a_grammar_rejects_are_cut_off(model, open_llm):
         return [greedy(40, structured_outputs=one) for one in [*constrained, None]]
 
     expected = generate_plainly(model, prompts, params(), **GRAMMAR)
-    llm = open_llm(exit_layer=5, **GRAMMAR)
+    llm = open_llm(exit_layer=exit_layer, **GRAMMAR)
     before = counts(llm)
     assert generate(llm, prompts, params()) == expected
     assert_speculated(counts(llm).since(before))
     close(llm)
 
 
-def test_a_seed_gives_plains_text(random_llama, open_llm):
+@pytest.mark.parametrize("exit_layer", [3, SLOW_AUTO])
+def test_a_seed_gives_plains_text(random_llama, open_llm, exit_layer):
     model = random_llama(num_layers=6, late_scale=0.15, initializer_range=0.2)
     prompts, params = requests(4, first_seed=700)
     expected = generate_plainly(model, prompts, params)
-    llm = open_llm(model=model, max_num_batched_tokens=32, max_num_seqs=4)
+    chunks = {"max_num_batched_tokens": 32, "max_num_seqs": 4}
+    llm = open_llm(model=model, exit_layer=exit_layer, **chunks)
     before = counts(llm)
     assert generate(llm, prompts, params) == expected
     assert_speculated(counts(llm).since(before))
     close(llm)
 
 
-def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm):
+@pytest.mark.parametrize("exit_layer", EXITS)
+def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm, exit_layer):
     token_prompts = random_prompts([20, 7, 33, 12], seed=9)
     params = [
         greedy(40, ignore_eos=True),
@@ -119,7 +128,7 @@ def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm):
         greedy(23, ignore_eos=True),
     ]
     expected = generate_plainly(model, as_prompts(token_prompts), greedy(40, ignore_eos=True))
-    llm = open_llm()
+    llm = open_llm(exit_layer=exit_layer)
     before, engine, finished, steps = counts(llm), llm.llm_engine, {}, 0
     for i, ids in enumerate(token_prompts):
         engine.add_request(str(i), {"prompt_token_ids": ids}, params[i])
@@ -136,12 +145,13 @@ def test_aborts_and_limits_do_not_affect_other_requests(model, open_llm):
     assert_speculated(counted)
 
 
-def test_each_request_limits_its_drafts(model, open_llm):
+@pytest.mark.parametrize("exit_layer", EXITS)
+def test_each_request_limits_its_drafts(model, open_llm, exit_layer):
     """Placeholders are made for K drafts of each, before the limits are known to hold."""
     prompts = as_prompts(random_prompts([20, 7, 33, 12], seed=9))
     limits = [{"num_speculative_tokens": limit} for limit in (0, 1, 2, 3)]
     expected = generate_plainly(model, prompts, greedy(20, ignore_eos=True))
-    llm, most = open_llm(), Counter()
+    llm, most = open_llm(exit_layer=exit_layer), Counter()
     schedule = scheduler(llm).schedule
 
     def noting_drafts(*args, **kwargs):
@@ -158,15 +168,21 @@ def test_each_request_limits_its_drafts(model, open_llm):
 
 
 @pytest.mark.parametrize("is_early", [False, True])
-@pytest.mark.parametrize("late_scale", [0.0, 0.3])
-def test_sessions_go_on_wherever_an_answer_ends(random_llama, open_llm, late_scale, is_early):
+@pytest.mark.parametrize(
+    ("exit_layer", "late_scale"),
+    [(3, 0.0), (3, 0.3), pytest.param(AUTO, 0.3, marks=pytest.mark.slow)],
+)
+def test_sessions_go_on_wherever_an_answer_ends(
+    random_llama, open_llm, exit_layer, late_scale, is_early
+):
     """The step after an answer's end is in flight when the next input is scheduled."""
     model = random_llama(late_from=3, late_scale=late_scale)
     conversations = mixed_conversations()
     plain = make_llm(model)
     expected = converse(plain, conversations)
     close(plain)
-    llm = open_llm(model=model, num_speculative_tokens=4, max_num_batched_tokens=32)
+    chunks = {"max_num_batched_tokens": 32}
+    llm = open_llm(model=model, exit_layer=exit_layer, num_speculative_tokens=4, **chunks)
     before = counts(llm)
     assert converse(llm, conversations, is_early) == expected
     counted = counts(llm).since(before)

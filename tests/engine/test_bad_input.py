@@ -86,7 +86,7 @@ TABLE = [
     ),
     (options(adaptive=1), "layerskip.adaptive=1 must be true or false"),
     (options(stop_drafting=True), "unknown key in .*: stop_drafting; known keys"),
-    (options(draft_vocab_size=0), "draft_vocab_size=0 must be a whole number of at least 1"),
+    (options(draft_vocab_size=-1), "draft_vocab_size=-1 must be a whole number.*0 stands for the"),
     (options(draft_vocab_size="8k"), "draft_vocab_size='8k' must be a whole number"),
     (
         options(draft_vocab_size=321),

@@ -23,6 +23,7 @@ from tests.engine.engines import (
     random_prompts,
     runner,
 )
+from tests.engine.scripted_choices import ScriptedChoices
 
 WEIGHTS = "model.safetensors"
 
@@ -70,11 +71,12 @@ def embedded_prompts(model: str) -> list[dict]:
 
 
 @pytest.mark.on_v2
-def test_prompt_embeddings(model):
+@pytest.mark.parametrize("exit_layer", [5, [1, 3, 5]], ids=["self:5", "self:auto"])
+def test_prompt_embeddings(model, exit_layer):
     """Chunked beside decodes, and a second time from the prefix cache."""
     prompts = embedded_prompts(model) * 2
     flags = {"enable_prompt_embeds": True, "max_num_batched_tokens": 32, "max_num_seqs": 4}
-    expected, actual, counted = both(model, prompts, greedy(40), **flags)
+    expected, actual, counted = both(model, prompts, greedy(40), exit_layer, **flags)
     assert actual == expected
     assert expected[0] != expected[1] != expected[2]
     assert_speculated(counted)
@@ -127,8 +129,8 @@ def reload_during_generation(llm, path: str, num_tokens: int) -> tuple[list[int]
     return token_ids, num_before
 
 
-@pytest.mark.on_v2
-def test_a_reload_replaces_all_old_weights(random_llama, tmp_path):
+@pytest.mark.parametrize("exit_layer", [pytest.param(3, marks=pytest.mark.on_v2), [3, 4, 5]])
+def test_a_reload_replaces_all_old_weights(random_llama, tmp_path, exit_layer):
     """Also for running requests, which keep their KV.
 
     Layers [3, L) add nothing, so drafts are accepted if their layers and LM head are the target's.
@@ -142,7 +144,9 @@ def test_a_reload_replaces_all_old_weights(random_llama, tmp_path):
     draft_counts = tmp_path / "counts.json"
     draft_counts.write_text(json.dumps({}))
     options = {"draft_vocab_size": 320, "draft_vocab_counts": str(draft_counts)}
-    plain, llm = make_llm(model), make_self_llm(model, 3, 3, options)
+    plain, llm = make_llm(model), make_self_llm(model, exit_layer, 3, options)
+    if isinstance(exit_layer, list):  # observing steps would resume nothing
+        ScriptedChoices(llm, 3, 3, observing=0)
     assert generate(plain, prompts, params) != expected
 
     output, num_tokens = reload_during_generation(llm, other, num_tokens=12)

@@ -16,10 +16,12 @@ from tests.engine.engines import (
     make_self_llm,
     random_prompts,
 )
+from tests.engine.scripted_choices import ScriptedChoices
 from tests.options import FIXED
 
 NUM_LAYERS = 6
 LENGTHS = [5, 17, 40, 90, 3, 20]
+EXITS = [pytest.param(3, id="self:3"), pytest.param([1, 3, 4], id="self:auto")]
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +52,13 @@ def test_every_exit_layer_and_draft_length(
 
 
 @pytest.mark.on_v2
-def test_short_prompts_one_after_another(mixed_model):
+@pytest.mark.parametrize("exit_layer", EXITS)
+def test_short_prompts_one_after_another(mixed_model, exit_layer):
     """A prompt no longer than the exit states that the request before has left in its place."""
     prompts = as_prompts(random_prompts([3, 3, 2, 4]))
     alone = {"max_num_seqs": 1, "enable_prefix_caching": False}
     plain = generate_plainly(mixed_model, prompts, greedy(12), **alone)
-    llm = make_self_llm(mixed_model, 3, 3, **alone)
+    llm = make_self_llm(mixed_model, exit_layer, 3, **alone)
     before = counts(llm)
     outputs = generate(llm, prompts, greedy(12))
     counted = counts(llm).since(before)
@@ -75,13 +78,14 @@ def test_without_the_exit_query_cache_nothing_resumes(mixed_model, plain_outputs
     assert counted.num_resumed == 0
 
 
-def test_local_argmax_drafts_the_same_tokens(mixed_model, plain_outputs):
+@pytest.mark.parametrize("exit_layer", EXITS)
+def test_local_argmax_drafts_the_same_tokens(mixed_model, plain_outputs, exit_layer):
     prompts = as_prompts(random_prompts(LENGTHS))
     counted = []
     for use_local_argmax_reduction in (False, True):
         llm = make_self_llm(
             mixed_model,
-            3,
+            exit_layer,
             3,
             speculative_config={"use_local_argmax_reduction": use_local_argmax_reduction},
         )
@@ -114,7 +118,8 @@ def test_both_segments_and_the_whole_model_compile_once(random_llama, monkeypatc
     assert len(artifacts) == 3
 
 
-def test_draft_length_by_batch_size(mixed_model):
+@pytest.mark.parametrize("is_auto", [False, True], ids=["self:5", "self:auto"])
+def test_draft_length_by_batch_size(mixed_model, is_auto):
     schedule = [(1, 2, 4), (3, 4, 2), (5, 5, 1), (6, 32, 0)]
     prompts = as_prompts(random_prompts([9] * 9, seed=6))
     params = [greedy(10 + 8 * i, ignore_eos=True) for i in range(9)]
@@ -122,12 +127,14 @@ def test_draft_length_by_batch_size(mixed_model):
     llm = make_llm(
         mixed_model,
         speculative_config={
-            "model": "self:5",
+            "model": "self:auto" if is_auto else "self:5",
             "num_speculative_tokens": 4,
             "num_speculative_tokens_per_batch_size": schedule,
         },
-        additional_config={"layerskip": FIXED},
+        additional_config={"layerskip": {"exit_layers": [1, 3, 5]} if is_auto else FIXED},
     )
+    if is_auto:
+        ScriptedChoices(llm, 3, 4)
     before = counts(llm)
     actual = generate(llm, prompts, params)
     counted = counts(llm).since(before)

@@ -16,6 +16,8 @@ from tests.engine.engines import (
 )
 from tests.recorded_operations import HostReads, recorded, without_interpreter
 
+EXITS = [pytest.param(2, id="self:2"), pytest.param([1, 2, 3], id="self:auto")]
+
 pytestmark = pytest.mark.runner_v2
 
 
@@ -24,46 +26,61 @@ def model(random_llama):
     return random_llama(num_layers=4, num_heads=2, num_kv_heads=1, late_scale=0.3)
 
 
-@pytest.fixture(scope="module")
-def records(model):
+@pytest.fixture(scope="module", params=EXITS)
+def records(model, request):
     """Operations of each replay of a run with prompts of several lengths, by graph."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         replays = emulated_graphs.emulate(monkeypatch, is_async=True)
         replays.records = {}
-        llm = make_self_llm(model, 2, 3, max_num_seqs=4)
+        llm = make_self_llm(model, request.param, 3, max_num_seqs=4)
         generate(llm, as_prompts(random_prompts([5, 17, 9])), greedy(14))
+        if isinstance(request.param, list):
+            generate(llm, as_prompts(random_prompts([7, 11])), greedy(20, ignore_eos=True))
         close(llm)
     return replays.records
 
 
 def of_kind(records, is_propose):
-    return [
-        replays
+    return {
+        desc: replays
         for desc, replays in records.items()
         if hasattr(desc, "num_speculative_tokens") == is_propose and len(replays) > 1
-    ]
+    }
+
+
+def exit_of(desc) -> int:
+    return getattr(desc, "exit_index", 0)
 
 
 @pytest.mark.parametrize("is_propose", [False, True], ids=["verify", "propose"])
 def test_each_replay_does_the_same_at_the_same_addresses(records, is_propose):
     several = of_kind(records, is_propose)
-    assert several
-    for replays in several:
+    assert {exit_of(desc) for desc in several} == {exit_of(desc) for desc in records}
+    for replays in several.values():
         for replay in replays[1:]:
             assert replay.record == replays[0].record
 
 
 @pytest.mark.parametrize("is_propose", [False, True], ids=["verify", "propose"])
 def test_nothing_is_read_on_the_host(records, is_propose):
-    for replays in of_kind(records, is_propose):
+    for replays in of_kind(records, is_propose).values():
         assert not [replay.unsafe for replay in replays if replay.unsafe]
 
 
-@pytest.mark.parametrize("mode", [CUDAGraphMode.FULL_DECODE_ONLY, CUDAGraphMode.NONE], ids=str)
-def test_a_step_waits_for_nothing_on_the_device(model, monkeypatch, mode):
+@pytest.mark.parametrize(
+    ("mode", "exit_layer"),
+    [
+        (CUDAGraphMode.FULL_DECODE_ONLY, 2),
+        (CUDAGraphMode.NONE, 2),
+        pytest.param(CUDAGraphMode.FULL_DECODE_ONLY, [1, 2, 3], marks=pytest.mark.slow),
+        pytest.param(CUDAGraphMode.NONE, [1, 2, 3], marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_step_waits_for_nothing_on_the_device(model, monkeypatch, mode, exit_layer):
     """With asynchronous scheduling, what runs of ours in a step reads no tensor on the host."""
     emulated_graphs.emulate(monkeypatch, mode, is_async=True)
-    llm = make_self_llm(model, 2, 3, max_num_seqs=4)
+    llm = make_self_llm(model, exit_layer, 3, max_num_seqs=4)
     its_runner, reads = runner(llm), []
 
     def watch(owner, name):
@@ -81,9 +98,12 @@ def test_a_step_waits_for_nothing_on_the_device(model, monkeypatch, mode):
     watch(its_runner, "gather_batch_req_state")
     watch(its_runner.model_state, "prepare_inputs")
     watch(its_runner.speculator, "propose")
+    watch(its_runner._observer, "count")
     generate(llm, as_prompts(random_prompts([5, 17, 9])), greedy(14))
     close(llm)
-    assert {name for name, _ in reads} == {"gather_batch_req_state", "prepare_inputs", "propose"}
+    of_every_step = {"gather_batch_req_state", "prepare_inputs", "propose"}
+    observing = {"count"} if isinstance(exit_layer, list) else set()
+    assert {name for name, _ in reads} == of_every_step | observing
     assert not [(name, noted) for name, noted in reads if noted]
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections import Counter
 
 import pytest
 from vllm.config.compilation import CUDAGraphMode
@@ -9,6 +10,8 @@ from vllm.forward_context import get_forward_context
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 
 from layerskip_vllm.measure.engine import scheduler
+from layerskip_vllm.runner_v2.graphs import ProposeDescriptor, VerifyDescriptor
+from layerskip_vllm.scheduling.policy import Choice
 from tests import emulated_graphs
 from tests.engine.engines import (
     as_prompts,
@@ -18,10 +21,12 @@ from tests.engine.engines import (
     generate,
     generate_plainly,
     greedy,
+    make_auto_llm,
     make_self_llm,
     random_prompts,
     runner,
 )
+from tests.engine.scripted_choices import ScriptedChoices
 
 pytestmark = pytest.mark.runner_v2
 
@@ -71,17 +76,34 @@ def test_each_draft_length_has_its_graphs(model, plain, monkeypatch):
     llm = start(model, {"adaptive": True})
     lengths = itertools.cycle([3, 0, 1, 2])
     policy, observed = scheduler(llm).policy, []
-    policy.choose = lambda limits: min(next(lengths), max(limits, default=0))
-    policy.cycle_times.observe_step = lambda *args: observed.append(args[1:3])
+    policy.choose = lambda limits: Choice(0, min(next(lengths), max(limits, default=0)))
+    policy.observe_step = lambda *args: observed.append([c[:2] for c in args[1:3]])
     outputs, counted = decode(llm)
     close(llm)
     # A step's tokens come before its drafts: each time is that of one K, whatever comes next.
-    assert {verified for verified, _ in observed} == {0, 1, 2, 3}
+    assert {verified for (_, verified), _ in observed} == {0, 1, 2, 3}
     assert all(verified == proposed for verified, proposed in observed)
     assert outputs == plain
     assert_speculated(counted)
     assert replays.verify_lengths() == {1, 2, 3, 4}
     assert replays.draft_lengths() == {1, 2, 3}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_each_exit_has_its_graphs(model, plain, monkeypatch, is_async):
+    replays = emulated_graphs.emulate(monkeypatch, is_async=is_async)
+    llm = make_auto_llm(model, [1, 2, 3], NUM_DRAFTS, **SMALL)
+    choices = ScriptedChoices(llm, 3, NUM_DRAFTS)
+    outputs, counted = decode(llm)
+    more, _ = decode(llm)
+    close(llm)
+    assert outputs == more == plain
+    assert_speculated(counted)
+    assert choices.observed
+    exits = {(type(desc), getattr(desc, "exit_index", 0)) for desc in replays}
+    assert {(VerifyDescriptor, 1), (VerifyDescriptor, 2)} < exits
+    assert {(ProposeDescriptor, 1), (ProposeDescriptor, 2)} < exits
+    assert {index for _, index in exits} == {0, 1, 2}
 
 
 @pytest.mark.slow
@@ -126,18 +148,23 @@ def test_graphs_of_the_full_forward(model, plain, monkeypatch, mode, options):
     assert replays.verify_lengths()
 
 
-def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, monkeypatch):
+@pytest.mark.parametrize(
+    "exit_layer", [EXIT_LAYER, pytest.param([1, 2, 3], id="self:auto", marks=pytest.mark.slow)]
+)
+def test_piecewise_graphs_run_the_full_forward_and_nothing_else(
+    model, plain, monkeypatch, exit_layer
+):
     """Their key is the forward context's descriptor: early layers on a row a request, or remaining
     layers alone, would replay the graph of another batch, silently.
     """
     replays = emulated_graphs.emulate(monkeypatch, CUDAGraphMode.FULL_AND_PIECEWISE)
-    llm = start(model, max_num_batched_tokens=16)
+    llm = make_self_llm(model, exit_layer, NUM_DRAFTS, max_num_batched_tokens=16, **SMALL)
     its_model, modes = runner(llm).model, set()
     run_early_layers = its_model.run_early_layers
 
-    def noting_the_mode(*args):
+    def noting_the_mode(*args, **kwargs):
         modes.add(get_forward_context().cudagraph_runtime_mode)
-        return run_early_layers(*args)
+        return run_early_layers(*args, **kwargs)
 
     monkeypatch.setattr(its_model, "run_early_layers", noting_the_mode)
     limit = {"num_speculative_tokens": 1}  # decodes of unequal length, for which no FULL graph is
@@ -147,7 +174,7 @@ def test_piecewise_graphs_run_the_full_forward_and_nothing_else(model, plain, mo
     assert counted.num_accepted > 0
     assert len(replays.piecewise) > 3
     for descriptor, inputs in replays.piecewise:
-        assert "exit_state" not in inputs
+        assert not {"exit_state", "observe"}.intersection(inputs)
         assert len(inputs["input_ids"]) == len(inputs["positions"]) == descriptor.num_tokens
     assert modes == {CUDAGraphMode.NONE}
 
@@ -176,3 +203,17 @@ def test_what_is_captured_is_bounded(model, monkeypatch):
     sizes = len(emulated_graphs.CAPTURE_SIZES)
     assert len(verify) <= 10 * sizes
     assert len(propose) <= 9 * sizes
+
+
+def test_each_exit_captures_as_many_graphs_as_the_first(model, monkeypatch):
+    """But plain decoding, which is the same for all."""
+    emulated_graphs.emulate(monkeypatch)
+    llm = make_self_llm(model, [1, 2, 3], NUM_DRAFTS, **SMALL)
+    its_runner = runner(llm)
+    verify, propose = its_runner.cudagraph_manager.graphs, its_runner.speculator.graphs.graphs
+    close(llm)
+    of_verify = Counter(getattr(desc, "exit_index", 0) for desc in verify)
+    of_propose = Counter(getattr(desc, "exit_index", 0) for desc in propose)
+    num_plain = sum(desc.uniform_token_count == 1 for desc in verify)
+    assert of_verify[0] - num_plain == of_verify[1] == of_verify[2] > 0
+    assert of_propose[0] == of_propose[1] == of_propose[2] > 0

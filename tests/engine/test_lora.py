@@ -23,6 +23,8 @@ pytestmark = pytest.mark.runner_v1
 """On V2 `self:E` refuses LoRA."""
 
 K = 3
+EXITS = [1, EXIT_LAYER, NUM_LAYERS - 1]
+"""Of `self:auto`."""
 LENGTHS = [5, 17, 40, 90, 3, 20]
 
 
@@ -71,7 +73,7 @@ def test_plain_decoding_gives_each_request_its_own_adapter(
     assert len({tuple(ids) for ids in first}) == len(adapters)
 
 
-@pytest.mark.parametrize("exit_layer", [1, NUM_LAYERS - 1])
+@pytest.mark.parametrize("exit_layer", [1, NUM_LAYERS - 1, EXITS], ids=str)
 def test_several_adapters_and_none_in_one_batch(model, prompts, mixture, plain_outputs, exit_layer):
     llm = make_self_llm(model, exit_layer, K, **LORA)
     before = counts(llm)
@@ -148,8 +150,9 @@ def decode_and_swap(llm, prompt, old, new, swap, num_before: int | None = None):
     return token_ids, swapped_at
 
 
+@pytest.mark.parametrize("exit_layer", [EXIT_LAYER, [EXIT_LAYER, NUM_LAYERS - 1]], ids=str)
 @pytest.mark.parametrize("swap", [by_itself, with_a_request])
-def test_states_of_a_replaced_adapter_are_not_resumed(random_llama, tmp_path, swap):
+def test_states_of_a_replaced_adapter_are_not_resumed(random_llama, tmp_path, swap, exit_layer):
     """All drafts are right, so some are pending when the adapter is replaced."""
     model = random_llama(num_layers=NUM_LAYERS, late_from=EXIT_LAYER, late_scale=0.0)
     old, new = (
@@ -157,16 +160,19 @@ def test_states_of_a_replaced_adapter_are_not_resumed(random_llama, tmp_path, sw
         for n in (1, 2)
     )
     (prompt,) = as_prompts(random_prompts([17]))
-    llm = make_self_llm(model, EXIT_LAYER, K, **LORA)
+    llm = make_self_llm(model, exit_layer, K, **LORA)
     actual, swapped_at = decode_and_swap(llm, prompt, old, new, swap)
     expected, _ = decode_and_swap(make_llm(model, **LORA), prompt, old, new, swap, swapped_at)
     untouched, _ = decode_and_swap(make_llm(model, **LORA), prompt, old, new, swap, 60)
     assert actual == expected != untouched
 
 
-def test_as_many_adapters_as_requests_fit_in_a_batch(model, prompts, mixture, plain_outputs):
+@pytest.mark.parametrize("exit_layer", [EXIT_LAYER, EXITS], ids=str)
+def test_as_many_adapters_as_requests_fit_in_a_batch(
+    model, prompts, mixture, plain_outputs, exit_layer
+):
     """Idle rows that pad a forward of two must not form a third run of rows with one adapter."""
-    llm = make_self_llm(model, EXIT_LAYER, K, max_num_seqs=2, **LORA)
+    llm = make_self_llm(model, exit_layer, K, max_num_seqs=2, **LORA)
     before = counts(llm)
     outputs = generate(llm, prompts, greedy(60), mixture)
     counted = counts(llm).since(before)

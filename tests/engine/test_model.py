@@ -25,10 +25,14 @@ def parameters(llm) -> dict[str, torch.Tensor]:
     return dict(runner(llm).get_model().named_parameters(remove_duplicate=False))
 
 
+AUTO = {"additional_config": {"layerskip": {"exit_layers": [1, 3, 4]}}, "spec_model": "self:auto"}
+
+
+@pytest.mark.parametrize("flags", [{}, AUTO], ids=["self:E", "self:auto"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied-head", "tied-head"])
-def test_no_parameter_exists_twice(random_llama, tied):
+def test_no_parameter_exists_twice(random_llama, tied, flags):
     model = random_llama(tied=tied)
-    plain, llm = make_llm(model), make_self_llm(model, 2, 3)
+    plain, llm = make_llm(model), make_llm(model, **({"spec_model": "self:2"} | flags))
     stock, split = parameters(plain), parameters(llm)
     assert split.keys() == stock.keys()
     assert len({p.data_ptr() for p in split.values()}) == len(
@@ -51,6 +55,16 @@ def test_layers_of_both_segments_are_the_targets_own(random_llama):
     assert model.early_layers._decoder[0] is model.model
     assert model.remaining_layers._norm[0] is model.model.norm
     assert len(model.early_layers._layers) == 2
+    assert all(a is b for a, b in zip(layers, model.model.layers, strict=True))
+
+
+def test_layers_of_all_segments_are_the_targets_own(random_llama):
+    llm = make_llm(random_llama(), **AUTO)
+    model = runner(llm).get_model()
+    segments = [model.early_layers, *model.layers_between, model.remaining_layers]
+    close(llm)
+    assert [len(segment._layers) for segment in segments] == [1, 2, 1, 2]
+    layers = [layer for segment in segments for layer in segment._layers]
     assert all(a is b for a, b in zip(layers, model.model.layers, strict=True))
 
 
@@ -96,6 +110,20 @@ def test_the_exit_layer_is_part_of_the_compile_cache_key(random_llama):
 
     assert key(spec_model="self:2") == key(spec_model="self:2")
     assert len({key(), key(spec_model="self:2"), key(spec_model="self:3")}) == 3
+
+
+def test_every_exit_is_part_of_the_compile_cache_key(random_llama):
+    from vllm.engine.arg_utils import EngineArgs
+
+    def key(*exit_layers) -> str:
+        options = {"layerskip": {"exit_layers": exit_layers}}
+        args = EngineArgs(
+            random_llama(), max_model_len=64, spec_model="self:auto", additional_config=options
+        )
+        return args.create_engine_config().speculative_config.compute_hash()
+
+    assert key(1, 3, 4) == key(4, 3, 1)
+    assert len({key(1, 3, 4), key(1, 3, 5), key(3), key(2, 3, 4)}) == 4
 
 
 def test_without_self_speculation_the_engine_is_stock_vllm(random_llama):

@@ -34,6 +34,9 @@ LAYERSKIP = st.fixed_dictionaries(
         "draft_vocab_size": mostly(st.none()),
         "draft_vocab_counts": mostly(st.none()),
         "early_exit": JSON,
+        "exit_layers": mostly(
+            st.lists(st.integers(0, NUM_LAYERS), max_size=4), st.lists(SCALARS, max_size=4)
+        ),
         "unknown": JSON,
     },
 )
@@ -41,7 +44,7 @@ LAYERSKIP = st.fixed_dictionaries(
 
 @settings(suppress_health_check=list(HealthCheck))
 @given(
-    model=mostly(st.integers(0, NUM_LAYERS).map(str), st.text(max_size=8)),
+    model=mostly(st.integers(0, NUM_LAYERS).map(str) | st.just("auto"), st.text(max_size=8)),
     spec_tokens=mostly(st.none(), SCALARS),
     speculative_config=st.none() | SPECULATIVE_CONFIG,
     layerskip=mostly(LAYERSKIP),
@@ -61,6 +64,7 @@ def test_settings_give_a_configuration_or_a_value_error(
     def configure():
         config = args.create_engine_config().speculative_config
         assert 1 <= config.layerskip.exit_layer < NUM_LAYERS
+        assert config.layerskip.exit_layer in config.layerskip.exit_layers
         assert 1 <= config.num_speculative_tokens <= 128
 
     is_accepted(configure)

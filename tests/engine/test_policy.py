@@ -7,7 +7,7 @@ import pytest
 from vllm.model_executor.models.llama import LlamaDecoderLayer
 
 from layerskip_vllm.scheduling import scheduler
-from layerskip_vllm.scheduling.policy import DraftPolicy
+from layerskip_vllm.scheduling.policy import Choice, DraftPolicy
 from tests.engine.engines import (
     as_prompts,
     close,
@@ -66,8 +66,9 @@ def chosen(monkeypatch):
     original, seen = DraftPolicy.choose, []
 
     def choose(self, *args):
-        seen.append(original(self, *args))
-        return seen[-1]
+        choice = original(self, *args)
+        seen.append(choice.num_drafts)
+        return choice
 
     monkeypatch.setattr(DraftPolicy, "choose", choose)
     return seen
@@ -93,7 +94,7 @@ def test_the_defaults(run):
 
 def test_a_draft_length_that_changes_every_step(run, monkeypatch):
     lengths = iter([4, 0, 1, 3, 0, 0, 2] * 1000)
-    monkeypatch.setattr(DraftPolicy, "choose", lambda *args: next(lengths))
+    monkeypatch.setattr(DraftPolicy, "choose", lambda *args: Choice(0, next(lengths)))
     counted, _ = run({"adaptive": True})
     assert counted.num_resumed > 0
     assert 0 < counted.num_accepted < counted.num_drafted < 4 * counted.num_drafts

@@ -6,6 +6,7 @@ import pytest
 
 from layerskip_vllm.demo.models import MODELS, PYTHON_10M
 from layerskip_vllm.measure.engine import scheduler
+from layerskip_vllm.scheduling.policy import Choice
 from tests.engine.engines import (
     close,
     counts,
@@ -44,7 +45,7 @@ def test_compiled_segments_equal_one_graph_in_bfloat16(prompts):
     llm = make_self_llm(
         str(PYTHON_10M), EXIT_LAYER, NUM_SPECULATIVE_TOKENS, {"adaptive": True}, **compiled
     )
-    scheduler(llm).policy.choose = lambda _: 0
+    scheduler(llm).policy.choose = lambda _: Choice(0, 0)
     assert generate(llm, prompts, greedy(128)) == expected
     close(llm)
 

@@ -55,15 +55,21 @@ def test_a_trained_checkpoint(tmp_path, name, dtype):
     assert_equal_on_code(quantized(str(PYTHON_10M), tmp_path, name), dtype=dtype)
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("awq", "float16"), ("w8a8-fp8", "float32")])
+def test_a_trained_checkpoint_whose_exit_changes_every_step(tmp_path, name, dtype):
+    model = quantized(str(PYTHON_10M), tmp_path, name)
+    assert_equal_on_code(model, exit_layer=[2, 3, 4], dtype=dtype)
+
+
 def test_weights_rounded_on_load():
     assert_equal_on_code(str(PYTHON_10M), dtype="bfloat16", quantization="fp8_per_channel")
 
 
-def assert_equal_on_code(model: str, **arguments) -> None:
+def assert_equal_on_code(model: str, exit_layer: int | list[int] = 4, **arguments) -> None:
     lines = (PYTHON_10M / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
     prompts = [json.loads(line)["prompt"] for line in lines][:8]
     expected, actual, counted = both(
-        model, prompts, greedy(64), exit_layer=4, num_speculative_tokens=4, **arguments
+        model, prompts, greedy(64), exit_layer, num_speculative_tokens=4, **arguments
     )
     assert actual == expected
     assert_speculated(counted)

@@ -11,6 +11,7 @@ from tests.engine.engines import (
     close,
     counts,
     generate,
+    generate_with_pauses,
     greedy,
     make_llm,
     make_self_llm,
@@ -215,24 +216,10 @@ def test_bad_words_of_several_tokens(llm, plain):
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_pause_leaves_requests_unchanged(llm, plain, level):
-    """On a CPU, level 1 (sleep) only pauses and drops the cached KV."""
     prompts = as_prompts(random_prompts([20, 7, 33], seed=5))
     params = greedy(50, ignore_eos=True)
-    expected = generate(plain, prompts, params)
-    before, engine, finished, steps = counts(llm), llm.llm_engine, {}, 0
-    for i, prompt in enumerate(prompts):
-        engine.add_request(str(i), prompt, params)
-    while engine.has_unfinished_requests():
-        steps += 1
-        if steps in (4, 9):  # while drafts wait for verification
-            engine.sleep(level, mode="keep")
-            assert engine.step() == []
-            assert engine.wake_up(["scheduling"] if level == 0 else None)
-        for output in engine.step():
-            if output.finished:
-                finished[int(output.request_id)] = list(output.outputs[0].token_ids)
-    assert [finished[i] for i in range(len(prompts))] == expected
-    assert steps > 9
+    expected, before = generate(plain, prompts, params), counts(llm)
+    assert generate_with_pauses(llm, prompts, params, level) == expected
     assert counts(llm).since(before).num_accepted > 0
 
 

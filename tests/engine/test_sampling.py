@@ -18,6 +18,7 @@ VOCAB_SIZE = 8
 """Few enough to count every continuation."""
 NUM_SAMPLES = 256 if runner_v2.is_chosen() else 1500
 """Fewer on V2, whose kernels run under Triton's interpreter."""
+BATCH_SIZE = 256 if runner_v2.is_chosen() else 64
 NUM_TOKENS = 3
 """Number of compared tokens. The first comes with the prompt; the next two are accepted drafts,
 recovered or bonus tokens."""
@@ -38,7 +39,8 @@ def model(random_llama):
 def continuations(llm, extra_args=(None,)) -> Counter:
     """Count each continuation over NUM_SAMPLES requests, which use `extra_args` in turn.
 
-    They have no seeds, but the engine has one: a run repeats itself.
+    They have no seeds, but the engine has one: a run repeats itself. Batches start together, or
+    most steps would have a prompt, and resume from no exit state.
     """
     params = [
         SamplingParams(
@@ -49,8 +51,12 @@ def continuations(llm, extra_args=(None,)) -> Counter:
         )
         for i in range(NUM_SAMPLES)
     ]
-    outputs = llm.generate([PROMPT] * NUM_SAMPLES, params, use_tqdm=False)
-    return Counter(tuple(output.outputs[0].token_ids[:NUM_TOKENS]) for output in outputs)
+    batches = (params[i : i + BATCH_SIZE] for i in range(0, NUM_SAMPLES, BATCH_SIZE))
+    return Counter(
+        tuple(output.outputs[0].token_ids[:NUM_TOKENS])
+        for batch in batches
+        for output in llm.generate([PROMPT] * len(batch), batch, use_tqdm=False)
+    )
 
 
 @torch.inference_mode()
@@ -92,7 +98,7 @@ def probabilities(model):
 @pytest.mark.slow
 def test_plain_samples_follow_the_distribution(model, probabilities):
     """The reference is the distribution from which vLLM samples without speculation."""
-    llm = make_llm(model, max_num_seqs=256)
+    llm = make_llm(model, max_num_seqs=BATCH_SIZE)
     samples = continuations(llm)
     close(llm)
     assert p_value(samples, probabilities) > SAME
@@ -143,34 +149,38 @@ MIXED = (None, {"layerskip": False}, None, {"num_speculative_tokens": 1}, None)
 """Rows with two, one and no drafts in a batch, each with its own probabilities."""
 
 
-def method(name: str, extra_args=(None,), **settings):
-    return pytest.param(name, extra_args, **settings)
-
-
-GREEDY = method("greedy")
-PROBABILISTIC = method("probabilistic")
-PROBABILISTIC_ON_V2 = method("probabilistic", marks=pytest.mark.on_v2)
-PROBABILISTIC_MIXED = method("probabilistic", MIXED, id="probabilistic-mixed")
+AUTO = [1, 3, 5]
+"""Exits of `self:auto`, which a script switches."""
 
 
 @pytest.fixture
 def open_llm(model):
     """`open_llm(draft_sample_method)` -> an engine with room for many requests."""
 
-    def open_llm(draft_sample_method):
+    def open_llm(draft_sample_method, exit_layer=4):
         config = {"draft_sample_method": draft_sample_method}
-        return make_self_llm(model, 4, 2, max_num_seqs=256, speculative_config=config)
+        return make_self_llm(
+            model, exit_layer, 2, max_num_seqs=BATCH_SIZE, speculative_config=config
+        )
 
     return open_llm
 
 
 @pytest.mark.parametrize(
-    ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC_ON_V2, PROBABILISTIC_MIXED]
+    ("draft_sample_method", "extra_args", "exit_layer"),
+    [
+        pytest.param("greedy", (None,), 4),
+        pytest.param("greedy", (None,), AUTO),
+        pytest.param("probabilistic", (None,), 4, marks=pytest.mark.on_v2),
+        pytest.param("probabilistic", (None,), AUTO),
+        pytest.param("probabilistic", MIXED, 4, id="mixed"),
+        pytest.param("probabilistic", MIXED, AUTO, id="mixed-auto"),
+    ],
 )
 def test_samples_follow_the_targets_distribution(
-    open_llm, probabilities, draft_sample_method, extra_args
+    open_llm, probabilities, draft_sample_method, extra_args, exit_layer
 ):
-    llm = open_llm(draft_sample_method)
+    llm = open_llm(draft_sample_method, exit_layer)
     before = counts(llm)
     samples = continuations(llm, extra_args)
     counted = counts(llm).since(before)
@@ -181,7 +191,12 @@ def test_samples_follow_the_targets_distribution(
 
 
 @pytest.mark.parametrize(
-    ("draft_sample_method", "extra_args"), [GREEDY, PROBABILISTIC, PROBABILISTIC_MIXED]
+    ("draft_sample_method", "extra_args"),
+    [
+        ("greedy", (None,)),
+        ("probabilistic", (None,)),
+        pytest.param("probabilistic", MIXED, id="mixed"),
+    ],
 )
 def test_a_fault_of_verification_is_detected(
     open_llm, probabilities, monkeypatch, draft_sample_method, extra_args
@@ -211,7 +226,7 @@ def verify_by_rejection(its_runner, monkeypatch) -> None:
 
 
 def test_as_many_drafts_are_accepted_as_by_rejection_sampling(model, monkeypatch):
-    llm = make_self_llm(model, 4, 1, max_num_seqs=256)  # K = 1: each draft is a trial
+    llm = make_self_llm(model, 4, 1, max_num_seqs=BATCH_SIZE)  # K = 1: each draft is a trial
     params = SamplingParams(temperature=1, max_tokens=24, ignore_eos=True)
     trials, num_requests = [], NUM_SAMPLES // 4
     for change in (lambda *_: None, verify_by_rejection):

@@ -3,6 +3,9 @@
 Greedy float32 output with and without self-speculation is the same, token for token.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
@@ -18,37 +21,54 @@ from tests.engine.engines import (
     num_preemptions,
     random_prompts,
 )
-from tests.engine.features import EXIT_LAYER, IN_ALL_SCENARIOS, IN_ONE_SCENARIO, Feature
+from tests.engine.features import (
+    EXIT_LAYER,
+    IN_ALL_SCENARIOS,
+    IN_ONE_SCENARIO,
+    Feature,
+    Prepared,
+)
+from tests.engine.scripted_choices import choices_of
 from tests.models import FAMILIES
 
+THREE_EXITS = [1, EXIT_LAYER, 4]
 
-def parametrize(features: dict[str, Feature], *on_v2: str) -> pytest.MarkDecorator:
+
+def parametrize(
+    features: dict[str, Feature], on_v2: Sequence[str] = (), auto: Sequence[str] = ()
+) -> pytest.MarkDecorator:
     """Run a test with each feature; with adapters on model runner V1 alone.
 
     Args:
         features: By name.
-        on_v2: Names of features with which `make test` runs it on V2 too.
+        on_v2: Names of features with which `make test` runs it on V2 too, in both ways.
+        auto: Names of features with which it also runs with `self:auto`, another exit in each step.
     """
-    names = []
-    for name, feature in features.items():
-        needs_v1 = feature.adapted_embeddings is not None
+
+    def case(name: str, exit_layer: int | list[int], test_id: str):
+        needs_v1 = features[name].adapted_embeddings is not None
         marks = [pytest.mark.runner_v1] if needs_v1 else []
         marks += [pytest.mark.on_v2] if name in on_v2 else []
-        names.append(pytest.param(name, marks=marks))
-    return pytest.mark.parametrize("name", names, indirect=True)
+        return pytest.param(name, exit_layer, marks=marks, id=test_id)
+
+    cases = [case(name, EXIT_LAYER, name) for name in features]
+    cases += [case(name, THREE_EXITS, f"{name}-auto") for name in auto]
+    return pytest.mark.parametrize(("name", "exit_layer"), cases)
 
 
-every_feature = parametrize(IN_ALL_SCENARIOS | IN_ONE_SCENARIO)
-main_features = parametrize(IN_ALL_SCENARIOS)
-main_features_and_v2 = parametrize(IN_ALL_SCENARIOS, "llama")
+every_feature = parametrize(IN_ALL_SCENARIOS | IN_ONE_SCENARIO, auto=list(IN_ALL_SCENARIOS))
+main_features = parametrize(IN_ALL_SCENARIOS, auto=["llama"])
+main_features_and_v2 = parametrize(IN_ALL_SCENARIOS, ["llama"], ["llama"])
 
 
+@dataclass(frozen=True)
 class Case:
-    """A feature with its checkpoint, and the requests of a scenario."""
+    """A feature with its checkpoint and the exits of its drafts, and the requests of a scenario."""
 
-    def __init__(self, feature: Feature, directory) -> None:
-        self.feature = feature
-        self.prepared = feature.prepare(directory)
+    feature: Feature
+    prepared: Prepared
+    exit_layer: int | list[int]
+    """Several: `self:auto`, as `make_self_llm` opens it."""
 
     def expected(self, prompts, params) -> list[list[int]]:
         adapters = self.prepared.adapters_of(len(prompts))
@@ -57,10 +77,17 @@ class Case:
 
     def open(self, num_speculative_tokens: int = 3, **settings):
         settings |= self.feature.settings
-        return make_self_llm(self.prepared.model, EXIT_LAYER, num_speculative_tokens, **settings)
+        model = self.prepared.model
+        return make_self_llm(model, self.exit_layer, num_speculative_tokens, **settings)
 
     def generate(self, llm, prompts, params) -> list[list[int]]:
         return generate(llm, prompts, params, self.prepared.adapters_of(len(prompts)))
+
+    def close(self, llm) -> None:
+        """Close the engine; each of its exits has drafted."""
+        if isinstance(self.exit_layer, list):
+            assert choices_of(llm).exits == set(range(len(self.exit_layer)))
+        close(llm)
 
     def assert_equal(self, prompts, params, **settings) -> None:
         expected = self.expected(prompts, params)
@@ -68,32 +95,27 @@ class Case:
         before = counts(llm)
         outputs = self.generate(llm, prompts, params)
         counted = counts(llm).since(before)
-        close(llm)
+        self.close(llm)
         assert outputs == expected
         assert_speculated(counted)
 
 
 @pytest.fixture(scope="module")
-def cases(tmp_path_factory):
-    """`cases(name)` -> that case, prepared on first use."""
+def prepared(tmp_path_factory):
+    """`prepared(name)` -> that feature's checkpoint, written on first use."""
     features, known = IN_ALL_SCENARIOS | IN_ONE_SCENARIO, {}
 
-    def case(name: str) -> Case:
+    def prepared(name: str) -> Prepared:
         if name not in known:
-            known[name] = Case(features[name], tmp_path_factory.mktemp(name))
+            known[name] = features[name].prepare(tmp_path_factory.mktemp(name))
         return known[name]
 
-    return case
-
-
-@pytest.fixture(name="case")
-def _case(cases, name):
-    return cases(name)
+    return prepared
 
 
 @pytest.fixture
-def name(request):
-    return request.param
+def case(prepared, name, exit_layer):
+    return Case((IN_ALL_SCENARIOS | IN_ONE_SCENARIO)[name], prepared(name), exit_layer)
 
 
 def test_every_supported_family_is_a_feature_or_is_llama():
@@ -141,7 +163,7 @@ def test_shared_prefixes_hit_the_cache_on_the_second_run(case):
     )
     assert case.generate(llm, longer, greedy(30)) == [ids[20:] for ids in expected]
     counted = counts(llm).since(before)
-    close(llm)
+    case.close(llm)
     assert num_cached >= case.feature.min_cached_tokens
     assert_speculated(counted)
 
@@ -156,7 +178,7 @@ def test_preempted_requests_start_over(case):
     before, preempted_before = counts(llm), num_preemptions(llm)
     outputs = case.generate(llm, prompts, params)
     counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
-    close(llm)
+    case.close(llm)
     assert preempted > 0
     assert outputs == expected
     assert_speculated(counted)

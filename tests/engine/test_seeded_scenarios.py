@@ -24,6 +24,7 @@ from tests.engine.engines import (
 from tests.engine.seeded import requests, scores, seeded
 
 EXIT_LAYER = 3
+AUTO = pytest.param([1, EXIT_LAYER, 4], id="self:auto")
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,12 @@ def model(random_llama):
     return random_llama(num_layers=6, late_scale=0.15, initializer_range=0.2)
 
 
-def assert_equal(model, prompts, params, num_speculative_tokens=4, options=None, **settings):
+def assert_equal(
+    model, prompts, params, num_speculative_tokens=4, exit_layer=EXIT_LAYER, **settings
+):
     """Plain vLLM, with memory for all and whole prompts, gives the reference."""
     expected = generate_plainly(model, prompts, params)
-    llm = make_self_llm(model, EXIT_LAYER, num_speculative_tokens, options, **settings)
+    llm = make_self_llm(model, exit_layer, num_speculative_tokens, **settings)
     before, preempted_before = counts(llm), num_preemptions(llm)
     outputs = generate(llm, prompts, params)
     counted, preempted = counts(llm).since(before), num_preemptions(llm) - preempted_before
@@ -74,12 +77,13 @@ def test_drafts_of_a_length_that_follows_the_clock(model):
     assert counted.num_drafted > 0
 
 
-@pytest.mark.on_v2
-def test_prompts_in_chunks_beside_decodes(model):
+@pytest.mark.parametrize("exit_layer", [pytest.param(EXIT_LAYER, marks=pytest.mark.on_v2), AUTO])
+def test_prompts_in_chunks_beside_decodes(model, exit_layer):
     """vLLM 0.32 itself ends on a CPU: it takes back a draw by the generator's offset."""
     prompts = as_prompts(random_prompts([70, 5, 33, 90, 12, 60, 3, 41], seed=2))
     params = [seeded(300 + i) for i in range(len(prompts))]
-    assert_equal(model, prompts, params, max_num_batched_tokens=48, max_num_seqs=8)
+    chunks = {"max_num_batched_tokens": 48, "max_num_seqs": 8}
+    assert_equal(model, prompts, params, exit_layer=exit_layer, **chunks)
 
 
 def test_preempted_requests_go_on_with_their_random_state(model):
@@ -90,13 +94,14 @@ def test_preempted_requests_go_on_with_their_random_state(model):
     assert assert_equal(model, prompts, params, num_gpu_blocks_override=12) > 0
 
 
-def test_prefix_hits(model):
+@pytest.mark.parametrize("exit_layer", [EXIT_LAYER, AUTO])
+def test_prefix_hits(model, exit_layer):
     (prefix,) = random_prompts([96], seed=3)
     tails = random_prompts([1, 7, 32, 33, 40, 64], seed=4)
     prompts = as_prompts([prefix + tail for tail in tails])
     params = [seeded(500 + i) for i in range(len(prompts))]
     expected = generate_plainly(model, prompts, params)
-    llm = make_self_llm(model, EXIT_LAYER, 4)
+    llm = make_self_llm(model, exit_layer, 4)
     assert generate(llm, prompts, params) == expected
     before = counts(llm)
     second = llm.generate(prompts, params, use_tqdm=False)

@@ -29,6 +29,7 @@ from tests.engine.sessions import (
 from tests.engine.stepped import ScheduleRecorder, computed_kv
 
 K = 4
+AUTO = [1, 3, 4]
 INPUT_LENGTHS = [40, 12, 12]
 ONE_TOKEN_LENGTHS = [40, 1, 1]
 """An input of one token takes the place of the answer's last one, where drafts began."""
@@ -170,14 +171,20 @@ def test_a_pause_leaves_sessions_unchanged(llm, plain, level):
     assert num_pauses > 3
 
 
-@pytest.mark.on_v2
-@pytest.mark.parametrize("is_early", [False, True])
-def test_sessions_are_preempted_and_chunked(random_llama, is_early):
+@pytest.mark.parametrize(
+    ("is_early", "exit_layer"),
+    [
+        pytest.param(False, 4, marks=pytest.mark.on_v2),
+        pytest.param(True, 4, marks=pytest.mark.on_v2),
+        (True, AUTO),
+    ],
+)
+def test_sessions_are_preempted_and_chunked(random_llama, is_early, exit_layer):
     model, conversations = random_llama(late_scale=0.3), mixed_conversations()
     plain = make_llm(model)
     expected = converse(plain, conversations)
     close(plain)
-    llm = make_self_llm(model, 4, K, max_num_batched_tokens=32, max_num_seqs=4)
+    llm = make_self_llm(model, exit_layer, K, max_num_batched_tokens=32, max_num_seqs=4)
     before, its_scheduler, num_preempted = counts(llm), scheduler(llm), 0
 
     def preempt(num_steps):
@@ -198,10 +205,11 @@ def test_sessions_are_preempted_and_chunked(random_llama, is_early):
 
 
 @pytest.mark.on_v2
-def test_cached_blocks_hold_nothing_of_rejected_drafts(random_llama):
+@pytest.mark.parametrize("exit_layer", [4, AUTO])
+def test_cached_blocks_hold_nothing_of_rejected_drafts(random_llama, exit_layer):
     """A session's blocks, cached across its turns, equal those of a prefill of its tokens."""
     model, kept = random_llama(late_scale=0.3), []
-    llm = make_self_llm(model, 4, K)
+    llm = make_self_llm(model, exit_layer, K)
     recorder, memory, before = ScheduleRecorder(llm), KvMemory(runner(llm)), counts(llm)
     conversation = turns([40, 12, 12, 1, 60], greedy(25, stop_token_ids=STOPS))
     converse(llm, [conversation], between_steps=lambda _: kept.extend(recorder.scheduler.running))

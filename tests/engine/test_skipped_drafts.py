@@ -17,13 +17,13 @@ K = 4
 DRAWN = {"temperature": 1.0, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module")
-def llm(random_llama):
+@pytest.fixture(scope="module", params=[4, [4, 5]], ids=["self:4", "self:auto"])
+def llm(random_llama, request):
     """Layers [4, L) add nothing, so every drawn draft is accepted. Three requests fill a step."""
     model = random_llama(late_from=4, late_scale=0.0)
     config = {"draft_sample_method": "probabilistic"}
     llm = make_self_llm(
-        *(model, 4, K),
+        *(model, request.param, K),
         max_num_batched_tokens=15,
         max_num_seqs=8,
         speculative_config=config,

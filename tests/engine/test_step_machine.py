@@ -8,6 +8,8 @@ and decoding, times `SPREAD`, since products of few and of many rows may sum in 
 stock vLLM shows no difference, none is allowed.
 """
 
+import itertools
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,17 +20,25 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from layerskip_vllm.scheduling.policy import Choice
 from tests.engine import cycle_faults
 from tests.engine.engines import close, make_self_llm, num_preemptions, random_prompts
+from tests.engine.scripted_choices import choices_of
 from tests.engine.stepped import SteppedEngine, batching_difference, known_sequences
 
-EXIT_LAYER, K, NUM_BLOCKS, BLOCK_SIZE = 2, 3, 12, 32
+K, NUM_BLOCKS, BLOCK_SIZE = 3, 12, 32
+ONE_EXIT, THREE_EXITS = pytest.param(2, id="self:2"), pytest.param([1, 2, 3], id="self:auto")
 MAX_TOKENS = 24
 SPREAD = 4
 """Margin, since the tolerance is measured on other numbers than the compared ones."""
 
 SCRIPT = st.lists(st.integers(0, K), min_size=1, max_size=4)
 """Number of right drafts in a step, request by request, repeated cyclically."""
+
+CHOICES = st.lists(
+    st.builds(Choice, st.integers(0, 2), st.integers(0, K), st.booleans()), min_size=1, max_size=4
+)
+"""Exit, K and kind of each step under `self:auto`, repeated cyclically."""
 
 MAX_TOLERANCE = 1e-3
 """Keys and values are of the order of 1: missing KV or that of another token exceeds it by far."""
@@ -51,11 +61,11 @@ def kv_tolerance(model, sequences):
     return SPREAD * batching_difference(model, sequences)
 
 
-def make_engine(model):
+def make_engine(model, exit_layer):
     """Has too little memory for all its requests, so that it preempts some."""
     return make_self_llm(
         model,
-        EXIT_LAYER,
+        exit_layer,
         K,
         max_model_len=128,
         max_num_seqs=6,
@@ -66,9 +76,9 @@ def make_engine(model):
 
 
 @pytest.fixture
-def engine(model, sequences, kv_tolerance):
-    llm = make_engine(model)
-    yield SteppedEngine(llm, sequences, EXIT_LAYER, kv_tolerance)
+def engine(model, sequences, kv_tolerance, exit_layer):
+    llm = make_engine(model, exit_layer)
+    yield SteppedEngine(llm, sequences, exit_layer, kv_tolerance)
     close(llm)
 
 
@@ -84,10 +94,10 @@ class EngineSteps(RuleBasedStateMachine):
         self.engine.add(sequence, max_tokens)
 
     @precondition(lambda self: self.engine.live)
-    @rule(scripts=st.lists(SCRIPT, min_size=1, max_size=6))
-    def step(self, scripts):
-        for num_right in scripts:
-            self.engine.step(num_right)
+    @rule(scripts=st.lists(SCRIPT, min_size=1, max_size=6), choices=CHOICES)
+    def step(self, scripts, choices):
+        for num_right, choice in zip(scripts, itertools.cycle(choices), strict=False):
+            self.engine.step(num_right, choice)
 
     @precondition(lambda self: self.engine.live)
     @rule(index=st.integers(0, 31))
@@ -106,6 +116,7 @@ def test_float32_rounding_is_small(kv_tolerance):
     assert kv_tolerance < MAX_TOLERANCE
 
 
+@pytest.mark.parametrize("exit_layer", [ONE_EXIT, THREE_EXITS])
 def test_every_history_keeps_memory_and_exit_states_in_order(engine):
     run_state_machine_as_test(
         lambda: EngineSteps(engine),
@@ -134,12 +145,17 @@ def drive(engine: SteppedEngine) -> None:
 
 
 @pytest.mark.on_v2
-def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv_tolerance):
-    llm = make_engine(model)
-    engine = SteppedEngine(llm, sequences, EXIT_LAYER, kv_tolerance)
+@pytest.mark.parametrize("exit_layer", [ONE_EXIT, THREE_EXITS])
+def test_a_history_with_preemptions_and_all_kinds_of_drafts(
+    model, sequences, kv_tolerance, exit_layer
+):
+    llm = make_engine(model, exit_layer)
+    engine = SteppedEngine(llm, sequences, exit_layer, kv_tolerance)
     preempted_before = num_preemptions(llm)
     drive(engine)
     preempted = num_preemptions(llm) - preempted_before
+    if isinstance(exit_layer, list):
+        assert choices_of(llm).exits == set(range(len(exit_layer)))
     close(llm)
     assert engine.num_finished == 5
     assert engine.drafts.num_used > 0
@@ -147,7 +163,13 @@ def test_a_history_with_preemptions_and_all_kinds_of_drafts(model, sequences, kv
 
 
 @pytest.mark.on_v2
-@pytest.mark.parametrize("fault", cycle_faults.ALL)
+@pytest.mark.parametrize(
+    ("exit_layer", "fault"),
+    [
+        *itertools.product([2], cycle_faults.ALL),
+        *itertools.product([[1, 2, 3]], cycle_faults.OF_SEVERAL_EXITS),
+    ],
+)
 def test_a_fault_is_detected(engine, monkeypatch, fault):
     fault(monkeypatch, NUM_BLOCKS * BLOCK_SIZE)
     with pytest.raises(AssertionError):

@@ -17,6 +17,7 @@ SCHEMA = {
     "required": ["colour", "name"],
     "additionalProperties": False,
 }
+BACKENDS = ["auto", "guidance", "outlines"]
 OF_ALL = [
     {"json": SCHEMA},
     {"regex": "[a-f]{8}-[0-9]{4}(-[x-z]{2}){3}"},
@@ -26,9 +27,14 @@ OF_ALL = [
 OF_ONE = {"guidance": [{"grammar": 'start: word "," word\nword: /[a-m][a-z][n-z]/ | "yes"'}]}
 
 
-@pytest.mark.on_v2
-@pytest.mark.parametrize("backend", ["auto", "guidance", "outlines"])
-def test_a_backend_acts_as_without_drafts(random_llama, backend):
+@pytest.mark.parametrize(
+    ("backend", "exit_layer"),
+    [
+        *(pytest.param(backend, 5, marks=pytest.mark.on_v2) for backend in BACKENDS),
+        pytest.param("guidance", [1, 3, 5], id="guidance-self:auto"),
+    ],
+)
+def test_a_backend_acts_as_without_drafts(random_llama, backend, exit_layer):
     """Other tests have `xgrammar`."""
     constraints = [*OF_ALL, *OF_ONE.get(backend, [])]
     params = [greedy(70, structured_outputs=StructuredOutputsParams(**c)) for c in constraints]
@@ -37,6 +43,7 @@ def test_a_backend_acts_as_without_drafts(random_llama, backend):
         random_llama(late_scale=0.3),
         prompts,
         [*params, greedy(70)],
+        exit_layer,
         structured_outputs_config={"backend": backend},
     )
     assert actual == expected

@@ -1,6 +1,6 @@
 """Faults in the cycle apart from its runners, and in models."""
 
-from tests.mutants.fault import Fault
+from tests.mutants.fault import EXITS, SWITCHES, Fault
 
 SCENARIOS = ("engine/test_scenarios.py::test_requests_of_unequal_length",)
 HISTORY = ("engine/test_step_machine.py",)
@@ -8,15 +8,36 @@ BATCH = "spec_decode/draft_batch.py"
 
 FAULTS = [
     Fault(
+        "an observing step counts rejected drafts",
+        "spec_decode/exit_matches.py",
+        "is_reached = emitted >= 0",
+        "is_reached = emitted >= -1",
+        EXITS,
+    ),
+    Fault(
+        "every exit drafts with the first one's layers",
+        "models/split.py",
+        "for index in range(exit_index):",
+        "for index in range(0 * exit_index):",
+        SWITCHES,
+    ),
+    Fault(
+        "verification leaves out the layers between two exits",
+        "models/split.py",
+        "range(exit_index, self.num_exits - 1)",
+        "range(exit_index + 1, self.num_exits - 1)",
+        SWITCHES,
+    ),
+    Fault(
         "a layer is left out at the cut",
         "models/split.py",
-        "layers=decoder.layers[exit_layer:],",
-        "layers=decoder.layers[exit_layer + 1 :],",
+        "layers=decoder.layers[exit_layers[-1] :],",
+        "layers=decoder.layers[exit_layers[-1] + 1 :],",
         SCENARIOS,
     ),
     Fault(
         "the residual is lost between the segments",
-        "models/split.py",
+        "models/segments.py",
         "return hidden_states, residual.float(), normed_states",
         "return hidden_states, hidden_states.float(), normed_states",
         SCENARIOS,

@@ -2,6 +2,15 @@
 
 from dataclasses import dataclass
 
+EXITS = (
+    "engine/test_auto.py::test_an_exit_that_changes_every_step",
+    "engine/test_auto.py::test_observing_steps_count_what_each_exit_would_draft",
+)
+
+SWITCHES = (
+    "engine/test_step_machine.py::test_a_history_with_preemptions_and_all_kinds_of_drafts[self:auto]",
+)
+
 
 @dataclass(frozen=True)
 class Fault:

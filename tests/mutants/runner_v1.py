@@ -1,6 +1,6 @@
 """Faults in model runner V1."""
 
-from tests.mutants.fault import Fault
+from tests.mutants.fault import EXITS, Fault
 
 SCENARIOS = ("engine/test_scenarios.py::test_requests_of_unequal_length",)
 CHUNKED = ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes",)
@@ -8,6 +8,13 @@ PROPOSER = "runner_v1/proposer.py"
 RUNNER = "runner_v1/runner.py"
 
 FAULTS = [
+    Fault(
+        "verification resumes at another exit than the draft's",
+        "runner_v1/runner.py",
+        "self.drafter.verify(entries, positions, batch.exit_index)",
+        "self.drafter.verify(entries, positions, 0)",
+        EXITS,
+    ),
     Fault(
         "a request that was preempted resumes",
         RUNNER,

@@ -1,11 +1,35 @@
 """Faults in model runner V2."""
 
-from tests.mutants.fault import Fault
+from tests.mutants.fault import EXITS, Fault
 
 CYCLE = ("engine/test_graphs.py::test_a_cycle_is_two_graphs",)
 STATE = "runner_v2/model_state.py"
 
 FAULTS = [
+    Fault(
+        "verification resumes at another exit than the draft's, on V2",
+        "runner_v2/model_state.py",
+        "self.exit_index = int(exits[0])",
+        "self.exit_index = 0",
+        EXITS,
+        "v2",
+    ),
+    Fault(
+        "requests resume together from states of different exits",
+        STATE,
+        "            and (exits == exits[0]).all()\n",
+        "",
+        ("engine/test_scenarios.py::test_chunked_prompts_mix_with_decodes[llama-auto]",),
+        "v2",
+    ),
+    Fault(
+        "each exit's batches resume by the first one's graphs",
+        "runner_v2/graphs.py",
+        "return at_exit(desc, self.exit_index) if resumes else desc",
+        "return desc",
+        ("engine/test_graphs.py::test_each_exit_has_its_graphs",),
+        "v2",
+    ),
     Fault(
         "a slot's new owner has the old one's exit states",
         STATE,

@@ -16,6 +16,7 @@ from tests.engine.engines import (
 from tests.engine.seeded import seeded
 from tests.parallel import ranks
 
+EXITS = [1, 3, 4]
 LENGTHS = [5, 17, 40, 3]
 MAX_TOKENS = 40
 
@@ -51,9 +52,9 @@ def open_llm(random_llama):
     """`open_llm(shape, options, **arguments)` -> engine of two workers that record their drafts."""
     opened = []
 
-    def open_llm(shape, options=None, **arguments):
+    def open_llm(shape, options=None, exit_layer=3, **arguments):
         llm = make_self_llm(
-            random_llama(**shape), 3, 4, options, tensor_parallel_size=2, **arguments
+            random_llama(**shape), exit_layer, 4, options, tensor_parallel_size=2, **arguments
         )
         opened.append(llm)
         llm.collective_rpc(ranks.record_drafts)
@@ -80,6 +81,13 @@ def drafts_of_both_ranks(llm) -> list[list[list[int]]]:
     ("shape", "arguments"),
     [
         pytest.param(UNTIED, {}, id="untied head", marks=pytest.mark.on_v2),
+        pytest.param(UNTIED, {"exit_layer": EXITS}, id="self:auto"),
+        pytest.param(
+            TIED_ONE_KV_HEAD,
+            {"exit_layer": EXITS, "enforce_eager": False},
+            id="self:auto, tied head, compiled",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             TIED_ONE_KV_HEAD,
             {},
@@ -116,8 +124,10 @@ def test_two_ranks_give_seeded_requests_the_output_of_one(open_llm, random_llama
 
 
 @pytest.mark.slow
-def test_ranks_sample_the_same_drafts(open_llm, plain_outputs, prompts):
-    llm = open_llm(TIED_ONE_KV_HEAD, speculative_config={"draft_sample_method": "probabilistic"})
+@pytest.mark.parametrize("exit_layer", [3, EXITS], ids=["self:3", "self:auto"])
+def test_ranks_sample_the_same_drafts(open_llm, plain_outputs, prompts, exit_layer):
+    drawn = {"speculative_config": {"draft_sample_method": "probabilistic"}}
+    llm = open_llm(TIED_ONE_KV_HEAD, exit_layer=exit_layer, **drawn)
     drawn = generate(llm, prompts, greedy(MAX_TOKENS, temperature=0.8, ignore_eos=True))
     assert [len(ids) for ids in drawn] == [MAX_TOKENS] * len(prompts)
     assert any(any(step) for step in drafts_of_both_ranks(llm))

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from layerskip_vllm.models.split import ExitState
+from layerskip_vllm.models.segments import ExitState
 from layerskip_vllm.spec_decode.draft_batch import DraftBatch
 from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from layerskip_vllm.config import LayerSkipConfig
-from layerskip_vllm.scheduling.policy import MIN_GAIN, DraftOutcomes, DraftPolicy
+from layerskip_vllm.scheduling.outcomes import DraftOutcomes
+from layerskip_vllm.scheduling.policy import MIN_GAIN, Choice, DraftPolicy
 
 MAX_DRAFTS = 8
 
@@ -51,17 +52,17 @@ class Machine:
     def run(self, policy, batch_size, num_steps):
         chosen = []
         for _ in range(num_steps):
-            k = policy.choose([MAX_DRAFTS] * batch_size)
+            k = policy.choose([MAX_DRAFTS] * batch_size).num_drafts
             chosen.append(k)
             # A step verifies the previous step's drafts, and then drafts.
             rows = batch_size * (self.last + 1)
             seconds = self.noisy(self.verify_seconds(rows) + self.propose(batch_size, k))
             self.seconds += seconds
-            policy.cycle_times.observe_step(batch_size, self.last, k, seconds)
+            policy.observe_step(batch_size, Choice(0, self.last), Choice(0, k), seconds)
             is_match = self.random.random((batch_size, self.last)) < self.match_rate
             num_accepted = np.cumprod(is_match, axis=1).sum(axis=1)
             if self.last:
-                policy.outcomes.observe([self.last] * batch_size, num_accepted.tolist())
+                policy.observe_outcomes(0, [self.last] * batch_size, num_accepted.tolist())
             self.num_tokens += batch_size + num_accepted.sum()
             self.last = k
         return chosen
@@ -134,14 +135,15 @@ def test_a_machine_that_slows_down_does_not_change_the_choice():
 def test_the_choice_respects_the_requests_current_limits():
     policy = make_policy()
     policy.choose([MAX_DRAFTS])
-    assert policy.choose([2, 0]) <= 2
-    assert policy.choose([0]) == 0
-    assert policy.choose([]) == 0
+    assert policy.choose([2, 0]).num_drafts <= 2
+    assert policy.choose([0]).num_drafts == 0
+    assert policy.choose([]).num_drafts == 0
 
 
 def test_without_adaptive_all_drafts_are_made():
     policy = make_policy(adaptive=False)
-    assert [policy.choose([MAX_DRAFTS]), policy.choose([3, 1]), policy.choose([0])] == [8, 3, 0]
+    limits = [[MAX_DRAFTS], [3, 1], [0]]
+    assert [policy.choose(each).num_drafts for each in limits] == [8, 3, 0]
 
 
 def measured_policy() -> DraftPolicy:
@@ -149,22 +151,23 @@ def measured_policy() -> DraftPolicy:
     policy = make_policy()
     for batch_size in (1, 4, 41):
         for k in range(MAX_DRAFTS + 1):
-            policy.cycle_times.observe(batch_size, k, 10 + batch_size + 4 * k)
+            policy.cycle_times.observe(batch_size, (0, k), 10 + batch_size + 4 * k)
     return policy
 
 
 def test_a_request_that_may_not_draft_still_yields_a_token():
-    rates = measured_policy().tokens_per_second([0, 2, 0, 1])
+    (rates,) = measured_policy().tokens_per_second([0, 2, 0, 1])
     assert rates == pytest.approx([4 / 14, (4 + 2 * 0.7) / 18, (4 + 2 * 0.7 + 0.49) / 22])
 
 
 def test_requests_that_may_not_draft_can_make_drafts_not_pay_for_the_others():
-    assert measured_policy().choose([MAX_DRAFTS]) > 0
-    assert measured_policy().choose([MAX_DRAFTS] + [0] * 40) == 0
+    assert measured_policy().choose([MAX_DRAFTS]).num_drafts > 0
+    assert measured_policy().choose([MAX_DRAFTS] + [0] * 40).num_drafts == 0
 
 
 def test_drafting_must_gain_more_than_noise():
     policy = measured_policy()
-    policy.outcomes.observe([8] * 100, [0] * 100)
-    assert max(policy.tokens_per_second([8])) < MIN_GAIN * policy.tokens_per_second([8])[0]
-    assert policy.choose([8]) == 0
+    policy.observe_outcomes(0, [8] * 100, [0] * 100)
+    (rates,) = policy.tokens_per_second([8])
+    assert max(rates) < MIN_GAIN * rates[0]
+    assert policy.choose([8]).num_drafts == 0

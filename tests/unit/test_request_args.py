@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from layerskip_vllm.config import max_drafts_of
+from layerskip_vllm.scheduling.request_options import max_drafts_of
 
 K = 4
 

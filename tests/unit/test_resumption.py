@@ -29,6 +29,7 @@ class Runner(LayerSkipRunnerMixin, Host):
         batch = DraftBatch(["a"], np.array([0]), np.array([16]), np.array([7]), np.array([2]))
         self.vllm_config = SimpleNamespace(speculative_config=None)
         self._drawn_from = DraftProbs()
+        self._observer = SimpleNamespace(forget=lambda: None)
         self.drafter = SimpleNamespace(exit_query_cache=SimpleNamespace(take=lambda: batch))
         self.input_batch = SimpleNamespace(req_ids=["a"], num_computed_tokens_cpu=np.array([16]))
         self.query_start_loc = SimpleNamespace(np=np.array([0, 3]))

@@ -4,11 +4,12 @@ from functools import partial
 from types import NoneType, SimpleNamespace
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from layerskip_vllm.telemetry import StepMetrics, StepStats
+from layerskip_vllm.telemetry import GAUGES, StepMetrics, StepStats
 
 ENGINES = {0: ["a model", "0"], 3: ["a model", "3"]}
+METRIC_TYPES = (Counter, Gauge, Histogram)
 
 
 def clock(*readings: float):
@@ -52,13 +53,15 @@ def registry():
 
 @pytest.fixture
 def metrics(registry):
-    own = {cls: partial(cls, registry=registry) for cls in (Counter, Histogram)}
-    return StepMetrics(own, ["model_name", "engine"], ENGINES)
+    own = {cls: partial(cls, registry=registry) for cls in METRIC_TYPES}
+    return StepMetrics(
+        own, ["model_name", "engine"], ENGINES, exit_labels=[(4, 64), (8, 64), (4, 0)]
+    )
 
 
 def reader(registry, engine: str):
     labels = {"model_name": "a model", "engine": engine}
-    return lambda name: registry.get_sample_value(f"vllm:layerskip_{name}", labels)
+    return lambda name, **more: registry.get_sample_value(f"vllm:layerskip_{name}", labels | more)
 
 
 def test_steps_add_up_engine_by_engine(registry, metrics):
@@ -88,7 +91,33 @@ def test_every_number_of_a_step_has_a_metric(registry, metrics):
     stats.drafted()
     metrics.observe({"layerskip": stats.as_dict()})
     families = {family.name.removeprefix("vllm:layerskip_") for family in registry.collect()}
-    assert families == set(stats.as_dict())
+    of_the_scheduler = {*GAUGES, "exit_match_rate"}
+    assert families == set(stats.as_dict()) | of_the_scheduler
+
+
+def test_an_observing_step_tells_the_scheduler_what_it_has_counted():
+    stats = StepStats(3)
+    assert "exit_matches" not in stats.as_dict()
+    stats.exit_matches = [[3, 1], [3, 2]]
+    assert stats.as_dict()["exit_matches"] == [[3, 1], [3, 2]]
+
+
+def test_gauges_show_the_last_choice_and_each_exits_match_rate(registry, metrics):
+    tokens = {"num_resumed_tokens": 0, "num_fresh_tokens": 1}
+    for exit_layer, rates in ((4, [0.5, 0.75, 0.6]), (8, [0.25, 1.0, 0.75])):
+        choice = {"exit_layer": exit_layer, "num_drafts": exit_layer - 2, "exit_match_rate": rates}
+        choice["draft_vocab_size"] = 64
+        metrics.observe({"layerskip": tokens | choice}, 3)
+    metrics.observe({"layerskip": tokens}, 3)
+    read = reader(registry, "3")
+    assert (read("exit_layer"), read("num_drafts"), read("draft_vocab_size")) == (8, 6, 64)
+    rates = [
+        read("exit_match_rate", exit_layer=layer, draft_vocab_size=size)
+        for layer, size in (("4", "64"), ("8", "64"), ("4", "0"))
+    ]
+    assert rates == [0.25, 1.0, 0.75]
+    idle = reader(registry, "0")
+    assert idle("exit_match_rate", exit_layer="4", draft_vocab_size="64") == 0
 
 
 def test_stats_survive_serialization_to_the_front_end():
@@ -121,17 +150,15 @@ def receivers():
 
 @pytest.mark.parametrize("is_ours", [True, False])
 def test_metrics_are_received_under_self_speculation_only(receivers, registry, is_ours):
-    config = SimpleNamespace(layerskip=None) if is_ours else SimpleNamespace()
+    ours = SimpleNamespace(layerskip=SimpleNamespace(exit_labels=[(8, 0)]))
+    config = ours if is_ours else SimpleNamespace()
     vllm_config = SimpleNamespace(ec_transfer_config=None, speculative_config=config)
-    own = {
-        f"_{cls.__name__.lower()}_cls": partial(cls, registry=registry)
-        for cls in (Counter, Histogram)
-    }
+    own = {f"_{cls.__name__.lower()}_cls": partial(cls, registry=registry) for cls in METRIC_TYPES}
     receiver_cls = type("Receiver", (receivers[0],), own)
     receiver = receiver_cls(vllm_config, ["model_name", "engine"], ENGINES)
     assert isinstance(receiver.prom_metrics, StepMetrics if is_ours else NoneType)
     counted = {family.type for family in registry.collect()}
-    assert counted == ({"counter", "histogram"} if is_ours else set())
+    assert counted == ({"counter", "gauge", "histogram"} if is_ours else set())
 
 
 def test_the_log_omits_only_our_stats(receivers):

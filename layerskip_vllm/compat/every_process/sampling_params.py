@@ -21,7 +21,7 @@ from vllm.exceptions import VLLMValidationError
 
 from layerskip_vllm.compat.releases import is_supported_vllm
 from layerskip_vllm.compat.wrapping import wrap
-from layerskip_vllm.config import max_drafts_of
+from layerskip_vllm.scheduling.request_options import max_drafts_of
 
 
 def is_needed() -> bool:

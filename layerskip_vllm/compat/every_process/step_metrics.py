@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import Counter, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 from vllm.config import VllmConfig
 from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorProm
 
@@ -47,7 +47,12 @@ def _receive_step_stats(
     original(receiver, vllm_config, labelnames, per_engine_labelvalues)
     if hasattr(vllm_config.speculative_config, "layerskip"):
         receiver.prom_metrics = StepMetrics(
-            {Counter: receiver._counter_cls, Histogram: receiver._histogram_cls},
+            {
+                Counter: receiver._counter_cls,
+                Gauge: receiver._gauge_cls,
+                Histogram: receiver._histogram_cls,
+            },
             labelnames,
             per_engine_labelvalues,
+            vllm_config.speculative_config.layerskip.exit_labels,
         )

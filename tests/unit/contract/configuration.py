@@ -97,6 +97,10 @@ MODEL = (
         ),
         properties=("architecture", "head_dtype"),
     ),
+    *(
+        Takes(f"{MODEL_CONFIG}.{method}", "The shape from which `self:auto` starts.")
+        for method in ("get_hidden_size", "get_vocab_size", "get_head_size")
+    ),
     Sets(f"{MODEL_CONFIG}.__post_init__", "Only `generate` is supported.", ("runner_type",)),
     Has(
         MODEL_CONFIG,

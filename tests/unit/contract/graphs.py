@@ -74,6 +74,12 @@ TARGET_GRAPHS = (
         num_positional=1,
         keyword=("warmup",),
     ),
+    Takes(
+        f"{GRAPHS}:CudaGraphManager.dispatch",
+        "Overridden, original called: names the graph of the exit from which a step resumes, and "
+        "none for a step that observes.",
+        positional=("num_reqs", "num_tokens"),
+    ),
     Reads(
         f"{GRAPHS}:CudaGraphManager.dispatch",
         "Takes the first graph that fits a batch.",

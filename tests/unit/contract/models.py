@@ -19,9 +19,14 @@ FORWARD = ("input_ids", "positions", "intermediate_tensors", "inputs_embeds")
 EXPECTATIONS = (
     Takes(
         "vllm.compilation.decorators:support_torch_compile",
-        "Decorates both segments.",
+        "Decorates the segments.",
         positional=("cls",),
         keyword=("dynamic_arg_dims",),
+    ),
+    Reads(
+        "vllm.compilation.decorators:_model_hash_key",
+        "A compiled graph on disk is found by these: each segment has a class of its own.",
+        ("fn.__qualname__", "fn.__code__.co_firstlineno"),
     ),
     Takes(
         "vllm.compilation.backends:set_model_tag",
@@ -37,13 +42,13 @@ EXPECTATIONS = (
         for family in FAMILIES
     ),
     *(
-        Sets(f"{family}ForCausalLM.__init__", "Both segments refer to them.", ("model", "config"))
+        Sets(f"{family}ForCausalLM.__init__", "The segments refer to them.", ("model", "config"))
         for family in OWN_MODULES
     ),
     *(
         Takes(
             f"{family}ForCausalLM.forward",
-            "Replaced by both segments in a row. What the decoder's forward does beyond embedding, "
+            "Replaced by the segments in a row. What the decoder's forward does beyond embedding, "
             "layers and final norm is left out; the engine tests compare the outputs.",
             positional=FORWARD,
         )
@@ -126,7 +131,7 @@ EXPECTATIONS = (
     ),
     Takes(
         "vllm.model_executor.layers.layernorm:RMSNorm.forward_native",
-        "The final norm: both segments pass and receive both tensors. It may overwrite its inputs.",
+        "The final norm: the segments pass and receive both tensors. It may overwrite its inputs.",
         positional=("x", "residual"),
     ),
     Takes(

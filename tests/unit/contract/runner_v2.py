@@ -83,6 +83,16 @@ STEP = (
         "Overridden, original called: marks the end of verification.",
         positional=("hidden_states", "input_batch", "grammar_output"),
     ),
+    Reads(
+        f"{RUNNER_V2}.sample",
+        "What an observing step compares with each exit's drafts, at the rows that are sampled.",
+        ("sampler_output.num_sampled", "hidden_states[input_batch.logits_indices]"),
+    ),
+    Sets(
+        f"{RUNNER_V2}.__init__",
+        "No step observes where the model takes embeddings.",
+        ("uses_inputs_embeds",),
+    ),
     Calls(f"{RUNNER_V2}.sample_tokens", "Calls ours.", "self.sample", num_positional=3),
     Sets(
         f"{RUNNER_V2}.execute_model",
@@ -156,7 +166,7 @@ STEP = (
         "Read by our speculator and model state.",
         (
             *("num_reqs", "num_tokens", "num_tokens_after_padding", "num_scheduled_tokens"),
-            *("num_draft_tokens", "has_prefill"),
+            *("num_draft_tokens", "has_prefill", "logits_indices", "cu_num_logits"),
             *("idx_mapping", "idx_mapping_np", "query_start_loc", "seq_lens"),
             *("seq_lens_cpu_upper_bound", "num_computed_prefill_tokens_np", "prefill_len_np"),
         ),

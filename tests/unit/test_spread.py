@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.spread import Spread, percentile, ratios
+from layerskip_vllm.measure.spread import Spread, percentile, ratios
 
 
 def test_quartiles_interpolate_between_the_values():
