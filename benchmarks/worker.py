@@ -67,8 +67,8 @@ class VllmWorker:
     ) -> tuple[Decoding, Counter[str]]:
         """Decode a batch, and count which (E, K) `self:auto` chose."""
         scheduler = self.engine.scheduler
-        exit_layers = scheduler.vllm_config.speculative_config.layerskip.exit_layers
-        with counted(scheduler.policy, exit_layers) as chosen:
+        labels = scheduler.vllm_config.speculative_config.layerskip.exit_labels
+        with counted(scheduler.policy, [layer for layer, _ in labels]) as chosen:
             return self.engine.decode(prompts, max_tokens), chosen
 
     def forward_times(

@@ -72,9 +72,6 @@ class Exit(NamedTuple):
     """Whether it drafts with the whole LM head although there is a draft vocabulary."""
 
 
-FIRST_EXIT = Exit(0)
-
-
 @dataclass(frozen=True)
 class LayerSkipConfig:
     """One engine's self-speculation.
@@ -217,10 +214,8 @@ class LayerSkipConfig:
     @property
     def exit_head_layers(self) -> list[float]:
         """What the head of each of `exits` costs, in decoder layers."""
-        return [
-            self.head_layers * (1 if exit_.uses_lm_head else self.draft_vocab_share)
-            for exit_ in self.exits
-        ]
+        share = self.draft_vocab_share
+        return [self.head_layers * (1 if is_whole else share) for _, is_whole in self.exits]
 
     @property
     def exit_draft_layers(self) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,11 @@ OBSERVED = "observed"
 
 
 @contextmanager
-def counted(policy: DraftPolicy, exit_layers: tuple[int, ...]) -> Generator[Counter[str]]:
-    """Count the choices of a policy while the block runs: "E,K" -> steps; K = 0 has no E."""
+def counted(policy: DraftPolicy, exit_layers: Sequence[int]) -> Generator[Counter[str]]:
+    """Count the choices of a policy while the block runs: "E,K" -> steps; K = 0 has no E.
+
+    `exit_layers` has one of each exit of the policy: two may share a layer and differ by the head.
+    """
     chosen: Counter[str] = Counter()
 
     def counting(choose, _label):  # type: ignore[no-untyped-def]

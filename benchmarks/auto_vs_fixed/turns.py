@@ -31,7 +31,6 @@ EXPECTED_FINALISTS = 3
 STAGE_OFFSET = 29
 """Between the first prompts of two stages, so that they differ."""
 
-
 SETTLE_S = 0.4
 """OpenMP's threads spin for 0.2 s after an engine's work; they would slow the next one's."""
 

@@ -21,7 +21,8 @@ SETTINGS_KEY = "layerskip"
 """Our key in `config.json`."""
 
 MAX_EXIT_LAYERS = 3
-"""Most exits that a writer names."""
+"""Most exits that a writer names or a reader takes: each cut of the forward is one more compiled
+segment."""
 
 MIN_DISTANCE = 8
 """They are at least L / 8 layers apart: neighbours cost and accept alike."""

@@ -21,7 +21,7 @@ class ExitObserver:
         self._drafter = drafter
         self._matches = ExitMatches(
             lambda states, head: drafter.top_tokens(states, len(states), head),
-            drafter.speculative_config.layerskip.exits,
+            drafter.exits,
             has_adapters=drafter.vllm_config.lora_config is not None,
         )
         self._normed_states: list[torch.Tensor] = []

@@ -68,7 +68,8 @@ class LayerSkipProposer(DraftChoiceProposer):
         self.passed_states: PassedStates | None = None
         """Where there are several exits."""
         layerskip = self.speculative_config.layerskip
-        if len(layerskip.exits) > 1 and self.use_exit_query_cache:
+        self.exits = layerskip.exits
+        if len(self.exits) > 1 and self.use_exit_query_cache:
             self.passed_states = PassedStates(len(layerskip.exit_layers))
 
     def load_model(self, target_model: SplitForwardMixin) -> None:

@@ -241,7 +241,7 @@ class LayerSkipRunnerMixin(AdapterSwitchMixin):
             num_computed=self.input_batch.num_computed_tokens_cpu[:num_reqs],
             num_scheduled=np.diff(self.query_start_loc.np[: num_reqs + 1]),
             num_verified=num_verified,
-            drafts_at=self.vllm_config.speculative_config.layerskip.exits[order.exit_index],
+            drafts_at=self.drafter.exits[order.exit_index],
         )
 
     def _max_num_tokens(self, req_id: str) -> int:

@@ -5,14 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from layerskip_vllm.checkpoint.ideal import ideal_speedup
 from layerskip_vllm.checkpoint.settings import (
     MAX_EXIT_LAYERS,
     CheckpointSettings,
     distinct_exits,
 )
-
-MAX_DRAFTS = 8
-"""Most drafts per cycle when exits are ranked."""
 
 
 def known_settings(
@@ -46,23 +44,6 @@ def known_settings(
         return None
     rates = tuple(round(agreement[exit_layer], 4) for exit_layer in chosen)
     return CheckpointSettings(chosen, acceptance_rate=rates)
-
-
-def ideal_speedup(acceptance: float, exit_layer: int, num_layers: int) -> float:
-    """The best K's tokens per cycle over its cost of (K*E + L) / L full forwards.
-
-    Args:
-        acceptance: Chance of a draft whose predecessors were accepted, in [0, 1].
-        exit_layer: E.
-        num_layers: L.
-    """
-    num_tokens, best = 1.0, 1.0
-    for num_drafts in range(1, MAX_DRAFTS + 1):
-        num_tokens += acceptance**num_drafts
-        speedup = num_tokens * num_layers / (num_drafts * exit_layer + num_layers)
-        # With one draft at least: where none pays, the exit that loses least is the best.
-        best = speedup if num_drafts == 1 else max(best, speedup)
-    return best
 
 
 def _agreement(metrics: Mapping[str, float]) -> dict[int, float]:

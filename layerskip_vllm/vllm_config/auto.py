@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -105,37 +106,39 @@ def _with_draft_vocab(
 
     It cannot where an adapter may change the LM head, or its rows cannot be copied as they are.
     """
+    whole = replace(layerskip, draft_vocab_counts=None)
     has_plain_head = (
         not engine_args.enable_lora
         and model_config.quantization is None
         and model_config.head_dtype == model_config.dtype
     )
     if not has_plain_head:
-        return replace(layerskip, draft_vocab_counts=None)
+        return whole
     from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids, read_counts
 
     vocab_size = model_config.get_vocab_size()
     file = Path(layerskip.draft_vocab_counts or Path(model_config.model) / TOKEN_COUNTS_FILE)
     counts = str(file) if layerskip.draft_vocab_counts or file.exists() else None
 
-    def covered(size: int) -> float:
-        if counts is None:
-            return covered_by_rank(size, vocab_size)
-        return float(shares[size - 1])
-
-    if counts is not None:
+    @cache
+    def shares() -> np.ndarray:
+        """Of the text, by the number of most frequent tokens, less one: [vocab_size]."""
         by_frequency = np.sort(read_counts(file, vocab_size))[::-1]
-        shares = np.cumsum(by_frequency) / max(by_frequency.sum(), 1)
+        return np.cumsum(by_frequency) / max(by_frequency.sum(), 1)
+
+    def covered(size: int) -> float:
+        return covered_by_rank(size, vocab_size) if counts is None else float(shares()[size - 1])
+
     size = found.draft_vocab_size or best_vocab_size(layerskip, vocab_size, max_drafts, covered)
     if size is None:
-        return replace(layerskip, draft_vocab_counts=None)
+        return whole
     chosen = replace(
         layerskip, draft_vocab_size=size, draft_vocab_counts=counts, may_drop_vocab=True
     )
     try:
-        draft_token_ids(chosen, model_config)
+        draft_token_ids(chosen, model_config)  # checks early; the worker builds it
     except ValueError:
         if found.draft_vocab_size is not None:
             raise
-        return replace(layerskip, draft_vocab_counts=None)  # its tokenizer ranks no tokens
+        return whole  # its tokenizer ranks no tokens
     return chosen

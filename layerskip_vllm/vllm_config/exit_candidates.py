@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from layerskip_vllm.checkpoint.settings import parse_settings
+from layerskip_vllm.checkpoint.settings import MAX_EXIT_LAYERS, parse_settings
 from layerskip_vllm.config import AUTO_MODEL, EXIT_LAYERS, OPTIONS_KEY
-
-MAX_EXITS = 3
-"""Each cut of the forward is one more compiled segment."""
 
 
 class ModelShape(NamedTuple):
@@ -92,21 +89,21 @@ def check_exit_layers(value: object, num_layers: int, name: str) -> tuple[int, .
     """Return the exits among which `self:auto` chooses, ascending.
 
     Args:
-        value: A list of 1 to MAX_EXITS different exit layers, in any order.
+        value: A list of 1 to MAX_EXIT_LAYERS different exit layers, in any order.
         num_layers: L of the target.
         name: Where the value comes from, for the message.
 
     Raises:
         ValueError: It is no such list, or an exit is not in [1, num_layers - 1].
     """
-    is_list = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_EXITS
+    is_list = isinstance(value, (list, tuple)) and 1 <= len(value) <= MAX_EXIT_LAYERS
     if is_list and all(isinstance(e, int) and not isinstance(e, bool) for e in value):  # type: ignore[attr-defined]
         exit_layers = tuple(sorted(set(value)))  # type: ignore[call-overload]
         is_distinct = len(exit_layers) == len(value)  # type: ignore[arg-type]
         if is_distinct and exit_layers[0] >= 1 and exit_layers[-1] < num_layers:
             return exit_layers
     raise ValueError(
-        f"{name}={value!r} must be a list of 1 to {MAX_EXITS} different whole numbers in "
+        f"{name}={value!r} must be a list of 1 to {MAX_EXIT_LAYERS} different whole numbers in "
         f"[1, {num_layers - 1}] for a {num_layers}-layer target, for example "
         f"{list(of_depth(num_layers))}"
     )
@@ -119,7 +116,7 @@ def _of_checkpoint(value: object, num_layers: int) -> ExitCandidates:
         settings = parse_settings(value, num_layers, source)
     except ValueError as error:
         raise ValueError(f"{error}; mend it, or set {OPTIONS_KEY}.{EXIT_LAYERS}") from None
-    exit_layers = settings.exit_layers[:MAX_EXITS]
+    exit_layers = settings.exit_layers[:MAX_EXIT_LAYERS]
     rates = dict(zip(exit_layers, settings.acceptance_rate or (), strict=False))
     return ExitCandidates(
         tuple(sorted(exit_layers)),

@@ -148,7 +148,7 @@ def _refuse(
     )
     if engine_args.enable_lora:
         refuse_partial_heads(settings, layerskip, feature=FEATURE)
-    if layerskip.draft_vocab_size is not None:
+    if layerskip.draft_vocab_size is not None and not layerskip.may_drop_vocab:
         from layerskip_vllm.spec_decode.draft_vocabulary import draft_token_ids
 
         draft_token_ids(layerskip, target_model_config)  # checks early; the worker builds it

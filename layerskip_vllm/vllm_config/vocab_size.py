@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+from layerskip_vllm.checkpoint.ideal import ideal_speedup
 from layerskip_vllm.config import LayerSkipConfig
 from layerskip_vllm.scheduling.outcomes import PRIOR_MATCH_RATE
 
@@ -49,13 +50,9 @@ def best_vocab_size(
         return None
 
     def promise(size: int) -> float:
-        match_rate = PRIOR_MATCH_RATE * covered(size)
         draft = layerskip.exit_layer + layerskip.head_layers * size / vocab_size
-        full, tokens, best = layerskip.num_layers + layerskip.head_layers, 1.0, 0.0
-        for num_drafts in range(1, max_drafts + 1):
-            tokens += match_rate**num_drafts
-            best = max(best, tokens / (full + num_drafts * draft))
-        return best
+        full = layerskip.num_layers + layerskip.head_layers
+        return ideal_speedup(PRIOR_MATCH_RATE * covered(size), draft, full, max_drafts)
 
     sizes = [vocab_size // part for part in PARTS if vocab_size >= part]
     best = max(sizes, key=promise, default=vocab_size)

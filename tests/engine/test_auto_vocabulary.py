@@ -11,6 +11,7 @@ from vllm.engine.arg_utils import EngineArgs
 from layerskip_vllm.config import Exit
 from layerskip_vllm.measure.engine import scheduler
 from layerskip_vllm.runner_v2.graphs import ProposeDescriptor, VerifyDescriptor
+from layerskip_vllm.spec_decode import draft_vocabulary
 from layerskip_vllm.vllm_config import self_speculation
 from tests import emulated_graphs
 from tests.engine.engines import (
@@ -71,6 +72,18 @@ def test_the_start_names_its_size_and_bytes(model, monkeypatch):
     assert (config.draft_vocab_size, config.draft_vocab_share) == (SIZE, 0.25)
     assert config.exits == (Exit(0), Exit(1), Exit(0, uses_lm_head=True))
     assert "draft K=8 tokens among 1024 of 4096 (0.5 MB)" in lines[0]
+
+
+def test_the_tokens_are_ranked_once(model, monkeypatch):
+    ranked = []
+    original = draft_vocabulary.draft_token_ids
+    monkeypatch.setattr(
+        draft_vocabulary,
+        "draft_token_ids",
+        lambda *args: ranked.append(args) or original(*args),
+    )
+    assert layerskip(model).draft_vocab_size == SIZE
+    assert len(ranked) == 1
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,9 @@
 
 import pytest
 
+from layerskip_vllm.checkpoint.ideal import ideal_speedup
 from layerskip_vllm.checkpoint.settings import CheckpointSettings, read_settings, write_settings
-from layerskip_vllm.training.exits import ideal_speedup, known_settings
+from layerskip_vllm.training.exits import known_settings
 from tests.training.recipes import run, write_recipe
 
 NUM_LAYERS = 16

@@ -7,45 +7,14 @@ import pytest
 
 from layerskip_vllm.checkpoint.settings import CheckpointSettings, read_settings
 from layerskip_vllm.cli import main
-from layerskip_vllm.measure.decoding import DraftCounts
 from layerskip_vllm.sweep import run as run_module
-from layerskip_vllm.sweep.engine_process import EngineError, Speed
+from layerskip_vllm.sweep.engine_process import EngineError
 from layerskip_vllm.sweep.worker import llm_arguments
 from tests.models import RandomLlama
-from tests.sweeps import DEVICE
+from tests.sweeps import DEVICE, PretendedEngine
 
 GRID = ("--exit-layers", "1,2", "--num-speculative-tokens", "1,2", "--rounds", "2")
 NUM_TURNS = 2 * 2 * 2
-
-
-class PretendedEngine:
-    """Decodes at once: exit 2 with K = 2 is 1.5 times as fast as plain vLLM, all others slower."""
-
-    started: list[str]
-    calls: list[tuple[str, int | None]]
-    alive: int
-    device = DEVICE
-    fail_after: int | None = None
-    failure: BaseException = KeyboardInterrupt()
-    gain = 1.5
-
-    def __init__(self, name: str, start: dict, log: Path) -> None:
-        self.name = name
-        assert json.loads(json.dumps(start)) == start
-        PretendedEngine.started.append(name)
-        PretendedEngine.alive += 1
-
-    def measure(self, batches, max_tokens, temperature, num_speculative_tokens) -> Speed:
-        if len(self.calls) == self.fail_after:
-            raise self.failure
-        self.calls.append((self.name, num_speculative_tokens))
-        speed = 0.9 if num_speculative_tokens else 1.0
-        if (self.name, num_speculative_tokens) == ("self:2", 2):
-            speed = self.gain
-        return Speed(10 * speed, DraftCounts(100, 200, 150, 40))
-
-    def close(self) -> None:
-        PretendedEngine.alive -= 1
 
 
 @pytest.fixture
