@@ -1,13 +1,14 @@
 """Real vLLM engines on CPU, their outputs and counts."""
 
 import gc
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from vllm import LLM, SamplingParams
 
 from layerskip_vllm.measure.engine import model_runner as runner
-from layerskip_vllm.measure.engine import shut_down
+from layerskip_vllm.measure.engine import scheduler, shut_down
 from tests.engine import plain
 from tests.engine.restarts import make_restarts_cheap
 from tests.engine.scripted_choices import ScriptedChoices
@@ -205,3 +206,18 @@ def num_preemptions(llm) -> int:
 def random_prompts(lengths, seed: int = 0, low: int = 3, high: int = 250) -> list[list[int]]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(low, high, (n,), generator=generator).tolist() for n in lengths]
+
+
+def note_most_drafts(llm) -> Counter:
+    """Request -> most drafts that a step verifies of it; filled in from here on."""
+    most, its_scheduler = Counter(), scheduler(llm)
+    schedule = its_scheduler.schedule
+
+    def noting_drafts(*args, **kwargs):
+        output = schedule(*args, **kwargs)
+        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
+            most[req_id] = max(most[req_id], len(drafts))
+        return output
+
+    its_scheduler.schedule = noting_drafts
+    return most

@@ -5,7 +5,6 @@ The scheduler plans a step before the last one's tokens are known. Only runner V
 """
 
 import time
-from collections import Counter
 
 import pytest
 from vllm.sampling_params import StructuredOutputsParams
@@ -23,6 +22,7 @@ from tests.engine.engines import (
     greedy,
     make_llm,
     make_self_llm,
+    note_most_drafts,
     num_preemptions,
     random_prompts,
 )
@@ -151,16 +151,8 @@ def test_each_request_limits_its_drafts(model, open_llm, exit_layer):
     prompts = as_prompts(random_prompts([20, 7, 33, 12], seed=9))
     limits = [{"num_speculative_tokens": limit} for limit in (0, 1, 2, 3)]
     expected = generate_plainly(model, prompts, greedy(20, ignore_eos=True))
-    llm, most = open_llm(exit_layer=exit_layer), Counter()
-    schedule = scheduler(llm).schedule
-
-    def noting_drafts(*args, **kwargs):
-        output = schedule(*args, **kwargs)
-        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
-            most[req_id] = max(most[req_id], len(drafts))
-        return output
-
-    scheduler(llm).schedule = noting_drafts
+    llm = open_llm(exit_layer=exit_layer)
+    most = note_most_drafts(llm)
     params = [greedy(20, ignore_eos=True, extra_args=limit) for limit in limits]
     assert generate(llm, prompts, params) == expected
     close(llm)

@@ -1,7 +1,6 @@
 """Output under `self:auto` equals plain decoding's, whichever exit each step chooses."""
 
 import json
-from collections import Counter
 
 import pytest
 import torch
@@ -20,6 +19,7 @@ from tests.engine.engines import (
     greedy,
     make_auto_llm,
     make_self_llm,
+    note_most_drafts,
     num_preemptions,
     random_prompts,
 )
@@ -108,16 +108,8 @@ def test_each_request_keeps_its_own_limit_of_drafts(model):
     limits = [{"layerskip": False}, {"num_speculative_tokens": 1}, {"num_speculative_tokens": 2}]
     params = [greedy(30, ignore_eos=True, extra_args=args) for args in [*limits, None]]
     expected = generate_plainly(model, prompts, greedy(30, ignore_eos=True))
-    llm, most = make_self_llm(model, EXITS, K), Counter()
-    schedule = scheduler(llm).schedule
-
-    def noting_drafts(*args, **kwargs):
-        output = schedule(*args, **kwargs)
-        for req_id, drafts in output.scheduled_spec_decode_tokens.items():
-            most[req_id] = max(most[req_id], len(drafts))
-        return output
-
-    scheduler(llm).schedule = noting_drafts
+    llm = make_self_llm(model, EXITS, K)
+    most = note_most_drafts(llm)
     assert generate(llm, prompts, params) == expected
     close(llm)
     assert sorted(most.values()) == [1, 2, K]
