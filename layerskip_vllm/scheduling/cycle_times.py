@@ -20,8 +20,8 @@ times than enough can lower an estimate, but not raise it: after a disturbed one
 be chosen again for long."""
 
 NEXT = 2
-"""How many longer drafts than the longest measured may be hoped to be cheap; on graphs every other
-K has some."""
+"""How much longer a draft than a measured one may be hoped to be cheap; on graphs every other K has
+some."""
 
 BUCKETS_PER_DOUBLING = 4
 """Batch sizes within about 19 % of each other share a bucket."""
@@ -184,11 +184,11 @@ def _scaled(times: list[float], measured: Mapping[int, float]) -> list[float]:
 
 
 def _with_hope(seconds: list[float], times: list[float], measured: Mapping[int, float]) -> None:
-    """Let the next longer drafts cost no more than their layers, at the scale of a plain step: what
-    a cycle takes beyond its layers is mostly there from the first draft on. A K that seems too good
-    is tried and timed; one that seems too dear would wait for probes.
+    """Let a little more drafts than were measured, or than none, cost no more than their layers, at
+    the scale of a plain step. A K that seems too good is tried and timed; one that seems too dear,
+    by what a much larger K takes, would wait for probes.
     """
-    last = max(measured)
     scale = seconds[0] / times[0]
-    for k in range(last + 1, min(last + 1 + NEXT, len(seconds))):
-        seconds[k] = min(seconds[k], seconds[last] + scale * (times[k] - times[last]))
+    for k in range(1, len(seconds)):
+        known = next((j for j in range(k, k - 1 - NEXT, -1) if j in measured), k)
+        seconds[k] = min(seconds[k], seconds[known] + scale * (times[k] - times[known]))

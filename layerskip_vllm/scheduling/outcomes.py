@@ -15,7 +15,7 @@ PRIOR_MATCH_RATE, PRIOR_TRIALS = 0.7, 4.0
 DECAY_PER_STEP = 0.98
 """Weight that past outcomes keep in each step that has new ones."""
 
-MAX_TRIALS, HOPED_TRIALS = 64.0, 2.0
+MAX_TRIALS, HOPED_TRIALS = 256.0, 2.0
 """Most outcomes that count of one exit among several, and right ones that hope adds to them."""
 
 CHANGE, EVIDENCE = 0.3, 6.0

@@ -20,9 +20,9 @@ from layerskip_vllm.scheduling.outcomes import PRIOR_MATCH_RATE, DraftOutcomes, 
 MIN_GAIN = 1.05
 """Drafting must promise this much more than plain decoding, or noise would decide."""
 
-SWITCH_GAIN = 1.02
-"""Another exit must promise this much more than the one in use. A switch costs nothing, so little
-is enough."""
+SWITCH_GAIN = 1.01
+"""Another exit or K must promise this much more than the one in use. A switch costs nothing, so
+little is enough; but a choice that follows the noise of every step is never timed well."""
 
 FIRST_PROBE, LAST_PROBE, LAST_PLAIN_PROBE = 8, 128, 512
 """Choices between two probes: doubled from the first to the last. The very last is for several
@@ -76,7 +76,7 @@ class DraftPolicy:
             config.exit_draft_layers, config.num_layers + config.head_layers, max_drafts
         )
         self._observing = Observing(config, has_graphs=captured is not None)
-        self._exit_index = config.exit_index
+        self._exit_index, self._num_drafts = config.exit_index, 0
         self._knows_exits = False
         self._plain_steps: Counter[int] = Counter()
         self._choices_to_probe = self._probe_interval = FIRST_PROBE
@@ -177,6 +177,10 @@ class DraftPolicy:
         best = max([0, *lengths], key=of_exit.__getitem__)
         if of_exit[best] < MIN_GAIN * of_exit[0]:
             best = 0
+        kept = min(self._num_drafts, lengths[-1])
+        if best and kept and of_exit[best] < SWITCH_GAIN * of_exit[kept]:
+            best = kept
+        self._num_drafts = best
         if not self._is_time_to_probe(best):
             return self._exit_index, best
         if best == 0:
