@@ -11,6 +11,7 @@ from torch.nn.functional import linear, linear_cross_entropy, pad
 from transformers import PreTrainedModel
 
 from layerskip_vllm.training.layer_dropout import KeptRows, install_layer_dropout
+from layerskip_vllm.training.logits import logit_scale
 
 IGNORED = -100
 """Label of a token that is not a target, as in transformers."""
@@ -30,7 +31,7 @@ def prepare_for_layerskip(model: PreTrainedModel) -> None:
     does, because DDP, FSDP and accelerate hook into it.
 
     Raises:
-        ValueError: The model is not built like Llama.
+        ValueError: The model is not built like Llama, or its own loss is another one.
     """
     decoder, head = getattr(model, "model", None), getattr(model, "lm_head", None)
     layers, norm = getattr(decoder, "layers", None), getattr(decoder, "norm", None)
@@ -39,6 +40,7 @@ def prepare_for_layerskip(model: PreTrainedModel) -> None:
             f"{type(model).__name__} is not built like Llama: LayerSkip training needs "
             "model.layers, model.norm and an lm_head without bias"
         )
+    model.layerskip_logit_scale = logit_scale(model)
     install_layer_dropout(layers)
     model.forward = MethodType(_forward, model)
     model.accepts_loss_kwargs = True
@@ -54,12 +56,15 @@ def _forward(
     kept_rows: KeptRows | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
     compared_exits: Sequence[int] = (),
+    **kwargs: object,
 ) -> dict[str, torch.Tensor]:
     """Return the loss over the exits in `exit_weights`: E -> weight, ascending, L last.
 
+    Further arguments go to the decoder, such as the lengths of packed documents.
+
     Returns:
         loss: Scalar, sum over exits of weight * cross entropy, averaged over `num_items_in_batch`
-            tokens; None: over the batch's targets.
+            tokens; None: over the batch's targets. 0 without targets.
         exit_losses: [num_exits], float32: each exit's summed cross entropy, unweighted, detached.
         num_targets: Scalar, the number of targets.
         num_agreeing: [len(compared_exits)], int64: targets at which the exit's top-1 prediction
@@ -75,9 +80,12 @@ def _forward(
         # transformers counts layers here, without the embedding.
         output_hidden_states=[exit_ - 1 for exit_ in early_exits],
         kept_rows=kept_rows,
+        **kwargs,
     )
     states = {exit_: self.model.norm(output.hidden_states[exit_ - 1]) for exit_ in early_exits}
     states[num_layers] = output.last_hidden_state
+    if self.layerskip_logit_scale != 1.0:
+        states = {exit_: self.layerskip_logit_scale * state for exit_, state in states.items()}
     targets = pad(labels, (0, 1), value=IGNORED)[:, 1:].flatten()
     head = self.lm_head.weight
     token_losses = _token_losses([states[exit_] for exit_ in exit_weights], head, targets)
@@ -87,7 +95,8 @@ def _forward(
     num_targets = is_target.sum()
     num_items = num_targets if num_items_in_batch is None else num_items_in_batch
     return {
-        "loss": weights @ exit_losses / num_items,
+        # Documents of one token and padding have no targets: 0, not 0 / 0.
+        "loss": weights @ exit_losses / torch.as_tensor(num_items).clamp(min=1),
         "exit_losses": exit_losses.detach(),
         "num_targets": num_targets,
         "num_agreeing": _num_agreeing(

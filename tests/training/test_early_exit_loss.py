@@ -8,11 +8,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import (
     AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
     GPT2Config,
     GPT2LMHeadModel,
+    GraniteConfig,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
+    MixtralConfig,
     Qwen2Config,
     Qwen3Config,
 )
@@ -155,6 +159,73 @@ def test_gradient_checkpointing_changes_nothing(batch):
         model.train()(**batch, exit_weights=weights, kept_rows=kept_rows)["loss"].backward()
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
+
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "scale"),
+    [(GraniteConfig(**TINY, logits_scaling=8.0), 0.125), (CohereConfig(**TINY), 0.0625)],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_a_factor_of_the_logits_holds_at_every_exit(batch, config, scale):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    own = model(**batch, use_cache=False).loss
+    _, _, logits = by_definition(model, batch, {2: 0.0})
+    targets = batch["labels"][:, 1:].flatten()
+    early = cross_entropy(scale * logits[2], targets)
+    prepare_for_layerskip(model)
+    output = model(**batch, exit_weights={2: 0.5, NUM_LAYERS: 0.5})
+    torch.testing.assert_close(output["loss"], (early + own) / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (Gemma2Config(**TINY, head_dim=8), "Gemma2ForCausalLM computes more than a factor"),
+        (MixtralConfig(**TINY), "MixtralForCausalLM is a mixture of experts"),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_a_model_with_another_loss_is_refused_by_name(config, reason, dtype):
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with pytest.raises(ValueError, match=reason):
+        prepare_for_layerskip(model)
+
+
+def test_another_term_of_the_loss_is_refused():
+    model = tiny_llama()
+    loss_function = model.loss_function
+    model.loss_function = lambda **kwargs: loss_function(**kwargs) + 1.0
+    with pytest.raises(ValueError, match="another term of its loss"):
+        prepare_for_layerskip(model)
+
+
+@pytest.mark.parametrize("num_items", [None, 0, torch.tensor(0)])
+def test_a_batch_without_targets_adds_nothing(batch, num_items):
+    model = tiny_llama()
+    prepare_for_layerskip(model)
+    batch["labels"][:] = IGNORED
+    weights = {2: 0.5, NUM_LAYERS: 0.5}
+    output = model(
+        **batch, exit_weights=weights, num_items_in_batch=num_items, compared_exits=[1, 2]
+    )
+    output["loss"].backward()
+    assert output["loss"] == 0
+    assert all(not parameter.grad.any() for parameter in model.parameters())
 
 
 def test_an_unsupported_model_is_named():
