@@ -17,6 +17,9 @@ from layerskip_vllm.config import MAX_NUM_SPECULATIVE_TOKENS
 
 CONFIG_FILE = "config.json"
 
+TOKEN_COUNTS_FILE = "token_counts.json"
+"""Beside CONFIG_FILE: {"token id": count, ...} of the training text."""
+
 SETTINGS_KEY = "layerskip"
 """Our key in `config.json`."""
 

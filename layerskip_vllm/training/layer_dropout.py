@@ -96,7 +96,8 @@ class SkippingForward:
         if len(kept) == num_rows:
             return self._forward(hidden_states, *args, **kwargs)
         if not kept:
-            return _Skipped.apply(hidden_states, *self._layer.parameters())
+            trained = (p for p in self._layer.parameters() if p.requires_grad)
+            return _Skipped.apply(hidden_states, *trained)
         rows = torch.tensor(kept, device=hidden_states.device)
         args, kwargs = _select((args, kwargs), rows, num_rows)
         output = self._forward(hidden_states[rows], *args, **kwargs)

@@ -90,12 +90,15 @@ class DataSource(Section):
     """A source of documents: files, or a dataset of the `datasets` library."""
 
     files: list[str] | None = Field(
-        None, min_length=1, description="Text (.txt, .py, ...) or .jsonl files; globs allowed"
+        None, min_length=1, description="JSON Lines, CSV, Parquet or text files; globs allowed"
     )
     dataset: str | None = Field(None, description="Hub name, or a folder of save_to_disk")
     name: str | None = Field(None, description="The dataset's configuration")
     split: str = Field("train", description="The dataset's split")
-    text_column: str = Field("text", description="Key or column of the document")
+    text_column: str = Field(
+        "text",
+        description="Key of the document; default: messages, or prompt and completion, or text",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSource:
@@ -111,6 +114,10 @@ class DataSection(Section):
     validation: DataSource | None = None
     sequence_length: int = Field(512, ge=2, description="Tokens in a row")
     max_validation_rows: int | None = Field(None, ge=1, description="Rows evaluated; default all")
+    beginning_of_text: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether a document begins with the BOS token; auto: as the tokenizer does",
+    )
     streaming: bool = Field(False, description="Read and tokenize while training")
     shuffle_buffer: int = Field(10_000, ge=1, description="Rows shuffled together when streaming")
 

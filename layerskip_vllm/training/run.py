@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import json
+import logging
 from pathlib import Path
 
 import torch
@@ -13,16 +15,24 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainingArguments,
-    default_data_collator,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig
 
-from layerskip_vllm.checkpoint.settings import write_settings
-from layerskip_vllm.training.data import Rows, expand, load_rows
-from layerskip_vllm.training.exits import known_settings
-from layerskip_vllm.training.recipe import DataSection, ModelSection, Recipe
+from layerskip_vllm.checkpoint.settings import (
+    MAX_EXIT_LAYERS,
+    TOKEN_COUNTS_FILE,
+    CheckpointSettings,
+    write_settings,
+)
+from layerskip_vllm.training.card import write_card
+from layerskip_vllm.training.checkpoints import finishing, last_whole_checkpoint
+from layerskip_vllm.training.documents import expand, is_text, load_documents, naming_bad_files
+from layerskip_vllm.training.recipe import ModelSection, Recipe
+from layerskip_vllm.training.replayed import best_settings, held_out_prompts, replay_prompts
 from layerskip_vllm.training.trainer import LayerSkipTrainer
+
+logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, resume: bool = False) -> None:
@@ -44,53 +54,71 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, tokenizer)
     check_exit_layers(recipe, model.config.num_hidden_layers)
-    with args.main_process_first():  # one rank per host tokenizes, the others read its cache
-        rows, validation_rows = load_data(recipe.data, tokenizer, args.seed)
+    _warn_of_other_tokens(tokenizer, model)
+    with naming_bad_files(recipe.data.train):
+        trainer = make_trainer(recipe, args, model, tokenizer)
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.eval_dataset is not None:
+        trainer.evaluate()
+    trainer.save_state()
+    token_counts = trainer.token_counts()
+    with finishing(Path(args.output_dir), args.should_save) as folder:
+        trainer.save_model(str(folder))
+        if args.should_save:
+            (folder / TOKEN_COUNTS_FILE).write_text(json.dumps(token_counts), encoding="utf-8")
+            _complete(folder, recipe, trainer)
+
+
+def make_trainer(
+    recipe: Recipe,
+    args: SFTConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> LayerSkipTrainer:
+    """Load the documents; the trainer tokenizes and packs them."""
+    section = recipe.data
+    with args.main_process_first():  # one rank per host reads, the others take its cache
+        documents = load_documents(section.train, section.streaming)
+        validation = section.validation and load_documents(section.validation, section.streaming)
+    plain_text = is_text(documents)
+    if section.streaming:
+        # Without an end: the Trainer can resume within one pass, but not within the second.
+        documents = documents.repeat(None).shuffle(args.seed, buffer_size=section.shuffle_buffer)
     trainer = LayerSkipTrainer(
         model,
         args,
         layerskip=recipe.layerskip,
-        train_dataset=rows,
-        eval_dataset=validation_rows,
+        sequence_length=section.sequence_length,
+        split_documents=plain_text,
+        beginning_of_text=section.beginning_of_text if plain_text else "auto",
+        train_dataset=documents,
+        eval_dataset=validation,
         processing_class=tokenizer,
-        data_collator=default_data_collator,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate() if validation_rows is not None else {}
-    trainer.save_state()
-    trainer.save_model()
-    if args.should_save:
-        _complete(args.output_dir, recipe, metrics, model.config.num_hidden_layers)
+    if validation is not None and section.max_validation_rows is not None:
+        trainer.eval_dataset = trainer.eval_dataset.take(section.max_validation_rows)
+    return trainer
 
 
-def load_data(
-    section: DataSection, tokenizer: PreTrainedTokenizerBase, seed: int
-) -> tuple[Rows, Rows | None]:
-    """Load the training rows, and the validation rows if the recipe names some."""
-    rows = load_rows(section.train, section, tokenizer)
-    if section.streaming:
-        rows = rows.shuffle(seed=seed, buffer_size=section.shuffle_buffer)
-    if section.validation is None:
-        return rows, None
-    validation_rows = load_rows(section.validation, section, tokenizer)
-    if section.max_validation_rows is not None:
-        validation_rows = validation_rows.take(section.max_validation_rows)
-    return rows, validation_rows
-
-
-def training_arguments(recipe: Recipe) -> TrainingArguments:
-    """Build the Trainer's arguments.
+def training_arguments(recipe: Recipe) -> SFTConfig:
+    """Build the trainer's arguments, with the defaults of `TrainingArguments`, not TRL's.
 
     Raises:
-        ValueError: transformers refuses a value, or one process sees several GPUs.
+        ValueError: transformers or TRL refuses a value, or one process sees several GPUs.
     """
     defaults = {
+        field.name: field.default
+        for field in dataclasses.fields(TrainingArguments)
+        if field.init and field.default is not dataclasses.MISSING
+    }
+    ours = {
         # Without an accelerator the Trainer allows bf16 only if this is set.
         "use_cpu": not torch.accelerator.is_available(),
         # Every parameter has a gradient in every step (see `_Skipped`), so DDP can skip the search.
         "ddp_find_unused_parameters": False,
+        "max_length": None,  # the sequence length, at which rows are packed
     }
-    args = TrainingArguments(**{**defaults, **recipe.training_arguments})
+    args = SFTConfig(**(defaults | ours | recipe.training_arguments))
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs are visible to one process: start one process per GPU with "
@@ -115,10 +143,13 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pre
     """Load the checkpoint, or make a model with random weights, in float32.
 
     Raises:
-        ValueError: `config` holds a key that the model type does not have.
+        ValueError: `config` holds a key that the model type does not have, or the tokenizer does
+            not fit the model.
     """
     if section.path is not None:
-        return AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
+        check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0])
+        return model
     config = dict(section.config or {})
     model_type = config.pop("model_type", "llama")
     known = AutoConfig.for_model(model_type).to_dict()
@@ -128,9 +159,39 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pre
             f"model.config: {', '.join(unknown)}: unknown to model_type {model_type!r}"
         )
     config.setdefault("vocab_size", len(tokenizer))
+    check_tokens(tokenizer, int(str(config["vocab_size"])))
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         config.setdefault(name, getattr(tokenizer, name))
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **config))
+
+
+def check_tokens(tokenizer: PreTrainedTokenizerBase, num_rows: int) -> None:
+    """Check the tokenizer against the number of the embedding's rows.
+
+    Raises:
+        ValueError: It has tokens, special ones perhaps, for which the embedding has no row.
+    """
+    last = max([*tokenizer.get_vocab().values(), *_special_tokens(tokenizer).values()])
+    if last >= num_rows:
+        raise ValueError(
+            f"the tokenizer of {tokenizer.name_or_path} has tokens up to {last}, but the model's "
+            f"embedding has {num_rows} rows: give the model's own tokenizer, or resize the "
+            "embedding first"
+        )
+
+
+def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    names = ("pad_token_id", "bos_token_id", "eos_token_id")
+    found = {name: getattr(tokenizer, name) for name in names}
+    return {name: token_id for name, token_id in found.items() if token_id is not None}
+
+
+def _warn_of_other_tokens(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+    for name, token_id in _special_tokens(tokenizer).items():
+        known = getattr(model.config, name, None)
+        known = known if isinstance(known, list) else [known]
+        if known != [None] and token_id not in known:
+            logger.warning("%s: %s in config.json, %d of the tokenizer", name, known, token_id)
 
 
 def check_exit_layers(recipe: Recipe, num_layers: int) -> None:
@@ -153,29 +214,37 @@ def check_exit_layers(recipe: Recipe, num_layers: int) -> None:
         )
 
 
-def _checkpoint(args: TrainingArguments, resume: bool) -> str | None:
-    last = get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
+def _checkpoint(args: SFTConfig, resume: bool) -> str | None:
+    last = last_whole_checkpoint(Path(args.output_dir))
     if resume and last is None:
         raise ValueError(f"--resume: {args.output_dir} holds no checkpoint to continue from")
     if last is not None and not resume:
         raise ValueError(
-            f"{args.output_dir} holds {Path(last).name}: continue from it with --resume, or "
+            f"{args.output_dir} holds {last.name}: continue from it with --resume, or "
             "choose another trainer.output_dir"
         )
-    return last
+    return None if last is None else str(last)
 
 
-def _complete(
-    directory: str, recipe: Recipe, metrics: Mapping[str, float], num_layers: int
-) -> None:
+def _complete(directory: Path, recipe: Recipe, trainer: LayerSkipTrainer) -> None:
     """Give the saved checkpoint its dtype and the key `layerskip`."""
     if recipe.model.save_dtype is not None:
         _cast(directory, recipe.model.save_dtype)
+    lens, exit_layers = trainer.lens, recipe.layerskip.exit_layers
+    if trainer.is_fsdp_enabled and trainer.eval_dataset is not None:  # in pieces until it is saved
+        saved = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        stop_id = trainer.processing_class.eos_token_id
+        lens = replay_prompts(saved, held_out_prompts(trainer.eval_dataset), stop_id)
     # None removes what the checkpoint that was continued from knew of its own exits.
-    settings = known_settings(recipe.layerskip.exit_layers, metrics, num_layers)
-    write_settings(Path(directory), settings)
+    settings = None
+    if lens is not None:
+        settings = best_settings(lens, exit_layers)
+    elif early := sorted(e for e in exit_layers or () if e < trainer.num_layers):
+        settings = CheckpointSettings(tuple(early[:MAX_EXIT_LAYERS]))
+    write_settings(directory, settings)
+    write_card(directory, recipe, trainer.state.log_history, lens, settings)
 
 
-def _cast(directory: str, dtype: str) -> None:
+def _cast(directory: Path, dtype: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype))
     model.save_pretrained(directory)

@@ -1,155 +1,129 @@
-"""LayerSkip on `transformers.Trainer` (section 4.1): trains exits and reports their figures."""
+"""The trainer of `layerskip-vllm train`: LayerSkip on TRL's, with packed rows."""
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 import torch
-from accelerate import DistributedType, FullyShardedDataParallelPlugin, PartialState
+from datasets import Dataset, IterableDataset
+from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput
+from trl import SFTConfig, SFTTrainer
 
-from layerskip_vllm.training.curriculum import exit_weights
-from layerskip_vllm.training.early_exit_loss import prepare_for_layerskip
-from layerskip_vllm.training.layer_dropout import LayerDropout
-from layerskip_vllm.training.recipe import LayerSkipSection
-
-
-class ExitMeter:
-    """Sums each exit's loss and agreement since the last report; index E - 1."""
-
-    def __init__(self, num_layers: int, device: torch.device) -> None:
-        self._sums = torch.zeros(4, num_layers, dtype=torch.float64, device=device)
-
-    def add(
-        self, exits: list[int], compared_exits: list[int], outputs: dict[str, torch.Tensor]
-    ) -> None:
-        """Add the outputs of the training forward on a micro-batch."""
-        trained, compared = ([exit_ - 1 for exit_ in some] for some in (exits, compared_exits))
-        losses, num_targets, agreeing, num_compared = self._sums
-        losses[trained] += outputs["exit_losses"].double()
-        num_targets[trained] += outputs["num_targets"]
-        agreeing[compared] += outputs["num_agreeing"].double()
-        num_compared[compared] += outputs["num_targets"]
-
-    def take(self, trainer: Trainer) -> dict[str, float]:
-        """Return the means over all ranks since the last call, and reset."""
-        losses, num_targets, agreeing, num_compared = trainer.accelerator.reduce(
-            self._sums
-        ).tolist()
-        self._sums.zero_()
-        report = {}
-        for name, totals, counts in (
-            ("loss", losses, num_targets),
-            ("agreement", agreeing, num_compared),
-        ):
-            for index, (total, count) in enumerate(zip(totals, counts, strict=True)):
-                if count:
-                    report[f"{name}_exit_{index + 1}"] = total / count
-        return report
+from layerskip_vllm.lens.lens import Lens
+from layerskip_vllm.training.early_exit_loss import IGNORED
+from layerskip_vllm.training.mixin import LayerSkipMixin
+from layerskip_vllm.training.packing import PackedRows, pack, set_beginning
+from layerskip_vllm.training.replayed import acceptance_report, held_out_prompts, replay_prompts
 
 
-class LayerSkipTrainer(Trainer):
-    """Trains with layer dropout and the early exit loss.
+class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
+    """The recipe's trainer: TRL's, with documents in packed rows, each row a sample for dropout.
 
-    Reports through the Trainer's channels, in addition to its own figures:
-        loss_exit_E: mean cross entropy of exit E over the steps that trained it.
-        agreement_exit_E: share of targets at which exit E's top-1 prediction equals the last
-            layer's, in the reporting step; a proxy of the acceptance rate.
-    Evaluation reports both for every exit; `eval_loss` is the last layer's.
+    TRL itself flattens packed rows into one, and packs 1,000 documents at a time, which fills only
+    some rows with short documents.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        args: TrainingArguments,
+        args: SFTConfig,
         *,
-        layerskip: LayerSkipSection,
-        **kwargs: object,
+        sequence_length: int,
+        split_documents: bool,
+        beginning_of_text: Literal["auto", "always", "never"] = "auto",
+        processing_class: PreTrainedTokenizerBase,
+        **kwargs: Any,
     ) -> None:
-        prepare_for_layerskip(model)
-        super().__init__(model, args, **kwargs)
-        self.num_layers = model.config.num_hidden_layers
-        self.e_scale = layerskip.e_scale
-        self.curriculum = layerskip.build_curriculum()
-        self.layer_dropout = LayerDropout(
-            self.num_layers, layerskip.p_max, layerskip.dropout_schedule, args.seed
+        """Tokenize, pack and build the trainer.
+
+        Args:
+            model: Built like Llama.
+            args: TRL's; without packing and maximum length, which are the next two.
+            sequence_length: Tokens of a row.
+            split_documents: Whether a longer document continues in another row.
+            beginning_of_text: Whether a document begins with BOS; auto: as the tokenizer does.
+            processing_class: The tokenizer.
+            kwargs: Of `LayerSkipMixin`.
+        """
+        self._sequence_length, self._split_documents = sequence_length, split_documents
+        self._beginning_of_text = beginning_of_text
+        self.lens: Lens | None = None
+        """Of the last evaluation."""
+        self._token_counts = torch.zeros(len(processing_class) + 1, dtype=torch.int64)
+        self._bos = processing_class.bos_token_id
+        pad_token_id = processing_class.pad_token_id
+        if pad_token_id is None:
+            pad_token_id = processing_class.eos_token_id
+        super().__init__(
+            model,
+            args,
+            data_collator=PackedRows(pad_token_id),
+            processing_class=processing_class,
+            **kwargs,
         )
-        self._training_meter = ExitMeter(self.num_layers, args.device)
-        self._evaluation_meter = ExitMeter(self.num_layers, args.device)
-        self._micro_batch = (0, 0)  # (step, number of its micro-batches that are done)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        """Enable FSDP on CPUs, where accelerate silently ignores it."""
-        super().create_accelerator_and_postprocess()
-        state, plugin_args = self.accelerator.state, self.args.fsdp_plugin_args
-        if plugin_args is not None and state.distributed_type == DistributedType.MULTI_CPU:
-            state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin_args)
-            state.distributed_type = DistributedType.FSDP
-            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
-            self.is_fsdp_enabled = True
+    def training_step(self, model: nn.Module, inputs: dict, *args: object) -> torch.Tensor:
+        """Count the tokens: a draft vocabulary takes the most frequent ones."""
+        labels = inputs["labels"].flatten()
+        self._token_counts = self._token_counts.to(labels.device)
+        # Labels that are no targets count beyond the last token, which needs no wait for a GPU.
+        tokens = torch.where(labels == IGNORED, len(self._token_counts) - 1, labels)
+        self._token_counts.scatter_add_(0, tokens, torch.ones_like(tokens))
+        return super().training_step(model, inputs, *args)
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, torch.Tensor],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Compute the loss with the exits and the dropped layers of this step."""
-        if model.training:
-            plan, meter = self._training_plan(len(inputs["input_ids"])), self._training_meter
-        else:
-            plan, meter = self._evaluation_plan(), self._evaluation_meter
-        loss, outputs = super().compute_loss(
-            model, {**inputs, **plan}, return_outputs=True, num_items_in_batch=num_items_in_batch
-        )
-        meter.add([*plan["exit_weights"]], plan["compared_exits"], outputs)
-        return (loss, outputs) if return_outputs else loss
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add each exit's figures to a training report."""
-        if "loss" in logs:
-            logs |= self._training_meter.take(self)
-        super().log(logs, start_time)
+    def token_counts(self) -> dict[int, int]:
+        """Token id -> how often it was a target since the start or the last resumption."""
+        counts = self.accelerator.reduce(self._token_counts.to(self.args.device)).tolist()
+        return {token_id: count for token_id, count in enumerate(counts[:-1]) if count}
 
     def evaluation_loop(
         self, *args: object, metric_key_prefix: str = "eval", **kwargs: object
     ) -> EvalLoopOutput:
-        """Add each exit's figures to an evaluation."""
+        """Add the acceptance length of each exit, by replay of held-out prompts.
+
+        FSDP's parameters are in pieces, with which no text is generated. Nor is vLLM's drafting
+        known for models with a factor of their logits.
+        """
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        for name, value in self._evaluation_meter.take(self).items():
-            output.metrics[f"{metric_key_prefix}_{name}"] = value
+        model = self.accelerator.unwrap_model(self.model)
+        if not self.is_fsdp_enabled and model.layerskip_logit_scale == 1.0:
+            prompts = held_out_prompts(self.eval_dataset)
+            self.lens = replay_prompts(model, prompts, self.processing_class.eos_token_id)
+            for name, value in acceptance_report(self.lens).items():
+                output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
 
-    def _training_plan(self, num_rows: int) -> dict:
-        step, num_steps = self.state.global_step, self.state.max_steps
-        reports = (step + 1) % max(1, self.state.logging_steps) == 0
-        return {
-            "exit_weights": exit_weights(
-                self.curriculum, step, num_steps, self.num_layers, self.e_scale
-            ),
-            "kept_rows": self.layer_dropout.kept_rows(
-                step, num_steps, self._first_row(step), num_rows
-            ),
-            "compared_exits": list(range(1, self.num_layers)) if reports else [],
-        }
+    def _prepare_dataset(
+        self, dataset: Dataset | IterableDataset, *args: object
+    ) -> Dataset | IterableDataset:
+        """Let TRL tokenize and label, then pack."""
+        documents = super()._prepare_dataset(dataset, *args)
+        if self._beginning_of_text != "auto":
+            documents = documents.map(
+                set_beginning,
+                fn_kwargs={"bos": self._bos, "wanted": self._beginning_of_text == "always"},
+            )
+        return pack(documents, self._sequence_length, self._split_documents)
 
-    def _evaluation_plan(self) -> dict:
-        early_exits = list(range(1, self.num_layers))
-        return {
-            "exit_weights": {**dict.fromkeys(early_exits, 0.0), self.num_layers: 1.0},
-            "kept_rows": None,
-            "compared_exits": early_exits,
-        }
+    def _save_checkpoint(self, *args: object) -> None:
+        """Save, and say what to do where the disk is full.
 
-    def _first_row(self, step: int) -> int:
-        """Return the place of this micro-batch's first sample in the step's global batch.
-
-        accelerate deals batches to the ranks in turn. So one process with as large a batch as all
-        ranks together sees the same samples in the same places.
+        Raises:
+            OSError: It could not be written; what has been is not taken for a checkpoint.
         """
-        last_step, num_done = self._micro_batch
-        num_done = num_done if last_step == step else 0
-        self._micro_batch = (step, num_done + 1)
-        batch = num_done * self.args.world_size + self.args.process_index
-        return batch * self._train_batch_size
+        try:
+            super()._save_checkpoint(*args)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            raise OSError(
+                f"checkpoint-{self.state.global_step} cannot be saved in {self.args.output_dir}: "
+                f"{error}. --resume continues from the last whole checkpoint"
+            ) from error
+
+    def create_model_card(self, *_args: object, **_kwargs: object) -> None:
+        """Make none of TRL's, which would describe plain fine-tuning."""
+
+    def _send_telemetry(self) -> None:
+        """Send none: TRL reports architecture, hardware and source of the data to its makers."""

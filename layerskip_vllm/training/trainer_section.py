@@ -1,11 +1,11 @@
-"""The recipe's `trainer` section: `transformers.TrainingArguments`, checked when read."""
+"""The recipe's `trainer` section: transformers' and TRL's arguments, checked when read."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from pydantic import ConfigDict, Field, create_model, model_validator
-from transformers import TrainingArguments
+from trl import SFTConfig
 
 RANGES: dict[str, dict[str, float]] = {
     "adam_beta1": {"ge": 0, "lt": 1},
@@ -28,8 +28,15 @@ RANGES: dict[str, dict[str, float]] = {
 """Ranges that transformers does not check: a bad value would fail late or train nonsense."""
 
 UNSUPPORTED = {
+    "dataset_text_field": "use data.train.text_column",
     "deepspeed": "use fsdp",
+    "eval_packing": "rows are always packed",
     "label_smoothing_factor": "the early exit loss has none",
+    "loss_type": "the early exit loss is the cross entropy",
+    "max_length": "use data.sequence_length",
+    "packing": "rows are always packed",
+    "packing_strategy": "text is split, conversations are cut off",
+    "padding_free": "rows are always packed",
     "torch_compile": "exits and dropped samples, and so the graph, change from step to step",
 }
 
@@ -48,7 +55,7 @@ _FIELDS = create_model(  # type: ignore[call-overload]
     __config__=ConfigDict(extra="forbid", frozen=True, strict=True),
     **{
         argument.name: _field(argument)
-        for argument in dataclasses.fields(TrainingArguments)
+        for argument in dataclasses.fields(SFTConfig)
         if argument.init
     },
 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from layerskip_vllm.checkpoint.settings import SETTINGS_KEY
+from layerskip_vllm.checkpoint.settings import SETTINGS_KEY, TOKEN_COUNTS_FILE
 from layerskip_vllm.config import (
     DEFAULT_AUTO_TOKENS,
     DRAFT_VOCAB_SIZE,
@@ -23,9 +23,6 @@ from layerskip_vllm.vllm_config.vocab_size import best_vocab_size, covered_by_ra
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
     from vllm.engine.arg_utils import EngineArgs
-
-TOKEN_COUNTS_FILE = "token_counts.json"
-"""Beside a checkpoint's `config.json`: {"token id": count, ...} of its training text."""
 
 
 class Found(NamedTuple):

@@ -8,7 +8,15 @@ from pathlib import Path
 import yaml
 
 from layerskip_vllm.training.recipe import load_recipe
-from layerskip_vllm.training.run import train
+from layerskip_vllm.training.run import (
+    load_model,
+    load_tokenizer,
+    make_trainer,
+    set_seed,
+    train,
+    training_arguments,
+)
+from layerskip_vllm.training.trainer import LayerSkipTrainer
 from tests.models import byte_tokenizer
 
 
@@ -56,6 +64,16 @@ def write_recipe(directory: Path, name: str = "run", **trainer: object) -> Path:
     path = directory / f"{name}.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return path
+
+
+def built(recipe_path: Path, chat_template: str | None = None) -> LayerSkipTrainer:
+    """The trainer of a recipe, before it trains."""
+    recipe = load_recipe(recipe_path)
+    args = training_arguments(recipe)
+    set_seed(args.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    tokenizer.chat_template = chat_template or tokenizer.chat_template
+    return make_trainer(recipe, args, load_model(recipe.model, tokenizer), tokenizer)
 
 
 def run(recipe: Path, resume: bool = False) -> list[dict[str, float]]:

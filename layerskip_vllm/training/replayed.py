@@ -1,0 +1,113 @@
+"""Evaluates exits as vLLM uses them: drafts that it would accept, by exact replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+from transformers import PreTrainedModel
+
+from layerskip_vllm.checkpoint.settings import (
+    MAX_EXIT_LAYERS,
+    CheckpointSettings,
+    distinct_exits,
+)
+from layerskip_vllm.lens.lens import Lens, look
+
+NUM_PROMPTS, PROMPT_TOKENS, MAX_TOKENS = 16, 32, 64
+"""Held-out prompts, the tokens of each, and those generated after it at most."""
+
+DRAFT_LENGTHS = (1, 2, 4, 6, 8)
+"""K."""
+
+REPORTED = 4
+"""The K whose acceptance length every evaluation reports."""
+
+
+def held_out_prompts(rows: Iterable[Mapping[str, Sequence[int]]]) -> list[list[int]]:
+    """The beginnings of the first documents of packed rows."""
+    firsts = (
+        list(row["input_ids"][: min(PROMPT_TOKENS, max(1, row["seq_lengths"][0] // 2))])
+        for row in rows
+    )
+    return list(islice(firsts, NUM_PROMPTS))
+
+
+def replay_prompts(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], stop_id: int | None
+) -> Lens:
+    """Generate after each prompt, and read every exit's predictions of it.
+
+    Args:
+        model: Loaded, or in training.
+        prompts: Token ids of each.
+        stop_id: Ends a text.
+
+    Raises:
+        ValueError: The model does more than norm and LM head after its last layer.
+    """
+    stop_ids = frozenset([] if stop_id is None else [stop_id])
+    with _own_forward(model):
+        return look(
+            model,
+            prompts,
+            max_tokens=MAX_TOKENS,
+            max_num_speculative_tokens=max(DRAFT_LENGTHS),
+            stop_ids=stop_ids,
+        )
+
+
+def acceptance_report(lens: Lens) -> dict[str, float]:
+    """`acceptance_length_exit_E`: tokens per cycle of 4 drafts at each exit, 1 at least."""
+    lengths = {
+        exit_layer: lens.expect(exit_layer, REPORTED).counts.mean_acceptance_length
+        for exit_layer in range(1, lens.num_layers)
+    }
+    return {
+        f"acceptance_length_exit_{exit_layer}": length
+        for exit_layer, length in lengths.items()
+        if length is not None
+    }
+
+
+def best_settings(lens: Lens, trained_exits: Sequence[int] | None) -> CheckpointSettings | None:
+    """Name the best exits by layer-count cost, the best one's K, and the acceptance of each.
+
+    Args:
+        lens: Of held-out prompts.
+        trained_exits: E of a fixed curriculum; None: the curriculum trained all.
+
+    Returns:
+        None where the prompts led to no drafts.
+    """
+    candidates = [e for e in trained_exits or range(1, lens.num_layers) if e < lens.num_layers]
+    speedups: dict[int, tuple[float, int]] = {}
+    for exit_layer in candidates:
+        pairs = [(lens.expect(exit_layer, k).ideal_speedup or 0.0, -k) for k in DRAFT_LENGTHS]
+        speedup, minus_k = max(pairs)
+        if speedup:
+            speedups[exit_layer] = speedup, -minus_k
+    ranked = sorted(speedups, key=lambda e: (-speedups[e][0], e))
+    chosen = (
+        tuple(ranked[:MAX_EXIT_LAYERS])
+        if trained_exits
+        else distinct_exits(ranked, lens.num_layers)
+    )
+    if not chosen:
+        return None
+    rates = [lens.expect(exit_layer, 1).counts.acceptance_rate or 0.0 for exit_layer in chosen]
+    return CheckpointSettings(
+        chosen, speedups[chosen[0]][1], tuple(round(rate, 4) for rate in rates)
+    )
+
+
+@contextmanager
+def _own_forward(model: PreTrainedModel) -> Iterator[None]:
+    """Give a model in training its class's forward back while the block runs."""
+    training_forward = model.__dict__.pop("forward", None)
+    try:
+        yield
+    finally:
+        if training_forward is not None:
+            model.forward = training_forward
