@@ -15,6 +15,9 @@ from layerskip_vllm.training.early_exit_loss import prepare_for_layerskip
 from layerskip_vllm.training.layer_dropout import LayerDropout
 from layerskip_vllm.training.recipe import LayerSkipSection
 
+REPORTED_TOKENS = 512
+"""Of the last micro-batch, in whole rows: a report reads them through the LM head of every exit."""
+
 
 class ExitMeter:
     """Sums each exit's loss and agreement since the last report; index E - 1."""
@@ -57,7 +60,7 @@ class LayerSkipMixin:
         loss_exit_E: mean cross entropy over the steps that trained it since the last report; of an
             exit that none trained, in the last micro-batch.
         agreement_exit_E: share of targets at which its top-1 prediction equals the last layer's, in
-            the last micro-batch; a proxy of the acceptance rate.
+            the first 512 tokens of the last micro-batch; a proxy of the acceptance rate.
     Evaluation reports both over all its targets; `eval_loss` is the last layer's.
     """
 
@@ -144,9 +147,15 @@ class LayerSkipMixin:
     def _exits_of_last_inputs(self) -> dict[str, float]:
         """Evaluate every exit: which step ends in a report is only known after it."""
         meter, plan = ExitMeter(self.num_layers, self.args.device), self._evaluation_plan()
+        num_tokens = self._last_inputs["input_ids"].shape[1]
+        rows = slice(max(1, REPORTED_TOKENS // num_tokens))
+        inputs = {
+            name: value[rows] if isinstance(value, torch.Tensor) and value.dim() > 1 else value
+            for name, value in self._last_inputs.items()
+        }
         self.model_wrapped.eval()
         with self.compute_loss_context_manager():
-            outputs = self.model_wrapped(**self._last_inputs, **plan)
+            outputs = self.model_wrapped(**inputs, **plan)
         self.model_wrapped.train()
         meter.add([*plan["exit_weights"]], plan["compared_exits"], outputs)
         return meter.take(self)
