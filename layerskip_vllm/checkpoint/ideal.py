@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-MAX_DRAFTS = 8
-"""Most drafts per cycle when exits are ranked."""
-
 
 def ideal_speedup(
-    acceptance: float, draft_layers: float, num_layers: float, max_drafts: int = MAX_DRAFTS
+    acceptance: float, draft_layers: float, num_layers: float, max_drafts: int
 ) -> float:
     """The best K's tokens per cycle over its cost of (K*E + L) / L full forwards.
 

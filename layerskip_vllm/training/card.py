@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from layerskip_vllm.checkpoint.settings import CheckpointSettings
 from layerskip_vllm.lens.lens import Lens
+from layerskip_vllm.lens.text import evenly_spaced
 from layerskip_vllm.training.recipe import DataSource, Recipe
 from layerskip_vllm.training.replayed import DRAFT_LENGTHS
 
@@ -26,6 +27,7 @@ def write_card(
     folder: Path,
     recipe: Recipe,
     history: Sequence[Mapping[str, float]],
+    num_layers: int,
     lens: Lens | None,
     settings: CheckpointSettings | None,
 ) -> None:
@@ -34,11 +36,12 @@ def write_card(
     Args:
         folder: The checkpoint.
         recipe: Its recipe.
-        history: The trainer's reports.
+        history: The trainer's reports, each with every exit, or none.
+        num_layers: L.
         lens: Of held-out prompts; None: there were none.
         settings: The best exits; None: not known.
     """
-    draw_curves(history, folder / CURVES_FILE)
+    draw_curves(history, num_layers, folder / CURVES_FILE)
     data = ModelCardData(tags=["layerskip", "early-exit"], library_name="transformers")
     sections = [
         f"---\n{data.to_yaml()}\n---",
@@ -56,20 +59,17 @@ def write_card(
     ModelCard("\n\n".join(sections) + "\n").save(folder / "README.md")
 
 
-def draw_curves(history: Sequence[Mapping[str, float]], file: Path) -> None:
+def draw_curves(history: Sequence[Mapping[str, float]], num_layers: int, file: Path) -> None:
     """Draw the loss of up to six exits over the steps, the last exit among them."""
-    reports = [report for report in history if "loss_exit_1" in report and "loss" in report]
-    exits = sorted(
-        {int(key[10:]) for report in reports for key in report if key[:10] == "loss_exit_"}
-    )
-    stride = max(1, -(-len(exits) // MAX_CURVES))
+    last = f"loss_exit_{num_layers}"  # missing where no step had a target
+    reports = [report for report in history if "loss" in report and last in report]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="cross entropy, nats per token")
-    for exit_layer in exits[::-1][::stride]:
-        points = [(r["step"], r[f"loss_exit_{exit_layer}"]) for r in reports]
-        axes.plot(*zip(*points, strict=True), label=f"exit {exit_layer}")
-    if exits:
-        axes.legend()
+    steps = [report["step"] for report in reports]
+    for exit_layer in evenly_spaced(1, num_layers, MAX_CURVES):
+        losses = [report[f"loss_exit_{exit_layer}"] for report in reports]
+        axes.plot(steps, losses, label=f"exit {exit_layer}")
+    axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 

@@ -78,7 +78,7 @@ def is_text(documents: Documents) -> bool:
 
 
 @contextmanager
-def naming_bad_files(source: DataSource) -> Iterator[None]:
+def naming_bad_files(*sources: DataSource) -> Iterator[None]:
     """Turn what `datasets` raises in the block into one line that names file and row.
 
     Raises:
@@ -87,8 +87,9 @@ def naming_bad_files(source: DataSource) -> Iterator[None]:
     try:
         yield
     except READ_ERRORS as error:
-        reason = _bad_row(expand(source.files)) if source.files else None
-        raise ValueError(reason or f"{_name(source)} cannot be read: {_root(error)}") from None
+        reason = _bad_row([path for source in sources for path in expand(source.files or ())])
+        names = " or ".join(map(_name, sources))
+        raise ValueError(reason or f"{names} cannot be read: {_root(error)}") from None
 
 
 def expand(patterns: Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from layerskip_vllm.checkpoint.settings import (
     CheckpointSettings,
     distinct_exits,
 )
+from layerskip_vllm.lens.acceptance import Expectation
 from layerskip_vllm.lens.lens import Lens, look
 
 NUM_PROMPTS, PROMPT_TOKENS, MAX_TOKENS = 16, 32, 64
@@ -82,13 +83,13 @@ def best_settings(lens: Lens, trained_exits: Sequence[int] | None) -> Checkpoint
         None where the prompts led to no drafts.
     """
     candidates = [e for e in trained_exits or range(1, lens.num_layers) if e < lens.num_layers]
-    speedups: dict[int, tuple[float, int]] = {}
-    for exit_layer in candidates:
-        pairs = [(lens.expect(exit_layer, k).ideal_speedup or 0.0, -k) for k in DRAFT_LENGTHS]
-        speedup, minus_k = max(pairs)
-        if speedup:
-            speedups[exit_layer] = speedup, -minus_k
-    ranked = sorted(speedups, key=lambda e: (-speedups[e][0], e))
+
+    def speedup(pair: Expectation) -> float:
+        return pair.ideal_speedup or 0.0
+
+    best = {e: max((lens.expect(e, k) for k in DRAFT_LENGTHS), key=speedup) for e in candidates}
+    drafting = sorted(e for e in candidates if speedup(best[e]))
+    ranked = sorted(drafting, key=lambda e: -speedup(best[e]))
     chosen = (
         tuple(ranked[:MAX_EXIT_LAYERS])
         if trained_exits
@@ -98,7 +99,7 @@ def best_settings(lens: Lens, trained_exits: Sequence[int] | None) -> Checkpoint
         return None
     rates = [lens.expect(exit_layer, 1).counts.acceptance_rate or 0.0 for exit_layer in chosen]
     return CheckpointSettings(
-        chosen, speedups[chosen[0]][1], tuple(round(rate, 4) for rate in rates)
+        chosen, best[chosen[0]].num_speculative_tokens, tuple(round(rate, 4) for rate in rates)
     )
 
 

@@ -29,7 +29,7 @@ from layerskip_vllm.training.card import write_card
 from layerskip_vllm.training.checkpoints import finishing, last_whole_checkpoint
 from layerskip_vllm.training.documents import expand, is_text, load_documents, naming_bad_files
 from layerskip_vllm.training.recipe import ModelSection, Recipe
-from layerskip_vllm.training.replayed import best_settings, held_out_prompts, replay_prompts
+from layerskip_vllm.training.replayed import best_settings
 from layerskip_vllm.training.trainer import LayerSkipTrainer
 
 logger = logging.getLogger(__name__)
@@ -48,18 +48,19 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     """
     args = training_arguments(recipe)
     checkpoint = _checkpoint(args, resume)
-    for source in filter(None, (recipe.data.train, recipe.data.validation)):
+    sources = [source for source in (recipe.data.train, recipe.data.validation) if source]
+    for source in sources:
         expand(source.files or ())
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, tokenizer)
     check_exit_layers(recipe, model.config.num_hidden_layers)
     _warn_of_other_tokens(tokenizer, model)
-    with naming_bad_files(recipe.data.train):
+    with naming_bad_files(*sources):  # streams are read in steps and evaluations
         trainer = make_trainer(recipe, args, model, tokenizer)
         trainer.train(resume_from_checkpoint=checkpoint)
-    if trainer.eval_dataset is not None:
-        trainer.evaluate()
+        if trainer.eval_dataset is not None:
+            trainer.evaluate()
     trainer.save_state()
     token_counts = trainer.token_counts()
     with finishing(Path(args.output_dir), args.should_save) as folder:
@@ -233,8 +234,7 @@ def _complete(directory: Path, recipe: Recipe, trainer: LayerSkipTrainer) -> Non
     lens, exit_layers = trainer.lens, recipe.layerskip.exit_layers
     if trainer.is_fsdp_enabled and trainer.eval_dataset is not None:  # in pieces until it is saved
         saved = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-        stop_id = trainer.processing_class.eos_token_id
-        lens = replay_prompts(saved, held_out_prompts(trainer.eval_dataset), stop_id)
+        lens = trainer.replay(saved)
     # None removes what the checkpoint that was continued from knew of its own exits.
     settings = None
     if lens is not None:
@@ -242,7 +242,7 @@ def _complete(directory: Path, recipe: Recipe, trainer: LayerSkipTrainer) -> Non
     elif early := sorted(e for e in exit_layers or () if e < trainer.num_layers):
         settings = CheckpointSettings(tuple(early[:MAX_EXIT_LAYERS]))
     write_settings(directory, settings)
-    write_card(directory, recipe, trainer.state.log_history, lens, settings)
+    write_card(directory, recipe, trainer.state.log_history, trainer.num_layers, lens, settings)
 
 
 def _cast(directory: Path, dtype: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -90,11 +91,19 @@ class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         model = self.accelerator.unwrap_model(self.model)
         if not self.is_fsdp_enabled and model.layerskip_logit_scale == 1.0:
-            prompts = held_out_prompts(self.eval_dataset)
-            self.lens = replay_prompts(model, prompts, self.processing_class.eos_token_id)
+            self.lens = self.replay(model)
             for name, value in acceptance_report(self.lens).items():
                 output.metrics[f"{metric_key_prefix}_{name}"] = value
         return output
+
+    def replay(self, model: PreTrainedModel) -> Lens:
+        """Every exit's predictions on the held-out prompts by `model`: ours, or ours as saved."""
+        return replay_prompts(model, self._prompts, self.processing_class.eos_token_id)
+
+    @cached_property
+    def _prompts(self) -> list[list[int]]:
+        """The same in every evaluation; a stream would be read and packed anew for each."""
+        return held_out_prompts(self.eval_dataset)
 
     def _prepare_dataset(
         self, dataset: Dataset | IterableDataset, *args: object

@@ -26,19 +26,23 @@ from layerskip_vllm.training.early_exit_loss import IGNORED, prepare_for_layersk
 NUM_LAYERS = 5
 
 
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": NUM_LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
 def tiny_llama(**overrides) -> LlamaForCausalLM:
-    settings = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": NUM_LAYERS,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.3,
-    }
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**(settings | overrides)))
+    return LlamaForCausalLM(LlamaConfig(**(TINY | overrides)))
 
 
 @pytest.fixture
@@ -159,19 +163,6 @@ def test_gradient_checkpointing_changes_nothing(batch):
         model.train()(**batch, exit_weights=weights, kept_rows=kept_rows)["loss"].backward()
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         torch.testing.assert_close(one.grad, other.grad)
-
-
-TINY = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": NUM_LAYERS,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.3,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def test_the_report_counts_the_drafts_that_vllm_would_accept():
 
 def test_the_ideal_speedup_is_that_of_the_best_k():
     # One draft of which none is accepted costs E / L more; eight that all are yield nine tokens.
-    assert ideal_speedup(0.0, 4, 16) == pytest.approx(16 / 20)
-    assert ideal_speedup(1.0, 4, 16) == pytest.approx(9 * 16 / (8 * 4 + 16))
+    assert ideal_speedup(0.0, 4, 16, 8) == pytest.approx(16 / 20)
+    assert ideal_speedup(1.0, 4, 16, 8) == pytest.approx(9 * 16 / (8 * 4 + 16))
 
 
 def test_reports_and_checkpoint_have_what_the_replay_counted(directory):
