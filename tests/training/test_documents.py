@@ -6,6 +6,7 @@ import json
 import lzma
 
 import pandas
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -138,6 +139,15 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, message, streamin
     source = DataSource(files=[path])
     with pytest.raises(ValueError, match=message), naming_bad_files(source):
         list(load_documents(source, streaming))
+
+
+def test_a_bad_row_is_looked_for_in_every_source(tmp_path):
+    """Streams are read while training, where either may end it."""
+    good = write(tmp_path / "train.jsonl", json_lines(ROWS))
+    bad = write(tmp_path / "heldout.jsonl", json_lines(ROWS) + "nothing\n")
+    sources = [DataSource(files=[path]) for path in (good, bad)]
+    with pytest.raises(ValueError, match=r"heldout.jsonl: row 3"), naming_bad_files(*sources):
+        raise pyarrow.ArrowInvalid
 
 
 @pytest.mark.parametrize(

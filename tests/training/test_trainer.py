@@ -278,17 +278,3 @@ def test_the_tokens_of_the_targets_are_counted(directory):
         for begin in [0, *itertools.accumulate(row["seq_lengths"][:-1])]
     )
     assert counts == {str(token): n for token, n in (expected - firsts).items()}
-
-
-def test_a_bad_row_of_the_validation_stream_is_named(directory):
-    good = (directory / "validation.jsonl").read_text()
-    bad = directory / "bad.jsonl"
-    bad.write_text(good * 400 + "nothing\n")  # beyond what is read at first
-    recipe = write_recipe(
-        directory,
-        "bad row",
-        data={"validation": {"files": [str(bad)]}, "streaming": True},
-        max_steps=1,
-    )
-    with pytest.raises(ValueError, match=r"bad.jsonl: row [0-9]+ cannot be read"):
-        run(recipe)
