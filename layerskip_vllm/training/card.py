@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -61,13 +62,13 @@ def write_card(
 
 def draw_curves(history: Sequence[Mapping[str, float]], num_layers: int, file: Path) -> None:
     """Draw the loss of up to six exits over the steps, the last exit among them."""
-    last = f"loss_exit_{num_layers}"  # missing where no step had a target
-    reports = [report for report in history if "loss" in report and last in report]
+    reports = [report for report in history if "loss" in report]
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="cross entropy, nats per token")
     steps = [report["step"] for report in reports]
     for exit_layer in evenly_spaced(1, num_layers, MAX_CURVES):
-        losses = [report[f"loss_exit_{exit_layer}"] for report in reports]
+        # Missing where the report's rows had no target.
+        losses = [report.get(f"loss_exit_{exit_layer}", math.nan) for report in reports]
         axes.plot(steps, losses, label=f"exit {exit_layer}")
     axes.legend()
     axes.grid(alpha=0.3)

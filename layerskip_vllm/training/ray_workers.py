@@ -21,7 +21,7 @@ def train_on_ray(recipe: Recipe, resume: bool, num_workers: int) -> None:
     shared file system.
 
     Raises:
-        ValueError: The cluster is too small, or a worker refused the recipe.
+        ValueError: The cluster is too small, or a worker cannot go on: a bad recipe, a full disk.
     """
     ray.init(ignore_reinit_error=True)
     use_gpu = _use_gpu(num_workers, ray.cluster_resources())
@@ -40,7 +40,7 @@ def train_on_ray(recipe: Recipe, resume: bool, num_workers: int) -> None:
     except WorkerGroupError as error:
         for failure in error.worker_failures.values():
             cause = getattr(failure, "_base_exc", failure)  # Ray wraps it for its traceback
-            if isinstance(cause, ValueError):
+            if isinstance(cause, ValueError | OSError):
                 raise ValueError(str(cause)) from None
         raise
 

@@ -45,6 +45,7 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     Raises:
         ValueError: A value of the recipe does not fit the model, the data or transformers, or the
             output folder holds checkpoints and `resume` is false.
+        InterruptedError: SIGTERM ended the run early, after `enable_jit_checkpoint` saved it.
     """
     args = training_arguments(recipe)
     checkpoint = _checkpoint(args, resume)
@@ -59,6 +60,11 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     with naming_bad_files(*sources):  # streams are read in steps and evaluations
         trainer = make_trainer(recipe, args, model, tokenizer)
         trainer.train(resume_from_checkpoint=checkpoint)
+        step, num_steps = trainer.state.global_step, trainer.state.max_steps
+        if step < num_steps:  # what there is now is no final checkpoint
+            raise InterruptedError(
+                f"stopped after step {step} of {num_steps}: --resume continues from there"
+            )
         if trainer.eval_dataset is not None:
             trainer.evaluate()
     trainer.save_state()

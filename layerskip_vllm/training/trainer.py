@@ -48,7 +48,16 @@ class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
             beginning_of_text: Whether a document begins with BOS; auto: as the tokenizer does.
             processing_class: The tokenizer.
             kwargs: Of `LayerSkipMixin`.
+
+        Raises:
+            ValueError: The model cannot be trained for early exit, or uses FlashAttention.
         """
+        attention = str(model.config._attn_implementation)
+        if "flash" in attention:
+            raise ValueError(
+                f"attn_implementation={attention!r}: transformers would mix the documents of a packed "
+                "row where a batch has several rows; use 'sdpa'"
+            )
         self._sequence_length, self._split_documents = sequence_length, split_documents
         self._beginning_of_text = beginning_of_text
         self.lens: Lens | None = None
@@ -117,14 +126,14 @@ class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
             )
         return pack(documents, self._sequence_length, self._split_documents)
 
-    def _save_checkpoint(self, *args: object) -> None:
+    def _save_checkpoint(self, *args: object, **kwargs: object) -> None:
         """Save, and say what to do where the disk is full.
 
         Raises:
             OSError: It could not be written; what has been is not taken for a checkpoint.
         """
         try:
-            super()._save_checkpoint(*args)
+            super()._save_checkpoint(*args, **kwargs)
         except (OSError, RuntimeError, SafetensorError) as error:
             raise OSError(
                 f"checkpoint-{self.state.global_step} cannot be saved in {self.args.output_dir}: "

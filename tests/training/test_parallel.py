@@ -1,5 +1,6 @@
 """Two CPU processes, by torchrun and Ray Train, against one process with the same global batch."""
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,22 @@ def test_two_processes_have_the_loss_curve_of_one(directory, single, name, comma
     for exit_ in (3, 4):
         figure = f"loss_exit_{exit_}"
         assert curve(reports, figure) == pytest.approx(curve(single, figure), abs=1e-4)
+
+
+def test_rows_without_targets_add_nothing(directory):
+    """Cut after "ab", end-of-text tokens fill rows of their own, which may be all that a rank has."""
+    (directory / "short.jsonl").write_text('{"text": "ab"}\n' * 40)
+    short = {"files": [str(directory / "short.jsonl")]}
+    arguments = {"data": {"train": short, "sequence_length": 2}}
+    one_by_one = arguments | {"per_device_train_batch_size": 1}
+    single = curve(run(write_recipe(directory, "short", **arguments)))
+    assert all(map(math.isfinite, single))
+    accumulated = write_recipe(directory, "4 x 1", gradient_accumulation_steps=4, **one_by_one)
+    assert curve(run(accumulated)) == pytest.approx(single, abs=1e-4)
+    for name, fsdp in (("2 x DDP", {}), ("2 x FSDP", FSDP)):
+        options = one_by_one | fsdp | {"gradient_accumulation_steps": 2}
+        recipe = write_recipe(directory, name, **options)
+        assert curve(run_command(recipe, *TORCHRUN)) == pytest.approx(single, abs=1e-4)
 
 
 def run_on_ray(recipe: Path, num_workers: int) -> subprocess.CompletedProcess[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -61,10 +62,17 @@ def test_a_resumed_run_sees_the_same_batches(directory, streaming, num_files, nu
     assert run(recipe, resume=True)[:-1] == uninterrupted[:-1]
 
 
-def test_a_checkpoint_that_was_not_saved_to_its_end_is_left_out(directory, caplog):
-    arguments = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
-    uninterrupted = run(write_recipe(directory, "all saved", **arguments))
-    recipe = write_recipe(directory, "half saved", **arguments)
+STEPS = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(directory):
+    """Its reports, without the last, which has timings."""
+    return run(write_recipe(directory, "uninterrupted", **STEPS))[:-1]
+
+
+def test_a_checkpoint_that_was_not_saved_to_its_end_is_left_out(directory, uninterrupted, caplog):
+    recipe = write_recipe(directory, "half saved", **STEPS)
     run(recipe)
     last = directory / "half saved" / "checkpoint-6"
     state = (last / "trainer_state.json").read_text()
@@ -73,42 +81,75 @@ def test_a_checkpoint_that_was_not_saved_to_its_end_is_left_out(directory, caplo
         if half is not None:
             (last / "trainer_state.json").write_text(half)
         (last / "model.safetensors").write_bytes(b"half")
-        assert run(recipe, resume=True)[:-1] == uninterrupted[:-1]
+        assert run(recipe, resume=True)[:-1] == uninterrupted
         assert f"{last} was not saved to its end" in caplog.text
 
 
-FULL_DISK = """
-import resource, signal, sys
+AT_STEP_4 = """
+import os, resource, signal, sys
 from layerskip_vllm.cli import main
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 from layerskip_vllm.training import run
-original = run.LayerSkipTrainer.save_model
-def save_model(self, output_dir=None, _internal_call=False):
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+method = sys.argv[2]
+original = getattr(run.LayerSkipTrainer, method)
+def patched(self, *args, **kwargs):
+    result = original(self, *args, **kwargs)
     if self.state.global_step == 4:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
-    original(self, output_dir, _internal_call)
-run.LayerSkipTrainer.save_model = save_model
+        {event}
+    return result
+setattr(run.LayerSkipTrainer, method, patched)
 sys.exit(main(["train", sys.argv[1]]))
 """
+"""Runs a recipe in which something happens at step 4, after a method of the trainer."""
 
 
-def test_a_full_disk_ends_in_one_line_and_loses_nothing(directory):
-    """No file may grow beyond 4 KiB from step 4 on, as on a disk without room."""
-    arguments = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2}
-    uninterrupted = run(write_recipe(directory, "room", **arguments))
-    recipe = write_recipe(directory, "no room", **arguments)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(recipe)],
+def run_with(event, method, recipe) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", AT_STEP_4.replace("{event}", event), str(recipe), method],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+def test_a_full_disk_ends_in_one_line_and_loses_nothing(directory, uninterrupted):
+    """No file may grow beyond 4 KiB from step 4 on, as on a disk without room."""
+    recipe = write_recipe(directory, "no room", **STEPS)
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))"
+    done = run_with(limit, "log", recipe)
     assert done.returncode == 2, done.stderr[-3000:]
     message = done.stderr.strip().splitlines()[-1]
     assert "layerskip-vllm train: checkpoint-4 cannot be saved in" in message
     assert "--resume continues from the last whole checkpoint" in message
-    assert run(recipe, resume=True)[:-1] == uninterrupted[:-1]
+    assert run(recipe, resume=True)[:-1] == uninterrupted
+
+
+@pytest.mark.parametrize("method", ["training_step", "save_model"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
+def test_a_killed_run_loses_nothing(directory, uninterrupted, name, method):
+    """In the middle of step 5, or when checkpoint-4 has its weights and nothing else."""
+    recipe = write_recipe(directory, f"{name} {method}", **STEPS)
+    done = run_with(f"os.kill(os.getpid(), signal.{name})", method, recipe)
+    assert done.returncode == -getattr(signal, name), done.stderr[-3000:]
+    output = directory / f"{name} {method}"
+    assert (output / "checkpoint-4" / "model.safetensors").exists()
+    assert not (output / "model.safetensors").exists()
+    assert run(recipe, resume=True)[:-1] == uninterrupted
+
+
+def test_a_run_that_saves_at_sigterm_goes_on_from_there(directory, uninterrupted):
+    """transformers waits 3 s before it saves, so that a kill within them finds it not writing."""
+    recipe = write_recipe(directory, "jit", **STEPS, enable_jit_checkpoint=True)
+    event = "os.kill(os.getpid(), signal.SIGTERM); import time; time.sleep(4)"
+    done = run_with(event, "training_step", recipe)
+    assert done.returncode == 2, done.stderr[-3000:]
+    message = done.stderr.strip().splitlines()[-1]
+    assert (
+        "layerskip-vllm train: stopped after step 5 of 6: --resume continues from there" in message
+    )
+    assert not (directory / "jit" / "model.safetensors").exists()
+    assert run(recipe, resume=True)[:-1] == uninterrupted
 
 
 def test_a_final_checkpoint_is_there_at_once_or_not_at_all(directory, monkeypatch):

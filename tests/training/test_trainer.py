@@ -185,6 +185,19 @@ def test_every_report_has_every_exit(directory, logging, request):
         assert {f"agreement_exit_{e}" for e in (1, 2, 3)} <= set(report)
 
 
+def test_flash_attention_is_refused(directory, monkeypatch):
+    """It is not installed here, so that the model is only said to use it."""
+
+    def load(*args):
+        model = load_model(*args)
+        model.config._attn_implementation = "flash_attention_2"
+        return model
+
+    monkeypatch.setattr("tests.training.recipes.load_model", load)
+    with pytest.raises(ValueError, match="would mix the documents of a packed row"):
+        built(write_recipe(directory, "flash"))
+
+
 def test_rows_without_targets_leave_all_weights_finite(directory):
     """Cut after "ab", the end-of-text token is alone in its row: no target, and once 0 / 0."""
     (directory / "short.jsonl").write_text('{"text": "ab"}\n' * 40)
