@@ -55,8 +55,8 @@ class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
         attention = str(model.config._attn_implementation)
         if "flash" in attention:
             raise ValueError(
-                f"attn_implementation={attention!r}: transformers would mix the documents of a packed "
-                "row where a batch has several rows; use 'sdpa'"
+                f"attn_implementation={attention!r}: transformers would mix the documents of a "
+                "packed row where a batch has several rows; use 'sdpa'"
             )
         self._sequence_length, self._split_documents = sequence_length, split_documents
         self._beginning_of_text = beginning_of_text

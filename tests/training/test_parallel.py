@@ -44,7 +44,7 @@ def test_two_processes_have_the_loss_curve_of_one(directory, single, name, comma
 
 
 def test_rows_without_targets_add_nothing(directory):
-    """Cut after "ab", end-of-text tokens fill rows of their own, which may be all that a rank has."""
+    """Cut after "ab", end-of-text tokens fill rows of their own, maybe all rows of a rank."""
     (directory / "short.jsonl").write_text('{"text": "ab"}\n' * 40)
     short = {"files": [str(directory / "short.jsonl")]}
     arguments = {"data": {"train": short, "sequence_length": 2}}
