@@ -1,4 +1,4 @@
-"""`layerskip-vllm`: training, layer lens, sweep and demo of LayerSkip self-speculative decoding."""
+"""`layerskip-vllm`: trains, examines, measures, shows and checks LayerSkip self-speculation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ COMMANDS = {
     "train": ("layerskip_vllm.training.command", "train a LayerSkip checkpoint from a recipe"),
     "lens": ("layerskip_vllm.lens.command", "show what each layer of a model predicts"),
     "sweep": ("layerskip_vllm.sweep.command", "measure which exit layer and K are fastest"),
+    "doctor": ("layerskip_vllm.doctor.command", "say whether this installation will serve a model"),
     "demo": ("layerskip_vllm.demo.command", "serve a model plainly and with self-speculation"),
 }
 """Subcommand -> (module with `add_arguments(parser)` and `run(args) -> int`, one line of help).
@@ -28,7 +29,10 @@ def main(argv: list[str] | None = None) -> int:
         if argv[:1] == [name]:
             command = importlib.import_module(module)
             command.add_arguments(subparser)
-    args = parser.parse_args(argv)
+    args, others = parser.parse_known_args(argv)
+    args.others = others
+    if others and not getattr(command, "TAKES_OTHER_ARGUMENTS", False):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return command.run(args)
     except (ValueError, OSError) as error:

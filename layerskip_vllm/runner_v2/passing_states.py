@@ -27,6 +27,11 @@ class PassingStates:
         shape = (num_exits, max_num_reqs, num_speculative_tokens + 1, hidden_size)
         self._states = torch.zeros(shape, dtype=dtype, device=device)
 
+    @property
+    def num_bytes(self) -> int:
+        """Memory held, in bytes."""
+        return self._states.nbytes
+
     def store_slots(
         self, step: int, slots: torch.Tensor, layer_index: int, normed_states: torch.Tensor
     ) -> None:

@@ -20,12 +20,22 @@ RUNNER_V1_ONLY: tuple[tuple[str, Callable[[EngineArgs], object]], ...] = (
 
 
 def uses_runner_v2(engine_args: EngineArgs) -> bool:
-    """Whether `self:E` runs on Model Runner V2.
+    """Whether `self:E` runs on Model Runner V2."""
+    return choose_runner(engine_args)[0]
+
+
+def choose_runner(engine_args: EngineArgs) -> tuple[bool, str]:
+    """Return whether `self:E` runs on Model Runner V2, and why.
 
     Where `VLLM_USE_V2_MODEL_RUNNER` leaves the choice, V2 runs on CUDA devices, for its CUDA graphs
     and asynchronous scheduling, and V1 for what only V1 has. On CPUs V1 is the faster one.
     """
-    if envs.VLLM_USE_V2_MODEL_RUNNER is not None:
-        return envs.VLLM_USE_V2_MODEL_RUNNER
-    needs_v1 = any(is_used(engine_args) for _, is_used in RUNNER_V1_ONLY)
-    return current_platform.is_cuda() and HAS_TRITON and not needs_v1
+    if (asked := envs.VLLM_USE_V2_MODEL_RUNNER) is not None:
+        return asked, f"VLLM_USE_V2_MODEL_RUNNER={int(asked)}"
+    if not current_platform.is_cuda():
+        return False, "V1 is the faster one on CPUs"
+    if not HAS_TRITON:
+        return False, "V2 needs Triton, which is not installed"
+    if needed := [name for name, is_used in RUNNER_V1_ONLY if is_used(engine_args)]:
+        return False, f"V2 does not support {', '.join(needed)} under self:E"
+    return True, "V2 has CUDA graphs and asynchronous scheduling"

@@ -23,6 +23,19 @@ PLUGIN = (
 )
 
 ARGUMENTS = (
+    Takes(
+        "vllm.entrypoints.cli.serve:ServeSubcommand.subparser_init",
+        "`layerskip-vllm doctor` takes the flags of `vllm serve`.",
+        positional=("subparsers",),
+    ),
+    Takes(
+        "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args",
+        "And makes their configuration.",
+        positional=("args",),
+    ),
+    Has(
+        VLLM_CONFIG, "`layerskip-vllm doctor` shows plain vLLM's choice.", ("use_v2_model_runner",)
+    ),
     Has(
         ENGINE_ARGS,
         "Read for `self:E` and its options.",

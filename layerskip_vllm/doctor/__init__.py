@@ -1,0 +1,1 @@
+"""`layerskip-vllm doctor`: says whether an installation will serve, before any weight loads."""

@@ -1,0 +1,106 @@
+"""`layerskip-vllm doctor MODEL FLAGS` finds what an engine would do, without making one."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from layerskip_vllm.doctor.checks import Check
+from layerskip_vllm.doctor.engine import check_engine
+from layerskip_vllm.measure.engine import model_runner, shut_down
+from tests.commands import LAYERSKIP_VLLM
+from tests.engine.engines import drafter, make_llm
+from tests.models import byte_tokenizer
+
+pytestmark = pytest.mark.runner_v1
+
+SHORT = ("--max-model-len", "64", "--max-num-seqs", "4")
+
+
+def found(model: str, *flags: str) -> dict[str, Check]:
+    return {check.name: check for check in check_engine(model, [*SHORT, *flags])}
+
+
+def failure(model: str, *flags: str) -> str:
+    (check,) = (check for check in found(model, *flags).values() if check.status == "fail")
+    return check.found
+
+
+def test_a_model_without_exits_of_its_own_gets_a_warning(random_llama):
+    checks = found(random_llama())
+    assert checks["exit layers"].status == "warn"
+    assert "by the model's depth" in checks["exit layers"].found
+    assert {check.status for check in checks.values()} == {"ok", "warn"}
+    assert checks["self:auto"].status == "ok"
+    assert "V1, no CUDA graphs, synchronous scheduling" in checks["model runner"].found
+    assert checks["plain vLLM"].found.startswith("model runner V1")
+
+
+def test_exits_of_the_checkpoint_are_recommended(random_llama, tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    for file in Path(random_llama()).iterdir():
+        (model / file.name).write_bytes(file.read_bytes())
+    config = json.loads((model / "config.json").read_text())
+    config["layerskip"] = {"exit_layers": [4, 2], "num_speculative_tokens": 6}
+    (model / "config.json").write_text(json.dumps(config))
+    checks = found(str(model))
+    assert checks["exit layers"].status == "ok"
+    assert (
+        "4 to begin with, of 2, 4 (by the checkpoint's config.json)" in checks["exit layers"].found
+    )
+    assert checks["drafts"].found == "at most 6 tokens, by the first 2 or 4 of 6 layers"
+
+
+def test_memory_is_what_an_engine_takes(random_llama):
+    flags = ("--dtype", "float32", "--spec-model", "self:3", "--spec-tokens", "3")
+    stated = found(random_llama(), *flags)["exit states"].found
+    llm = make_llm(random_llama(), spec_model="self:3", spec_tokens=3, max_num_seqs=4)
+    num_bytes = drafter(model_runner(llm)).exit_query_cache.num_bytes
+    shut_down(llm)
+    assert stated == f"{num_bytes / 1e6:.1f} MB a rank"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--pipeline-parallel-size", "2"], "does not support pipeline parallelism"),
+        (["--speculative-model", "self:6"], "exit_layer=6 must be in [1, 5] for a 6-layer target"),
+        (["--spec-model", "self:3", "--spec-method", "ngram"], "does not take method='ngram'"),
+        (["--early-exit", "7"], "early_exit=7 must be in [1, 6] for a 6-layer model"),
+        (["--async-scheduling"], "asynchronous scheduling on model runner V1"),
+    ],
+)
+def test_a_refusal_is_named_before_weights_load(random_llama, flags, message):
+    assert message in failure(random_llama(), *flags)
+
+
+def test_early_exit_is_checked_too(random_llama):
+    checks = found(random_llama(), "--early-exit", "4")
+    assert checks["--early-exit"].status == "ok"
+    assert "drafts" not in checks
+
+
+def test_other_models_are_refused(tmp_path):
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=2, n_head=1)).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    checks = found(str(tmp_path))
+    assert checks["family"].status == "fail"
+    assert checks["family"].found.startswith("GPT2LMHeadModel; supported: LlamaForCausalLM")
+
+
+def test_a_missing_model_is_one_line(tmp_path):
+    assert "\n" not in failure(str(tmp_path / "nothing"))
+
+
+def test_the_command_prints_json_alone(random_llama):
+    done = subprocess.run(
+        [LAYERSKIP_VLLM, "doctor", random_llama(), "--json", *SHORT],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["will_run"] is True
