@@ -72,14 +72,11 @@ def find(
         layerskip = replace(layerskip, draft_vocab_share=size / shape.vocab_size)
         num_bytes = size * shape.hidden_size * model_config.dtype.itemsize
         vocabulary = f" among {size} of {shape.vocab_size} ({num_bytes / 1e6:.1f} MB)"
-    layers = " or ".join(map(str, found.exit_layers))
-    return Found(
-        layerskip,
-        default,
-        f"self:auto lets the first {layers} of {num_layers} layers, at first {found.first} "
-        f"(by {found.source}),",
-        vocabulary,
-    )
+    others = " or ".join(str(layer) for layer in found.exit_layers if layer != found.first)
+    layers = f"the first {found.first} of {num_layers} layers, chosen by {found.source},"
+    if others:
+        layers += f" and later {others} where they are faster,"
+    return Found(layerskip, default, f"self:auto: {layers}", vocabulary)
 
 
 def head_layers(model_config: ModelConfig) -> float:

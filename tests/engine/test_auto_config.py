@@ -50,8 +50,8 @@ def test_without_knowledge_the_depth_decides(deep, log):
     assert config.num_speculative_tokens == DEFAULT_AUTO_TOKENS
     (line,) = log
     assert line.startswith(
-        "LayerSkip: self:auto lets the first 2 or 4 or 6 of 12 layers, at first 4 "
-        "(by the model's depth), draft K=8 tokens"
+        "LayerSkip: self:auto: the first 4 of 12 layers, chosen by the model's depth, and later 2 "
+        "or 6 where they are faster, draft K=8 tokens"
     )
     assert "model='self:auto'" in repr(config)
 
@@ -64,7 +64,8 @@ def test_a_checkpoint_says_what_it_knows(knowing, log):
     assert config.layerskip.exit_layers == (3, 5)
     assert config.num_speculative_tokens == 6
     (line,) = log
-    assert "at first 3 (by the checkpoint's config.json), draft K=6" in line
+    assert "the first 3 of 12 layers, chosen by the checkpoint's config.json, and later 5" in line
+    assert "draft K=6" in line
 
 
 def test_the_users_values_come_first(knowing):
