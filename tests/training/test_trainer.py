@@ -4,10 +4,6 @@ import collections
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -18,11 +14,8 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from layerskip_vllm.training.recipe import load_recipe
 from layerskip_vllm.training.run import load_model, set_seed
-from tests.commands import LAYERSKIP_VLLM
 from tests.models import byte_tokenizer
-from tests.training.recipes import built, curve, history, run, write_recipe
-
-START_LIMIT_S = 300
+from tests.training.recipes import built, curve, run, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -136,25 +129,6 @@ def agreement(model, recipe_path) -> float:
     return same[:, :-1][is_target].float().mean().item()
 
 
-def test_a_killed_run_resumes_with_the_same_results(directory):
-    arguments = {"max_steps": 40, "save_strategy": "steps", "save_steps": 3}
-    uninterrupted = run(write_recipe(directory, "uninterrupted", **arguments))
-    recipe = write_recipe(directory, "killed", **arguments)
-    process = subprocess.Popen(
-        [LAYERSKIP_VLLM, "train", str(recipe)], env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    deadline = time.monotonic() + START_LIMIT_S
-    while not (directory / "killed" / "checkpoint-3" / "trainer_state.json").exists():
-        assert process.poll() is None, "training ended before it was killed"
-        assert time.monotonic() < deadline, "no checkpoint"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (directory / "killed" / "model.safetensors").exists()
-    assert run(recipe, resume=True)[:-1] == uninterrupted[:-1]
-    assert history(recipe)[-1]["train_loss"] != 0
-
-
 def test_a_folder_with_checkpoints_is_not_overwritten(directory):
     recipe = write_recipe(directory, "kept", max_steps=2, save_strategy="steps", save_steps=1)
     run(recipe)
@@ -264,6 +238,16 @@ def test_tokens_without_a_row_of_the_embedding_are_refused(directory, added):
         ValueError, match="tokens up to 257, but the model's embedding has 257 rows"
     ):
         run(recipe)
+
+
+def test_other_special_tokens_than_the_checkpoints_are_a_warning(directory, caplog):
+    """As where an instruction-tuned tokenizer is given to its base model."""
+    recipe = write_recipe(directory, "special", max_steps=1)
+    text = recipe.read_text()
+    recipe.write_text(text.replace("hidden_size: 32", "hidden_size: 32\n    eos_token_id: 7"))
+    run(recipe)
+    assert "eos_token_id: [7] in config.json, 256 of the tokenizer" in caplog.text
+    assert "bos_token_id" not in caplog.text
 
 
 def test_a_model_with_scaled_logits_trains_and_evaluates(directory):
