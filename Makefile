@@ -14,9 +14,11 @@ GPU_OPTIONS ?=
 GPU_PYTHON ?= python3
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
+# For example: make lock LOCK_OPTIONS="--torch-backend cpu"
+LOCK_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 # A source distribution would need a compiler and minutes; pip compiles bytecode on one core only.
-WHEELS := --only-binary=:all: --no-compile
+WHEELS := --only-binary=:all: --no-compile --require-hashes
 LOCKS := requirements/cpu.txt requirements/dev.txt
 # The files run in order, the short unit tests last, so that both processes end at about the same time.
 # Files that share a pair of servers stay together (tests/conftest.py).
@@ -32,7 +34,7 @@ TESTS_OF_V2 := tests/parallel/test_tensor_parallel.py tests/parallel/test_data_p
   model runner_choice auto auto_vocabulary))
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
-.PHONY: build clean help
+.PHONY: build check-wheel lock clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -92,6 +94,9 @@ quality: setup ## lint, format check, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+lock: setup ## write the wheels' hashes into requirements/ after a pin changed; needs uv
+	$(BIN)/python requirements/hashes.py $(LOCK_OPTIONS)
 
 ledger: setup ## write the tables of patches/README.md from the code
 	$(BIN)/python -m tests.unit.contract.ledger
