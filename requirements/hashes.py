@@ -1,8 +1,8 @@
 """Write the SHA-256 of every wheel that a pin may install into the requirement files.
 
-`make lock` runs it after a pin changed. uv lists the wheels; those for Linux on x86-64 and for the Python
-versions below count. If a pin has not changed, hashes that uv does not find stay: they come from another
-index.
+`make lock` runs it after a pin changed. uv lists the wheels; those for Linux on x86-64 and for the
+Python versions below count. If a pin has not changed, hashes that uv does not find stay: they come
+from another index.
 """
 
 import re
@@ -41,20 +41,10 @@ def is_installable(tag: Tag) -> bool:
 
 def published(lock: Path, options: list[str]) -> dict[str, set[str]]:
     """The hashes of the installable wheels of each pin, by canonical name."""
-    command = [
-        "uv",
-        "pip",
-        "compile",
-        "--no-config",
-        "--quiet",
-        "--no-deps",
-        "--no-header",
-        "--universal",
-    ]
-    command += ["--format", "pylock.toml", "--only-binary", ":all:", "--python-version", "3.11"]
-    answer = subprocess.run(
-        [*command, *options, lock], check=True, stdout=subprocess.PIPE, text=True
-    )
+    command = ["uv", "pip", "compile", "--no-config", "--quiet", "--no-deps", "--no-header"]
+    command += ["--universal", "--python-version", "3.11", "--only-binary", ":all:"]
+    command += ["--format", "pylock.toml", *options, str(lock)]
+    answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return {
         package["name"]: {
             wheel["hashes"]["sha256"]
@@ -107,13 +97,9 @@ def main() -> None:
         try:
             hashes = published(lock, sys.argv[1:])
         except subprocess.CalledProcessError:
-            sys.exit(
-                f"hashes.py: uv could not look up the pins of {lock.name}; its message is above"
-            )
+            sys.exit(f"hashes.py: uv found not all pins of {lock.name}; see above")
         if missing := [name for name, digests in hashes.items() if not digests]:
-            sys.exit(
-                f"hashes.py: no wheel for Linux on x86-64 in {lock.name}: {', '.join(missing)}"
-            )
+            sys.exit(f"hashes.py: {lock.name}: no wheel for Linux on x86-64 of {missing}")
         lock.write_text(rewritten(lock.read_text(), hashes))
 
 
