@@ -111,5 +111,10 @@ style: setup ## format and fix what can be fixed
 build: setup ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
+check-wheel: setup ## build the wheel, install it into an empty environment and use it; half a minute
+	rm -rf build/wheel
+	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	$(BIN)/python -m tests.check_wheel build/wheel
+
 clean: ## remove what was built and the virtual environment
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
