@@ -111,8 +111,8 @@ style: setup ## format and fix what can be fixed
 build: setup ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
 
-check-wheel: setup ## build the wheel, install it into an empty environment and use it; half a minute
-	rm -rf build/wheel
+check-wheel: setup ## build the wheel, install it into an empty environment, use it; half a minute
+	rm -rf build/wheel *.egg-info # which would bring files of an earlier build
 	$(BIN)/python -m build --no-isolation --outdir build/wheel
 	$(BIN)/python -m tests.check_wheel build/wheel
 
