@@ -4,18 +4,18 @@ ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 FROM ${PYTHON_IMAGE} AS build
 # The package index of PyTorch's CPU builds, if the default index has no torch==2.13.0+cpu
 ARG EXTRA_INDEX_URL=
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_DEPS=1
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1
 WORKDIR /src
 RUN python -m venv /opt/venv
 COPY requirements/cpu.txt requirements/
-RUN /opt/venv/bin/python -m pip install --only-binary=:all: --no-compile --require-hashes \
+RUN /opt/venv/bin/python -m pip install --no-deps --only-binary=:all: --no-compile --require-hashes \
       ${EXTRA_INDEX_URL:+--extra-index-url "$EXTRA_INDEX_URL"} -r requirements/cpu.txt
 # Some files are of other Python versions and do not compile.
 RUN /opt/venv/bin/python -m compileall -qq -j 0 /opt/venv/lib || true
 COPY requirements/vllm-metadata requirements/vllm-metadata
 COPY pyproject.toml README.md LICENSE ./
 COPY layerskip_vllm layerskip_vllm
-RUN /opt/venv/bin/python -m pip install --no-build-isolation ./requirements/vllm-metadata .
+RUN /opt/venv/bin/python -m pip install --no-deps --no-build-isolation ./requirements/vllm-metadata .
 
 FROM ${PYTHON_IMAGE}
 # vLLM compiles the model's graph with g++ at start; its kernels link with libnuma.

@@ -1,4 +1,4 @@
-"""The built wheel, installed into an empty environment and used from an empty folder: `make check-wheel`.
+"""The built wheel, installed into an empty environment and used there: `make check-wheel`.
 
 python -m tests.check_wheel DIRECTORY_WITH_THE_WHEEL
 
@@ -55,7 +55,11 @@ def check_contents(wheel: Path) -> None:
         (metadata,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
         text = archive.read(metadata)
     tracked = subprocess.run(
-        ["git", "ls-files", "layerskip_vllm"], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
+        ["git", "ls-files", "layerskip_vllm"],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     ).stdout.split()
     if different := packed ^ set(tracked):
         sys.exit(f"only in the wheel or only in the repository: {sorted(different)}")
