@@ -14,9 +14,11 @@ GPU_OPTIONS ?=
 GPU_PYTHON ?= python3
 # For example: make setup PIP_OPTIONS="--extra-index-url URL"
 PIP_OPTIONS ?=
+# For example: make lock LOCK_OPTIONS="--torch-backend cpu"
+LOCK_OPTIONS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-deps $(PIP_OPTIONS)
 # A source distribution would need a compiler and minutes; pip compiles bytecode on one core only.
-WHEELS := --only-binary=:all: --no-compile
+WHEELS := --only-binary=:all: --no-compile --require-hashes
 LOCKS := requirements/cpu.txt requirements/dev.txt
 # The files run in order, the short unit tests last, so that both processes end at about the same time.
 # Files that share a pair of servers stay together (tests/conftest.py).
@@ -32,7 +34,7 @@ TESTS_OF_V2 := tests/parallel/test_tensor_parallel.py tests/parallel/test_data_p
   model runner_choice auto auto_vocabulary))
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
-.PHONY: build clean help
+.PHONY: build check-wheel lock clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -93,6 +95,9 @@ quality: setup ## lint, format check, types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+lock: setup ## write the wheels' hashes into requirements/ after a pin changed; needs uv
+	$(BIN)/python requirements/hashes.py $(LOCK_OPTIONS)
+
 ledger: setup ## write the tables of patches/README.md from the code
 	$(BIN)/python -m tests.unit.contract.ledger
 
@@ -105,6 +110,11 @@ style: setup ## format and fix what can be fixed
 
 build: setup ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation
+
+check-wheel: setup ## build the wheel, install it into an empty environment, use it; half a minute
+	rm -rf build/wheel *.egg-info # which would bring files of an earlier build
+	$(BIN)/python -m build --no-isolation --outdir build/wheel
+	$(BIN)/python -m tests.check_wheel build/wheel
 
 clean: ## remove what was built and the virtual environment
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

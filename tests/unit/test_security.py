@@ -104,10 +104,26 @@ def test_self_speculation_does_not_trust_code_of_a_checkpoint(random_llama):
     assert config.create_engine_config().model_config.trust_remote_code is False
 
 
+def pins(lock: Path) -> list[tuple[str, list[str]]]:
+    """Each requirement of the file with what follows it."""
+    text = re.sub(r"#.*", "", lock.read_text()).replace("\\\n", " ")
+    found = [line.split() for line in text.splitlines() if line.strip()]
+    assert found
+    return [(pin, rest) for pin, *rest in found]
+
+
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
 def test_every_dependency_is_pinned_to_one_version(lock):
-    lines = [line.partition("#")[0].strip() for line in lock.read_text().splitlines()]
-    packages = [line for line in lines if line]
-    assert packages
-    loose = [p for p in packages if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_]+", p)]
+    version = r"[A-Za-z0-9._-]+==[A-Za-z0-9.+!_]+"
+    loose = [pin for pin, _ in pins(lock) if not re.fullmatch(version, pin)]
     assert loose == []
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
+def test_every_pin_has_the_hash_of_a_wheel(lock):
+    unchecked = [
+        pin
+        for pin, hashes in pins(lock)
+        if not hashes or not all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes)
+    ]
+    assert unchecked == []
