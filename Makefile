@@ -104,10 +104,10 @@ style: setup ## format and fix what can be fixed
 	$(BIN)/ruff format .
 
 docs: setup ## the documentation site, into build/docs; a dead link is an error
-	$(BIN)/python -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 docs-serve: setup ## the same at http://127.0.0.1:8000, rebuilt when a page changes
-	$(BIN)/python -m mkdocs serve
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 build: setup ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation

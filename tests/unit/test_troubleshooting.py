@@ -10,7 +10,8 @@ from layerskip_vllm.vllm_config.unsupported import SELF_SPECULATION_UNSUPPORTED
 from tests.unit.doc_blocks import ROOT
 
 PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-MESSAGES = [" ".join(text.split()) for text in re.findall(r"^```text\n(.*?)^```", PAGE, re.M | re.S)]
+QUOTED = re.findall(r"^```text\n(.*?)^```", PAGE, re.M | re.S)
+MESSAGES = [" ".join(text.split()) for text in QUOTED]
 NUM_MESSAGES = 20
 MIN_LENGTH = 6
 """A shorter part between two values, such as "; ", distinguishes nothing."""
