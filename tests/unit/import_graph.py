@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from layerskip_vllm.cli import COMMANDS
-from tests.unit.test_package_layout import PACKAGE, imported_names
+from tests.unit.imports import PACKAGE, imported_names
 
 FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "imports.svg"
 
