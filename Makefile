@@ -34,7 +34,7 @@ TESTS_OF_V2 := tests/parallel/test_tensor_parallel.py tests/parallel/test_data_p
   model runner_choice auto auto_vocabulary))
 
 .PHONY: setup demo test test-all test-cluster mutants soak bench gpu-check quality ledger contract style
-.PHONY: build check-wheel lock clean help
+.PHONY: docs docs-serve build check-wheel lock clean help
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -107,6 +107,12 @@ contract: setup ## check what the plugin uses of a vLLM that is not installed, b
 style: setup ## format and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup ## the documentation site, into build/docs; a dead link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+docs-serve: setup ## the same at http://127.0.0.1:8000, rebuilt when a page changes
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs serve
 
 build: setup ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation

@@ -8,7 +8,7 @@ from __future__ import annotations
 from packaging.version import Version
 
 SUPPORTED_VLLM = ("0.32", "0.33")
-"""Release series, the oldest first. docs/support.md says what ran on each."""
+"""Release series, the oldest first. docs/compatibility.md says what ran on each."""
 
 
 def release_series(version: str) -> str:

@@ -48,7 +48,7 @@ class Decoding:
 
     Attributes:
         step_s: Wall-clock seconds of each step, everything between two outputs included.
-        num_new_tokens: [num_steps][batch_size], tokens that each request got in each step.
+        num_new_tokens: `[num_steps][batch_size]`, tokens that each request got in each step.
         token_ids: Output of each request.
         time_to_first_token_s: Of each request, from its arrival.
         time_per_output_token_s: Of each request: first to last token, over the tokens between.

@@ -1,13 +1,9 @@
 """The package's root stays small, and no module below the runners imports one."""
 
-import ast
-from pathlib import Path
-
 import pytest
 
-import layerskip_vllm
+from tests.unit.imports import PACKAGE, imported_names
 
-PACKAGE = Path(layerskip_vllm.__file__).parent
 MAX_ROOT_MODULES = 6
 RUNNERS = ("layerskip_vllm.runner_v1", "layerskip_vllm.runner_v2", "vllm.v1.worker")
 RUNNER_FREE = [
@@ -18,25 +14,6 @@ RUNNER_FREE = [
         for path in sorted((PACKAGE / folder).rglob("*.py"))
     ),
 ]
-
-
-def imported_names(source: str, package: str) -> set[str]:
-    """Return every imported module, and `module.name` for each imported name, at any depth.
-
-    Args:
-        source: Source of a module.
-        package: The module's package, to resolve relative imports.
-    """
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")
-            base = parents[: len(parents) + 1 - node.level] if node.level else []
-            module = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return names
 
 
 def runners_among(names: set[str]) -> list[str]:
