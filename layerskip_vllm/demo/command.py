@@ -40,6 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit code: 0 where every text equals plain decoding's."""
+    if args.save and not args.save.parent.is_dir():
+        raise ValueError(f"--save {args.save}: {args.save.parent} is no directory")
     # As Ctrl-C does: unwind, and so stop the servers, instead of dying on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="%(message)s")
@@ -57,11 +59,11 @@ def run(args: argparse.Namespace) -> int:
 def _compare(console: Console, model: DemoModel, args: argparse.Namespace) -> int:
     """Measure, replay, report and save."""
     *prompts, warm_up = model.prompts()[: args.num_prompts + 1]
-    name = f"self:{args.exit_layer or 'auto'}"
+    name = "self:auto" if args.exit_layer is None else f"self:{args.exit_layer}"
     num_rounds = args.rounds or model.num_rounds
     lanes = [LaneFrame("plain vLLM"), LaneFrame(f"vLLM, {name}")]
     flags = ["--speculative-model", name]
-    if args.num_speculative_tokens:
+    if args.num_speculative_tokens is not None:
         flags += ["--num-speculative-tokens", str(args.num_speculative_tokens)]
     started = time.perf_counter()
     with (
@@ -74,17 +76,17 @@ def _compare(console: Console, model: DemoModel, args: argparse.Namespace) -> in
             screen.say(f"Warm-up, not counted: {name} learns when drafting pays ...")
             session.warm_up(warm_up)
             rounds = _measure(session, prompts, num_rounds)
-            log = session.servers[0].read_log()
+            measured = method(model, len(prompts), num_rounds, session.servers[0].read_log())
             screen.say("Stopping the servers ...")
         race, caption = _race(lanes, prompts, rounds)
         if console.is_terminal:
-            screen.say(caption)
+            screen.say(f"Replay in real time of {caption}")
             replay(screen, race)
-    summary = report(method(model, len(prompts), num_rounds, log), prompts, name, rounds)
+    summary = report(measured, prompts, name, rounds)
     console.print(summary)
     console.print(model.remark)
     if args.save:
-        save_picture(args.save, frame(photo_finish(race), caption), summary)
+        save_picture(args.save, frame(photo_finish(race), f"Finish of {caption}"), summary)
     return 0 if Figures.of(rounds).same_text else 1
 
 
@@ -102,7 +104,7 @@ def _measure(session: Session, prompts: Sequence[Prompt], num_rounds: int) -> li
 def _race(
     lanes: Sequence[LaneFrame], prompts: Sequence[Prompt], rounds: Sequence[Round]
 ) -> tuple[list[Lane], str]:
-    """The round to replay, and what to say below it."""
+    """The round to replay, and which it is."""
     index = median_round(rounds)
     shown = rounds[index]
     race = [
@@ -110,8 +112,8 @@ def _race(
         for lane, streams in zip(lanes, (shown.plain, shown.speculated), strict=True)
     ]
     caption = (
-        f"Replay of round {index + 1} of {len(rounds)}, in real time: the median, "
-        f"{shown.speed_up:.2f}x. The servers were measured one after the other."
+        f"round {index + 1} of {len(rounds)}, the median ({shown.speed_up:.2f}x); "
+        "one server was measured at a time."
     )
     return race, caption
 

@@ -16,7 +16,7 @@ BOUND_CORES = re.compile(r"core ids=\[([\d, ]+)\]")
 
 
 def method(model: DemoModel, num_prompts: int, num_rounds: int, log: str) -> str:
-    """The sentence.
+    """The sentence; its load average is of the last minute before the call.
 
     Args:
         model: Was served.
@@ -26,9 +26,9 @@ def method(model: DemoModel, num_prompts: int, num_rounds: int, log: str) -> str
     """
     return (
         f"Measured: {model.name} ({model.description}), float32, greedy, eager, one request at a "
-        f"time; {num_prompts} prompts in each of {num_rounds} rounds, streamed by two `vllm serve` "
-        "that take turns, one idle while the other is timed, in alternating order, after an "
-        f"uncounted prompt; {hardware(log)}; vLLM {version('vllm')}, PyTorch {version('torch')}, "
+        f"time; {num_prompts} prompts in each of {num_rounds} rounds, streamed from two "
+        "`vllm serve` processes in turns, the other idle, in alternating order, after an uncounted "
+        f"warm-up prompt; {hardware(log)}, load average {os.getloadavg()[0]:.1f}; vLLM {version('vllm')}, PyTorch {version('torch')}, "
         f"layerskip-vllm {__version__}, Python {platform.python_version()}."
     )
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from layerskip_vllm.demo.comparison import Figures, Round
 from layerskip_vllm.demo.models import Prompt
@@ -63,7 +64,11 @@ def report(method: str, prompts: Sequence[Prompt], name: str, rounds: Sequence[R
         if figures.same_text
         else "[bold red]A text differs from plain decoding's: that is a bug.[/]"
     )
-    return Group(_table(prompts, name, rounds), f"{verdict} {sameness}", f"[dim]{method}[/]")
+    return Group(
+        _table(prompts, name, rounds),
+        Text.from_markup(f"\n{verdict} {sameness}\n"),
+        Text(method, style="dim"),
+    )
 
 
 def save_picture(path: Path, *parts: RenderableType) -> None:
@@ -83,7 +88,7 @@ def save_picture(path: Path, *parts: RenderableType) -> None:
 
 def _table(prompts: Sequence[Prompt], name: str, rounds: Sequence[Round]) -> Table:
     """A row for each prompt and one for all together."""
-    table = Table(box=box.SIMPLE, padding=0, expand=True)
+    table = Table(box=box.SIMPLE, padding=0, expand=True, caption_justify="left")
     table.add_column("prompt", overflow="ellipsis", no_wrap=True, ratio=1)
     # Two lines, so that at 80 columns, the width of what is no terminal, the figures stay whole.
     headers = ("tokens", "plain\ntok/s", f"{name}\ntok/s", "speed-up", "accepted", "length")
@@ -94,7 +99,7 @@ def _table(prompts: Sequence[Prompt], name: str, rounds: Sequence[Round]) -> Tab
     table.add_section()
     table.add_row("all", *_cells(Figures.of(rounds)), style="bold")
     table.caption = (
-        f"speed-up: median of {len(rounds)} rounds \\[quartiles]; accepted: accepted / drafted "
+        f" speed-up: median of {len(rounds)} rounds \\[quartiles]; accepted: accepted / drafted "
         "tokens; length: mean acceptance length, bonus token included"
     )
     return table
