@@ -66,7 +66,7 @@ def report(method: str, prompts: Sequence[Prompt], name: str, rounds: Sequence[R
     )
     return Group(
         _table(prompts, name, rounds),
-        Text.from_markup(f"\n{verdict} {sameness}\n"),
+        Text.from_markup(f"\n{verdict}\n{sameness}\n"),
         Text(method, style="dim"),
     )
 
