@@ -28,7 +28,7 @@ def method(model: DemoModel, num_prompts: int, num_rounds: int, log: str) -> str
         f"Measured: {model.name} ({model.description}), float32, greedy, eager, one request at a "
         f"time; {num_prompts} prompts in each of {num_rounds} rounds, streamed from two "
         "`vllm serve` processes in turns, the other idle, in alternating order, after an uncounted "
-        f"warm-up prompt; {hardware(log)}, load average {os.getloadavg()[0]:.1f}; "
+        f"warm-up; {hardware(log)}, load average {os.getloadavg()[0]:.1f}; "
         f"vLLM {version('vllm')}, PyTorch {version('torch')}, "
         f"layerskip-vllm {__version__}, Python {platform.python_version()}."
     )

@@ -42,10 +42,10 @@ class Session:
     max_tokens: int
     _last_used: Server | None = None
 
-    def warm_up(self, prompt: Prompt) -> None:
-        """Run an uncounted prompt on both, so that `self:auto` has learned when it is measured."""
+    def warm_up(self, prompts: Sequence[Prompt]) -> None:
+        """Run uncounted prompts on both, so that `self:auto` has learned when it is measured."""
         for server in self.servers:
-            self._run(server, [prompt])
+            self._run(server, prompts)
 
     def measure(self, prompts: Sequence[Prompt], first: int) -> Round:
         """Run all prompts on both servers, beginning with server number `first`."""
