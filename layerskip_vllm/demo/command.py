@@ -1,142 +1,129 @@
-"""`make demo`: a model served plainly and with self-speculation, compared prompt by prompt."""
+"""`make demo`: a model served plainly and with self-speculation, measured in turns and compared."""
 
 from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from layerskip_vllm.demo.comparison import Figures, Round, median_round
+from layerskip_vllm.demo.method import method
 from layerskip_vllm.demo.models import MODELS, DemoModel, Prompt
-from layerskip_vllm.demo.report import Completion, report, texts_equal
-from layerskip_vllm.measure.server import Server, serve
+from layerskip_vllm.demo.race import Lane, photo_finish, replay
+from layerskip_vllm.demo.report import report, save_picture
+from layerskip_vllm.demo.screen import LaneFrame, Screen, frame
+from layerskip_vllm.demo.session import Session, open_session
 
-
-def engine_flags(model: DemoModel) -> tuple[str, ...]:
-    """What both servers are started with."""
-    return (
-        *("--dtype", "float32"),
-        "--enforce-eager",
-        *("--max-model-len", str(model.max_model_len)),
-        *("--max-num-seqs", "8"),
-        *("--kv-cache-memory-bytes", str(256 << 20)),
-        *("--seed", "0"),
-        *("--served-model-name", model.name),
-    )
+NUM_WARM_UP_PROMPTS = 4
+"""After fewer, the first counted rounds are slower than the others: `self:auto` still learns."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare `layerskip-vllm demo`'s arguments."""
     parser.add_argument("--model", choices=MODELS, default="python-10m")
-    parser.add_argument("--exit-layer", type=int, metavar="E", help="default: what suits the model")
-    parser.add_argument("--num-speculative-tokens", type=int, metavar="K", default=4)
-    parser.add_argument("--num-prompts", type=int, default=5)
-    parser.add_argument("--max-tokens", type=int, default=96, help="tokens per prompt")
+    parser.add_argument("--exit-layer", type=int, metavar="E", help="default: self:auto chooses")
+    parser.add_argument(
+        "--num-speculative-tokens", type=int, metavar="K", help="default: the plugin's"
+    )
+    parser.add_argument("--num-prompts", type=_positive, default=3)
+    parser.add_argument("--max-tokens", type=_positive, default=128, help="tokens per prompt")
+    parser.add_argument(
+        "--rounds", type=_positive, metavar="N", help="default: what suits the model"
+    )
+    parser.add_argument(
+        "--save", type=Path, metavar="SVG", help="picture of the race and the table"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; returns the exit code: 0 where every text equals plain decoding's."""
-    # As Ctrl-C does: unwind, and so stop the server, instead of dying on the spot.
+    if args.save and not args.save.parent.is_dir():
+        raise ValueError(f"--save {args.save}: {args.save.parent} is no directory")
+    # As Ctrl-C does: unwind, and so stop the servers, instead of dying on the spot.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("layerskip_vllm").setLevel(logging.INFO)
     console = Console()
     model = MODELS[args.model]
-    console.print(f"[bold]{model.name}[/]: {model.description}")
-    checkpoint = str(model.prepare())
-    prompts = model.prompts()[: args.num_prompts]
-    self_flags = (
-        *("--speculative-model", f"self:{args.exit_layer or model.exit_layer}"),
-        *("--num-speculative-tokens", str(args.num_speculative_tokens)),
-    )
+    console.print(f"[bold]{model.name}[/]: {model.description}", soft_wrap=True)
     try:
-        with tempfile.TemporaryDirectory(prefix="layerskip-demo-") as directory:
-            plain, speculated = (
-                _run(console, model, checkpoint, flags, prompts, args.max_tokens, Path(directory))
-                for flags in ((), self_flags)
-            )
+        return _compare(console, model, args)
     except KeyboardInterrupt:
-        console.print("\nInterrupted; the server is stopped.")
+        console.print("\nInterrupted; the servers are stopped.")
         return 130
-    report(console, prompts, plain, speculated)
-    console.print(model.remark)
-    return 0 if texts_equal(plain, speculated) else 1
 
 
-def _run(
-    console: Console,
-    model: DemoModel,
-    checkpoint: str,
-    flags: tuple[str, ...],
-    prompts: list[Prompt],
-    max_tokens: int,
-    logs: Path,
-) -> list[Completion]:
-    """Serve with these flags and stream every prompt through the `openai` client."""
-    console.print(f"\n[bold]vllm serve ... {' '.join(flags) or '(plain)'}[/]")
+def _compare(console: Console, model: DemoModel, args: argparse.Namespace) -> int:
+    """Measure, replay, report and save."""
+    known = model.prompts()
+    prompts, warm_up = known[: args.num_prompts], known[-NUM_WARM_UP_PROMPTS:]
+    name = "self:auto" if args.exit_layer is None else f"self:{args.exit_layer}"
+    num_rounds = args.rounds or model.num_rounds
+    lanes = [LaneFrame("plain vLLM"), LaneFrame(f"vLLM, {name}")]
+    flags = ["--speculative-model", name]
+    if args.num_speculative_tokens is not None:
+        flags += ["--num-speculative-tokens", str(args.num_speculative_tokens)]
     started = time.perf_counter()
-    log = logs / f"server{len(flags)}.log"
     with (
-        console.status("starting the server ..."),
-        serve(checkpoint, *engine_flags(model), *flags, log=log, env=dict(os.environ)) as server,
+        tempfile.TemporaryDirectory(prefix="layerskip-demo-") as logs,
+        Screen(console, lanes) as screen,
     ):
-        console.print(f"server ready after {time.perf_counter() - started:.0f} s")
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("tokens"),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=console) as progress:
-            completions = []
-            for prompt in prompts:
-                task = progress.add_task(prompt.name, total=max_tokens)
-                completions.append(_complete(server, model, prompt, max_tokens, progress, task))
-        return completions
+        screen.say(f"Starting `vllm serve` twice: plain, and with {' '.join(flags)} ...")
+        with open_session(screen, model, flags, args.max_tokens, Path(logs)) as session:
+            screen.say(f"Servers ready after {time.perf_counter() - started:.0f} s")
+            screen.say(f"Warm-up, not counted: {name} learns when drafting pays ...")
+            session.warm_up(warm_up)
+            rounds = _measure(session, prompts, num_rounds)
+            measured = method(model, len(prompts), num_rounds, session.servers[0].read_log())
+            screen.say("Stopping the servers ...")
+        race, caption = _race(lanes, prompts, rounds)
+        if console.is_terminal:
+            screen.say(f"Replay in real time of {caption}")
+            replay(screen, race)
+    summary = report(measured, prompts, name, rounds)
+    console.print(summary)
+    console.print(model.remark)
+    if args.save:
+        save_picture(args.save, frame(photo_finish(race), f"Finish of {caption}"), summary)
+    return 0 if Figures.of(rounds).same_text else 1
 
 
-def _complete(
-    server: Server,
-    model: DemoModel,
-    prompt: Prompt,
-    max_tokens: int,
-    progress: Progress,
-    task: object,
-) -> Completion:
-    before = _spec_decode_counters(server)
-    pieces, num_tokens = [], 0
-    started = time.perf_counter()
-    stream = server.client.completions.create(
-        model=model.name,
-        prompt=prompt.text,
-        max_tokens=max_tokens,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True, "continuous_usage_stats": True},
+def _measure(session: Session, prompts: Sequence[Prompt], num_rounds: int) -> list[Round]:
+    """Run the rounds; the servers take turns at being the first."""
+    rounds: list[Round] = []
+    session.screen.say(f"Measuring {num_rounds} rounds, one server at a time ...")
+    for number in range(num_rounds):
+        rounds.append(session.measure(prompts, first=number % 2))
+        speed_ups = " ".join(f"{each.speed_up:.2f}x" for each in rounds)
+        session.screen.say(f"{len(rounds)} of {num_rounds} rounds measured: {speed_ups}")
+    return rounds
+
+
+def _race(
+    lanes: Sequence[LaneFrame], prompts: Sequence[Prompt], rounds: Sequence[Round]
+) -> tuple[list[Lane], str]:
+    """The round to replay, and which it is."""
+    index = median_round(rounds)
+    shown = rounds[index]
+    race = [
+        Lane(lane.title, prompts, streams)
+        for lane, streams in zip(lanes, (shown.plain, shown.speculated), strict=True)
+    ]
+    caption = (
+        f"round {index + 1} of {len(rounds)}, the median ({shown.speed_up:.2f}x); "
+        "one server was measured at a time."
     )
-    for chunk in stream:
-        pieces += [choice.text for choice in chunk.choices]
-        num_tokens = chunk.usage.completion_tokens
-        progress.update(task, completed=num_tokens)
-    seconds = time.perf_counter() - started
-    progress.update(task, total=num_tokens)
-    after = _spec_decode_counters(server)
-    counted = (now - then for now, then in zip(after, before, strict=True))
-    return Completion("".join(pieces), num_tokens, seconds, *counted)
+    return race, caption
 
 
-def _spec_decode_counters(server: Server) -> tuple[float, float, float]:
-    """Drafts, drafted and accepted tokens so far, as vLLM counts them."""
-    metrics = server.metrics()
-    names = ("num_drafts", "num_draft_tokens", "num_accepted_tokens")
-    drafts, drafted, accepted = (
-        metrics.get((f"vllm:spec_decode_{name}_total",), 0.0) for name in names
-    )
-    return drafts, drafted, accepted
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} must be at least 1")
+    return number

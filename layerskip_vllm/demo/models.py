@@ -30,6 +30,7 @@ class DemoModel:
         exit_layer: E.
         num_layers: L.
         max_model_len: Tokens of prompt and completion together.
+        num_rounds: How often the demo repeats its measurement by default.
         prepare: Returns the checkpoint's directory, made where it is not there.
         prompts: Returns the prompts, at least one.
         remark: What the figures do and do not show.
@@ -40,6 +41,7 @@ class DemoModel:
     exit_layer: int
     num_layers: int
     max_model_len: int
+    num_rounds: int
     prepare: Callable[[], Path]
     prompts: Callable[[], list[Prompt]]
     remark: str
@@ -72,6 +74,7 @@ MODELS = {
         exit_layer=4,
         num_layers=12,
         max_model_len=256,
+        num_rounds=7,
         prepare=_python_10m,
         prompts=_held_out_python,
         remark="Prompts are from files that the model was not trained on.",
@@ -82,6 +85,7 @@ MODELS = {
         exit_layer=20,
         num_layers=30,
         max_model_len=1024,
+        num_rounds=3,
         prepare=smollm2.prepare,
         prompts=_human_eval,
         remark="SmolLM2 as shipped was not trained for early exit, so few drafts are accepted: "

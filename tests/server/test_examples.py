@@ -16,7 +16,7 @@ from tests.commands import LAYERSKIP_VLLM
 from tests.server.servers import user_environment
 
 ROOT = Path(__file__).parents[2]
-DEMO = [LAYERSKIP_VLLM, "demo", "--num-prompts", "2", "--max-tokens", "24"]
+DEMO = [LAYERSKIP_VLLM, "demo", "--num-prompts", "1", "--max-tokens", "24", "--rounds", "1"]
 
 
 def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
@@ -63,15 +63,18 @@ def test_the_client_streams_from_the_served_example(random_llama, tmp_path):
     [
         pytest.param([], "layerskip-python-10m", id="the shipped checkpoint"),
         pytest.param(
-            ["--model", "smollm2"], "HumanEval/1", id="a real LLM", marks=pytest.mark.slow
+            ["--model", "smollm2"], "HumanEval/0", id="a real LLM", marks=pytest.mark.slow
         ),
     ],
 )
-def test_the_demo_compares_the_two_servers(flags, expected):
-    done = run([*DEMO, *flags], COLUMNS="120")
+def test_the_demo_compares_the_two_servers(flags, expected, tmp_path):
+    picture = tmp_path / "demo.svg"
+    done = run([*DEMO, *flags, "--save", str(picture)], COLUMNS="120")
     assert done.returncode == 0, done.stdout
     assert "Every text equals plain decoding's." in done.stdout
     assert expected in done.stdout
+    assert "1 of 1 rounds measured: " in done.stdout
+    assert picture.read_text().startswith("<svg")
 
 
 @pytest.fixture
@@ -85,17 +88,17 @@ def _as_in_the_foreground():
 @pytest.mark.usefixtures("_as_in_the_foreground")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_demo_stops_its_server_when_it_is_interrupted(number):
+def test_the_demo_stops_its_servers_when_it_is_interrupted(number):
     with subprocess.Popen(
         DEMO, cwd=ROOT, env=user_environment(), stdout=subprocess.PIPE, text=True
     ) as demo:
         for line in demo.stdout:
-            if line.startswith("server ready"):
+            if line.startswith("Servers ready"):
                 break
         started = psutil.Process(demo.pid).children(recursive=True)
-        assert len(started) > 1  # the API server and the engine's process
+        assert len(started) > 3  # two API servers, two engines
         os.kill(demo.pid, number)
-        assert "the server is stopped" in demo.communicate(timeout=60)[0]
+        assert "the servers are stopped" in demo.communicate(timeout=60)[0]
         assert demo.returncode == 130
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive
