@@ -1,4 +1,4 @@
-# vLLM for CPUs with layerskip-vllm, installed as `make setup` does: docs/docker.md
+# vLLM for CPUs with layerskip-vllm, installed as `make setup` does: docs/get-started/docker.md
 ARG PYTHON_IMAGE=python:3.11.15-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
