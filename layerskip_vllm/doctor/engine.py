@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 
@@ -25,12 +27,22 @@ def check_engine(model: str, flags: Sequence[str]) -> Iterator[Check]:
 
     The model's come first, by plain vLLM's configuration; its failure ends the checks.
     """
-    arguments = _parse(model, flags)
+    if not Path(model).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
+        yield Check("model", "configuration", "fail", f"{model}: no such folder")
+        return
+    try:
+        arguments = _parse(model, flags)
+    except ValueError as error:
+        yield Check("engine", "flags", "fail", str(error), "vllm serve --help lists the flags")
+        return
     try:
         plain = _plain_config(arguments)
     except Exception as error:  # vLLM, transformers and the hub raise many types
-        advice = "give a folder with config.json, or a hub name, and flags that plain vLLM takes"
-        yield Check("model", "configuration", "fail", _one_line(error), advice)
+        advice = "give a folder with config.json, or a hub name; hf auth login where it is gated"
+        is_missing = isinstance(error, OSError)
+        yield Check(
+            "model", "configuration", "fail", _one_line(error), advice if is_missing else ""
+        )
         return
     yield from _check_model(plain.model_config)
     yield Check("engine", "plain vLLM", "ok", f"model runner {_manner(plain)}")
@@ -42,7 +54,7 @@ def check_engine(model: str, flags: Sequence[str]) -> Iterator[Check]:
     try:
         config = args.create_engine_config()
     except Exception as error:
-        yield Check("engine", asked, "fail", _one_line(error), "change what the message names")
+        yield Check("engine", asked, "fail", _one_line(error))
         return
     yield Check("engine", asked, "ok", "vLLM accepts model and flags")
     if not exits_early:
@@ -54,12 +66,16 @@ def _parse(model: str, flags: Sequence[str]) -> argparse.Namespace:
     """Parse as `vllm serve` does.
 
     Raises:
-        SystemExit: vLLM does not know a flag.
+        ValueError: vLLM does not know a flag, or refuses its value.
     """
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(prog="vllm")
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise ValueError(message)
+
+    parser = Parser(prog="vllm")
     ServeSubcommand().subparser_init(parser.add_subparsers())
     arguments = parser.parse_args(["serve", model, *flags])
     arguments.model = arguments.model_tag
@@ -105,7 +121,8 @@ def _check_model(config: ModelConfig) -> Iterator[Check]:
     yield Check("model", "family", "ok", f"{architecture}, quantization {quantization}")
     shape = (
         f"{config.get_total_num_hidden_layers()} layers of width {config.get_hidden_size()}, "
-        f"{config.get_vocab_size()} tokens, {str(config.dtype).removeprefix('torch.')}"
+        f"vocabulary {config.get_vocab_size()}, context {config.max_model_len}, "
+        f"{str(config.dtype).removeprefix('torch.')}"
     )
     yield Check("model", "shape", "ok", shape)
     candidates = _candidates(config)
@@ -161,7 +178,9 @@ def _manner(config: VllmConfig) -> str:
 
 def _check_memory(config: VllmConfig) -> Iterator[Check]:
     model, layerskip = config.model_config, config.speculative_config.layerskip
-    yield Check("memory", "exit states", "ok", f"{num_state_bytes(config) / 1e6:.1f} MB a rank")
+    yield Check(
+        "memory", "exit query cache", "ok", f"{num_state_bytes(config) / 1e6:.1f} MB a rank"
+    )
     size = layerskip.draft_vocab_size
     found = "none: drafts use the whole LM head"
     if size is not None:

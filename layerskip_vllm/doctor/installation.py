@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, entry_points, version
 
-from layerskip_vllm.compat.releases import SUPPORTED_VLLM, is_supported_vllm
+from layerskip_vllm.compat.releases import SUPPORTED_VLLM, is_supported_vllm, release_series
 from layerskip_vllm.doctor.checks import Check
 from layerskip_vllm.version import __version__
 
@@ -63,7 +63,10 @@ def _release(installed: str) -> Check:
             f"{installed}; layerskip-vllm {__version__} supports {supported}",
             "install a matching pair, or serve without self:E and early exit",
         )
-    return Check(SECTION, "vLLM", "ok", f"{installed}, supported ({supported})")
+    if release_series(installed) != SUPPORTED_VLLM[0]:
+        found = f"{installed}; its sources were checked, and it was not run"
+        return Check(SECTION, "vLLM", "warn", found, f"vLLM {SUPPORTED_VLLM[0]} was run")
+    return Check(SECTION, "vLLM", "ok", f"{installed}, on which everything was run")
 
 
 def _entry_point() -> Check:

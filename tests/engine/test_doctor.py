@@ -56,7 +56,7 @@ def test_exits_of_the_checkpoint_are_recommended(random_llama, tmp_path):
 
 def test_memory_is_what_an_engine_takes(random_llama):
     flags = ("--dtype", "float32", "--spec-model", "self:3", "--spec-tokens", "3")
-    stated = found(random_llama(), *flags)["exit states"].found
+    stated = found(random_llama(), *flags)["exit query cache"].found
     llm = make_llm(random_llama(), spec_model="self:3", spec_tokens=3, max_num_seqs=4)
     num_bytes = drafter(model_runner(llm)).exit_query_cache.num_bytes
     shut_down(llm)
@@ -92,7 +92,21 @@ def test_other_models_are_refused(tmp_path):
 
 
 def test_a_missing_model_is_one_line(tmp_path):
-    assert "\n" not in failure(str(tmp_path / "nothing"))
+    assert failure(str(tmp_path / "nothing")) == f"{tmp_path / 'nothing'}: no such folder"
+    (tmp_path / "empty").mkdir()
+    assert "\n" not in failure(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--speculativ-model=self:2", "unrecognized arguments: --speculativ-model=self:2"),
+        ("--speculative-model=self:x", "'self:x': expected self:E"),
+        ("--max-model-len=99999", "99999"),
+    ],
+)
+def test_a_bad_flag_is_a_failure_too(random_llama, flag, message):
+    assert message in failure(random_llama(), flag)
 
 
 def test_the_command_prints_json_alone(random_llama):

@@ -17,6 +17,15 @@ GRAFANA = ROOT / "examples" / "grafana"
 DOCKERFILES = [ROOT / "Dockerfile", ROOT / "Dockerfile.cuda"]
 
 
+class Overriding(yaml.SafeLoader):
+    """Reads Compose's `!override`: the value replaces the other file's instead of joining it."""
+
+
+Overriding.add_constructor(
+    "!override", lambda loader, node: loader.construct_sequence(node, deep=True)
+)
+
+
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
     """Each instruction with its arguments, on one line."""
     text = re.sub(r"^#.*\n", "", dockerfile.read_text(), flags=re.M).replace("\\\n", " ")
@@ -122,3 +131,13 @@ def test_every_image_is_pinned_to_a_release():
             image for a in arguments(dockerfile, "ARG") for image in re.findall("_IMAGE=(.+)", a)
         ]
     assert [image for image in images if not re.search(r":v?\d+\.\d+\.\d+", image)] == []
+
+
+def test_the_gpu_changes_the_server_alone():
+    """What it does not replace is compose.yaml's: Prometheus finds it under the same name."""
+    (changed,) = yaml.load((ROOT / "compose.cuda.yaml").read_text(), Overriding)["services"].items()
+    name, server = changed
+    assert name == "server"
+    assert (ROOT / server["build"]["dockerfile"]) in DOCKERFILES
+    assert server["command"][1:] == SERVICES["server"]["command"][1:]
+    assert server["gpus"] == "all"

@@ -29,6 +29,13 @@ def test_another_release_of_vllm_is_named(monkeypatch):
     assert "0.32.* and 0.33.*" in check.found
 
 
+def test_a_release_that_was_not_run_is_a_warning(monkeypatch):
+    monkeypatch.setattr("vllm.version.__version__", "0.33.0")
+    monkeypatch.setattr("vllm.__version__", "0.33.0")
+    (check,) = (check for check in check_installation() if check.status == "warn")
+    assert "0.33.0; its sources were checked" in check.found
+
+
 def test_a_missing_vllm_ends_the_checks(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "vllm", None)
     *_, last = check_installation()
