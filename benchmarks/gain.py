@@ -2,7 +2,7 @@
 
     python -m benchmarks.gain docs/images/gain.svg
 
-The figures are in `gain.json`. Each series names the page and the row or sentence that it is from;
+The figures are in `gain.json`. Each series names its page and its row or sentence there;
 `tests/unit/test_comparison.py` compares them.
 """
 
@@ -39,7 +39,7 @@ SIZE_INCHES = (8, 6.8)
 PNG_DPI = 100
 TITLE_SIZE, FONT_SIZE, SMALL_FONT_SIZE = 10, 9, 8
 ROW_HEIGHTS = (1.9, 2.8)
-"""The greatest speed-up that each row has room for: all panels have one scale."""
+"""The greatest speed-up that a row can show; all panels have the same scale."""
 COLUMN_WIDTHS = (1, 1.12)
 GAP = 0.8
 """Between the bars of two numbers of requests, in widths of a bar."""
@@ -54,7 +54,7 @@ class Series:
     Attributes:
         system: A key of SYSTEMS.
         speedups: Output tokens/s over the baseline's, by the number of concurrent requests.
-        page: Page and section of the documentation that the figures are from.
+        page: Page and section of the documentation with the figures.
         source: Row of a table there, or the sentence.
     """
 
@@ -66,13 +66,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """What was measured with one model on one machine.
+    """The measurements of one model on one machine.
 
     Attributes:
-        machine: Where.
+        machine: Its hardware.
         subject: The model.
         baseline: The system whose bars are 1.
-        note: Which bars are missing, and what else to know.
+        note: Missing bars and other remarks.
         series: The other systems.
     """
 
@@ -127,7 +127,7 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
 
 
 def _draw_heading(figure: Figure, panels: Sequence[Panel]) -> None:
-    """What the bars are, and the systems' colours."""
+    """The meaning of the bars, and the systems' colours."""
     figure.text(
         0.07,
         0.972,

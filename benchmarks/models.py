@@ -243,7 +243,7 @@ MODELS: dict[str, CalibratedModel | TextModel] = {
 }
 
 DEFAULT_MODELS = ("dialled", "dialled-128k", "trained", "untrained")
-"""What `make bench` measures."""
+"""The models of `make bench`."""
 
 
 def prepare(name: str) -> PreparedModel:

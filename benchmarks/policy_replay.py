@@ -7,8 +7,8 @@ figures are tokens/s over those of the oracle, which takes each set's best (exit
 counts with its exact time and its expected tokens; policies see disturbed times, as on a shared
 machine, and drawn tokens.
 
-A last table mixes both sets' requests in one batch. It shows what a rate for each request would
-gain at most: the best choice for the true rates, against that for the batch's rate.
+A last table mixes both sets' requests in one batch. It shows the greatest gain of a rate for each
+request: the best choice for the true rates against the best one for the batch's rate.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ MACHINES = {
 
 
 class Fixed:
-    """One choice for ever."""
+    """A constant choice."""
 
     sees_every_exit = False
 
@@ -112,8 +112,8 @@ class Del(Fixed):
     """DEL's (E, K) (arXiv 2504.05598): most tokens per layer, at the decayed rate of each exit.
 
     In every round it counts the matches of every exit (shadow tokens), here without their cost and
-    with the decay that did best of 0.8, 0.9, 0.95 and 0.99. Left out is its threshold that ends
-    drafting within a round. It was made for one sequence; here the batch's counts are pooled.
+    with the best decay of 0.8, 0.9, 0.95 and 0.99. It omits DEL's threshold, which ends drafting
+    within a round. DEL is for one sequence; here the batch pools its counts.
     """
 
     sees_every_exit = True
@@ -226,10 +226,10 @@ def bounds(
 
 
 def gain_by_request(machine: Machine, match_rates: np.ndarray) -> float:
-    """What the best choice for the true rates gains over that for the batch's rate.
+    """The gain of the best choice for the true rates over the best one for the batch's rate.
 
-    The batch's is counted as the policy does at that choice: the exit in use by its drafts, the
-    others by the tokens of observing steps. match_rates is [batch, exits].
+    The batch's rate is counted as by the policy: the exit in use by its drafts, the others by
+    the tokens of observing steps. match_rates is [batch, exits].
     """
     true = machine.rates(match_rates)
     best = choice = max(true, key=lambda each: true[each])

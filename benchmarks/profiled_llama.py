@@ -1,10 +1,10 @@
 """A random Llama whose exits are right at rates that depend on the text, each rate adjustable.
 
-The vocabulary is cut into sets. The embedding of a token flags its set in a hidden dimension that
-no layer writes, and the LM head rules out the tokens of other sets, so that a text keeps to its
-set. Layers [0, E1) are ordinary random ones. In each layer from E1 on, attention writes nothing and
-the gate of the MLP sees the flag alone: at 0 the layer leaves the texts of that set as they are,
-and the stronger the gate, the more of them it changes.
+The vocabulary has several sets. The embedding of a token flags its set in a hidden dimension that
+no layer writes. The LM head rules out the tokens of other sets, so a text keeps to its set. Layers
+[0, E1) are ordinary random ones. In each layer from E1 on, attention writes nothing, and the
+gate of the MLP sees only the flag. At strength 0 the layer leaves the texts of that set unchanged;
+a stronger gate changes more of them.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from layerskip_vllm.measure.decoding import Decoding
 logger = logging.getLogger(__name__)
 
 REFERENCE = "plain"
-"""The system that all others are compared with; it is in every group."""
+"""The reference of all other systems; it is in every group."""
 
 MIN_TEXTS_PER_ROUND = 4
 """Acceptance varies between texts, and with it the speed of speculation."""
@@ -32,7 +32,7 @@ NUM_BREAKDOWNS = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """What is measured, and how often.
+    """The measurements and their counts.
 
     Attributes:
         batch_sizes: Concurrent requests.
@@ -116,7 +116,7 @@ def measure(
         model: Gives the prompts.
         systems: In the order of their turns, which every other round reverses.
         children: Their processes.
-        schedule: What to measure.
+        schedule: The measurements.
     """
     group = Group(starts={name: Start.of(child) for name, child in children.items()})
     _warm_up(model, systems, children, schedule)

@@ -20,12 +20,12 @@ TIMED_STARTS = (REFERENCE, "self-default", "draft_model")
 
 @dataclass(frozen=True)
 class Run:
-    """What is measured, and how child processes start.
+    """The measurements, and the settings of the child processes.
 
     Attributes:
         model: The model.
         systems: All systems, the reference first.
-        schedule: What is measured, and how often.
+        schedule: The measurements and their counts.
         env: Environment of the child processes.
         log_dir: For their output.
     """

@@ -31,11 +31,11 @@ from layerskip_vllm.config import AUTO_MODEL, OPTIONS_KEY
 logger = logging.getLogger(__name__)
 
 MAX_MODEL_LEN = 256
-"""Of every engine: what the smallest checkpoint allows."""
+"""Of every engine: the smallest checkpoint's limit."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 1 if a figure misses what it is to reach."""
+    """Run the command line; returns the exit code, 1 if a figure misses its goal."""
     args = parse_arguments(argv)
     set_up_process()
     subject = prepare(args.model, args.checkpoint)
@@ -103,7 +103,7 @@ def parse_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def make_plan(subject: Subject, args: argparse.Namespace) -> Plan:
-    """What to decode."""
+    """The texts and lengths to decode."""
     return Plan(
         exit_layers=subject.exit_layers,
         draft_lengths=sorted(set(args.num_speculative_tokens)),

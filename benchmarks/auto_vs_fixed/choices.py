@@ -20,7 +20,8 @@ OBSERVED = "observed"
 def counted(policy: DraftPolicy, exit_layers: Sequence[int]) -> Generator[Counter[str]]:
     """Count the choices of a policy while the block runs: "E,K" -> steps; K = 0 has no E.
 
-    `exit_layers` has one of each exit of the policy: two may share a layer and differ by the head.
+    `exit_layers` has an entry for each of the policy's exits; two exits may share a layer and
+    differ by the head.
     """
     chosen: Counter[str] = Counter()
 

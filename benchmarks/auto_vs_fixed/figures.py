@@ -1,4 +1,4 @@
-"""The ratios that the proof asks for, from the measurements."""
+"""The ratios of the comparison, from the measurements."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.auto_vs_fixed.results import Measurement, Results
 from layerskip_vllm.measure.spread import Spread, ratios
 
 LEAST_OF_BEST, LEAST_OVER_PAIR, LEAST_OF_PLAIN = 0.97, 1.05, 0.97
-"""What is to be reached: of a set's best pair, over the mixture's, and of plain vLLM."""
+"""Goals: over a set's best pair, over the mixture's best pair, and over plain vLLM."""
 
 BEST_OF_EACH = "each set's best pair"
 
@@ -25,7 +25,7 @@ class Figure:
         rival: Its name.
         auto: Tokens/s of `self:auto`, turn by turn.
         ratio: Over the rival's in the same turns; of the mixture, in the same cycles.
-        wanted: What the ratio is to reach; None where nothing was promised.
+        wanted: The ratio's goal; None without a goal.
     """
 
     batch_size: int
@@ -37,7 +37,7 @@ class Figure:
 
     @property
     def is_missed(self) -> bool:
-        """Whether the median is below what was wanted."""
+        """Whether the median is below the goal."""
         return self.wanted is not None and self.ratio.median < self.wanted
 
 
@@ -57,7 +57,7 @@ def of_set(measurements: Sequence[Measurement], pays: bool) -> list[Figure]:
 
     Args:
         measurements: Of its stage.
-        pays: Whether drafting is to beat plain vLLM there.
+        pays: Whether drafting should beat plain vLLM there.
     """
     speeds = by_contender(measurements)
     batch_size, stage = measurements[0].turn[:2]

@@ -1,7 +1,7 @@
-"""What is decoded, in which order: contenders take turns on the same prompts.
+"""The texts and their order: contenders take turns on the same prompts.
 
-For each batch size: a screening of all fixed pairs on each set, after which the best ones go on;
-a stage for each set; and the mixture, in which the sets alternate in the same engines.
+Each batch size has a screening of all fixed pairs on each set, which selects the best ones; a stage
+for each set; and the mixture, in which the sets alternate in the same engines.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Turn(NamedTuple):
     def batches(self, contender: Contender) -> range:
         """Which batches a contender decodes.
 
-        What a fixed pair decodes does not depend on what was before, so half of a phase shows its
-        speed; `self:auto` follows the change through the whole phase.
+        A fixed pair's speed does not depend on earlier texts, so half of a phase shows it.
+        `self:auto` follows the change through the whole phase.
         """
         is_half = self.stage == MIXTURE and contender != AUTO
         return range(0, self.num_batches, 2 if is_half else 1)
@@ -62,7 +62,7 @@ class Turn(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is decoded.
+    """The amounts to decode.
 
     Attributes:
         exit_layers: Each E.
@@ -122,7 +122,7 @@ class Plan:
                 yield Turn(batch_size, stage, index, stage, 1, self.max_tokens)
 
     def contenders(self, stage: str, finalists: Sequence[Contender]) -> list[Contender]:
-        """Who runs in a stage."""
+        """The contenders of a stage."""
         if stage == SCREENING:
             return self.pairs
         if stage == MIXTURE:

@@ -15,7 +15,7 @@ SUBJECT, FINISHED = "subject", "finished"
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a contender did in a turn.
+    """A contender's figures of a turn.
 
     Attributes:
         turn: The turn.
@@ -48,7 +48,7 @@ class Measurement:
 
 
 class Results:
-    """An open results file; a stage of it that was interrupted is measured again.
+    """An open results file; an interrupted stage starts again.
 
     Attributes:
         measurements: Of the file, and those added since.
@@ -77,7 +77,7 @@ class Results:
         return (batch_size, stage) in self._finished
 
     def add(self, measurement: Measurement) -> None:
-        """Append what was measured."""
+        """Append a measurement."""
         self.measurements.append(measurement)
         self._append(asdict(measurement))
 
@@ -87,7 +87,7 @@ class Results:
         self._append({FINISHED: [batch_size, stage]})
 
     def of(self, batch_size: int, stage: str) -> list[Measurement]:
-        """What counts of one stage: all but the turns that warm up."""
+        """One stage's measurements, without the turns that warm up."""
         return [
             measurement
             for measurement in self.measurements

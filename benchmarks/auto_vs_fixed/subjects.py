@@ -1,4 +1,4 @@
-"""The models on which `self:auto` is compared, and their texts."""
+"""The models of the `self:auto` comparison, and their texts."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Subject:
     def of(
         cls, name: str, path: Path, texts: Mapping[str, Texts], dtype: str = "bfloat16"
     ) -> Subject:
-        """Read the exits as `self:auto` does: from the checkpoint, else from its depth."""
+        """Read the exits as `self:auto` does: from the checkpoint, or from its depth."""
         config = json.loads((path / "config.json").read_text())
         settings = read_settings(path)
         num_layers = config["num_hidden_layers"]

@@ -17,7 +17,7 @@ NUM_CHOICES = 3
 
 
 def report(results: Results, plan: Plan, batch_sizes: Iterable[int]) -> str:
-    """All tables of what is finished."""
+    """All tables of the finished stages."""
     sizes = list(batch_sizes)
     return "\n\n".join(
         (
@@ -28,7 +28,7 @@ def report(results: Results, plan: Plan, batch_sizes: Iterable[int]) -> str:
 
 
 def proof(found: Iterable[Figure]) -> str:
-    """The ratios beside what was wanted; a missed one is bold."""
+    """The ratios beside their goals; a missed one is bold."""
     header = ("text", "batch", "`self:auto`, tokens/s", "rival", "ratio", "wanted")
     return markdown.table(header, [_row(figure) for figure in found])
 

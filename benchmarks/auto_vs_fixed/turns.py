@@ -36,7 +36,7 @@ SETTLE_S = 0.4
 
 
 class Progress:
-    """How much is left, counted in tokens of one request."""
+    """The remaining work, in tokens of one request."""
 
     def __init__(self, plan: Plan, stages: Sequence[tuple[int, str]]) -> None:
         """Start the clock.
@@ -57,7 +57,7 @@ class Progress:
         }
 
     def add(self, turn: Turn, contenders: Sequence[Contender]) -> float:
-        """A turn is done; returns the estimated minutes left."""
+        """Record a finished turn; returns the estimated minutes left."""
         num_tokens = _num_tokens(turn, contenders)
         self._done += num_tokens
         stage = turn.batch_size, turn.stage
@@ -66,7 +66,7 @@ class Progress:
         return per_token * sum(self._left.values()) / 60
 
     def finish(self, batch_size: int, stage: str) -> None:
-        """A stage is done."""
+        """Record a finished stage."""
         self._left[batch_size, stage] = 0
 
 
@@ -110,7 +110,7 @@ def measure(
 
 
 def screened(results: Results, plan: Plan, batch_size: int) -> list[Contender]:
-    """The pairs that go on after the screening of a batch size; none before it."""
+    """The pairs that the screening of a batch size selects; none before it."""
     speeds: dict[str, dict[Contender, float]] = {}
     for each in results.of(batch_size, SCREENING):
         speeds.setdefault(each.turn.text_set, {})[each.contender] = each.tokens_per_s
@@ -131,7 +131,7 @@ def _warm_up(
 def decode(
     subject: Subject, plan: Plan, turn: Turn, contender: Contender, child: Child
 ) -> Measurement:
-    """Let one contender decode a turn's batches."""
+    """Decode a turn's batches with one contender."""
     time.sleep(SETTLE_S)
     num_tokens, seconds, drafts, choices = 0, 0.0, DraftCounts(), Counter[str]()
     prompts = prompts_of(subject, turn, plan.stages.index(turn.stage))
@@ -150,7 +150,7 @@ def decode(
 def call(
     child: Child, prompts: Sequence[Sequence[int]], turn: Turn, contender: Contender
 ) -> tuple[Decoding, Counter[str]]:
-    """Decode one batch; returns what `self:auto` chose too."""
+    """Decode one batch; also returns the choices of `self:auto`."""
     arguments = {"prompts": prompts, "max_tokens": turn.max_tokens}
     if contender == AUTO:
         return child.call("decode_choosing", **arguments)  # type: ignore[return-value]

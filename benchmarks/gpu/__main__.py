@@ -1,7 +1,8 @@
 """`make gpu-check`: check `self:E` on this machine's GPU, and print a report for an issue.
 
-Exactness first, then speed beside plain vLLM and its other drafters, and what happens inside a
-step. Results are written while they come; what does not fit before the deadline is named.
+It checks exactness first. Then it measures speed beside plain vLLM and its other drafters, and the
+parts of a step. It writes each result at once, and names the jobs that do not fit
+before the deadline.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, results: Results, started: float) -> None:
     """Run the plan, from `started` on, in seconds of the monotonic clock."""
     output = results.path.parent
-    # What the user has set goes before what we set.
+    # The user's settings override ours.
     os.environ.update({k: v for k, v in common_variables().items() if k not in os.environ})
     left_s = args.deadline - RESERVE_S - (time.monotonic() - started)
     runner = Runner(results, output / "logs", left_s, args.side_by_side)

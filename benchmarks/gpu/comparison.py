@@ -1,4 +1,4 @@
-"""Compare the tokens of two engines, and say by how much plain decoding preferred its own."""
+"""Compare the tokens of two engines, and give the margin of plain decoding's own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ changes logits by far more. A difference at a smaller gap is a tie that rounding
 
 @dataclass(frozen=True)
 class Reference:
-    """What plain vLLM generated.
+    """The output of plain vLLM.
 
     Attributes:
         token_ids: Output of each request.

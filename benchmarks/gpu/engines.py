@@ -19,7 +19,7 @@ RUNNER_MODULES = ("vllm.v1.worker.gpu_model_runner", "vllm.v1.worker.gpu.model_r
 """Of vLLM's model runners V1 and V2."""
 
 ON_A_GPU: dict[str, object] = {
-    # It takes long at each start; each measurement runs once before it counts.
+    # It is slow at each start; each measurement warms up by itself.
     "kernel_config": {"enable_jit_warmup": False},
     # The KV cache's size is given; this only has to be free when an engine starts.
     "gpu_memory_utilization": 0.4,
@@ -35,7 +35,7 @@ def runner_variables(runner: str | None) -> dict[str, str]:
 def common_variables() -> dict[str, str]:
     """Environment variables of all jobs, beside those that the user has set."""
     variables = {
-        # One process, so that its runner can be looked into.
+        # One process, so that the check can read its runner.
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_NO_USAGE_STATS": "1",
         "HF_HUB_OFFLINE": "1",
@@ -51,7 +51,7 @@ class StartedEngine:
 
     Attributes:
         engine: It runs in this process.
-        start: What vLLM made of the arguments.
+        start: vLLM's configuration from the arguments.
     """
 
     def __init__(self, job: str, name: str, arguments: Mapping[str, object]) -> None:
@@ -60,7 +60,7 @@ class StartedEngine:
         Args:
             job: Name of the job.
             name: Of the engine in the job.
-            arguments: What `vllm.LLM` takes.
+            arguments: Of `vllm.LLM`.
         """
         from vllm.compilation.counter import compilation_counter
 

@@ -77,8 +77,8 @@ RUNNER_VARIANTS = {
         Variant(True, True, False),
     ),
 }
-"""What each model runner is compared in, the most important first. A plain engine precedes those
-that are compared with it."""
+"""Each model runner's variants, the most important first. A plain engine precedes the engines to
+compare with it."""
 VARIANTS = {variant.name: variant for names in RUNNER_VARIANTS.values() for variant in names}
 
 
@@ -141,7 +141,7 @@ class ExactnessTask:
                 references[variant.is_eager] = reference
         finally:
             started.close()
-        # The second plain engine is compared with the first: that is what compiling alone changes.
+        # Comparing the second plain engine with the first shows the effect of compiling alone.
         against = variant.is_eager if variant.is_self else not variant.is_eager
         if against in references:
             emit(self._compared(variant, PLAIN[against].name, references[against], token_ids))

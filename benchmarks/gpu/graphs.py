@@ -1,4 +1,4 @@
-"""What happens inside a decode step on the GPU: launches, time by phase, synchronizations."""
+"""Launches, time by phase and synchronizations of a decode step on the GPU."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def decoding(engine: VllmEngine, prompts: Prompts) -> Generator[Callable[[], Non
 
 
 def measure_launches(engine: VllmEngine, model: str, system: str, prompts: Prompts) -> Launches:
-    """Count what the CUDA runtime and driver are asked to launch, copy and wait for."""
+    """Count the launches, copies and waits that the CUDA runtime and driver execute."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 

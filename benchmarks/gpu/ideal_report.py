@@ -1,4 +1,4 @@
-"""The report's table of the row-aware ideal: what `self:E` could gain at most, from t(M)."""
+"""The report's table of the row-aware ideal: the greatest gain of `self:E`, from t(M)."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ STOP_LIMIT_S = 5
 if TYPE_CHECKING:
 
     class Task(DataclassInstance, Protocol):
-        """What a job does: a dataclass of JSON values."""
+        """The work of a job: a dataclass of JSON values."""
 
         def run(self, emit: Emit) -> None:
             """Do it in this process, and emit each result as soon as it is known."""
@@ -40,12 +40,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A task and how it is run.
+    """A task and its settings.
 
     Attributes:
         name: In the report, the log's name and progress lines.
         part: Group of jobs that the command line can choose.
-        task: What it does.
+        task: Its work.
         needs_s: Seconds that it takes on one H100 or H200 with cold caches.
         variables: Environment of its process, in addition to this process's.
         requires: A file that an earlier job makes.
@@ -71,7 +71,7 @@ class JobProcess:
         """Start it.
 
         Args:
-            job: What to run.
+            job: The job to run.
             results: File to which the process appends its records.
             log_dir: Directory for its output.
             limit_s: Seconds after which `poll` kills it.
@@ -94,7 +94,7 @@ class JobProcess:
             )
 
     def poll(self) -> Done | Failure | None:
-        """What came of it; None while it runs within its limit."""
+        """Its outcome; None while it runs within its limit."""
         seconds = time.monotonic() - self._started
         exit_code = self.process.poll()
         if exit_code is None and seconds < self.limit_s:

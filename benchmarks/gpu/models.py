@@ -28,7 +28,7 @@ PREPARED = "prepared.json"
 
 @dataclass(frozen=True)
 class SpeedModel:
-    """A shape, and where its acceptance is dialled to.
+    """A shape, and the calibration of its acceptance.
 
     Attributes:
         scale: First guess of the remaining layers' scale.
@@ -207,6 +207,6 @@ def _files(model: LlamaForCausalLM) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _layer_number(name: str) -> int:
-    """Number of the layer in a file; -1 for what is in no layer."""
+    """Number of the layer in a file; -1 for weights outside the layers."""
     number = name.removeprefix("layer-").split(".")[0]
     return int(number) if number.isdigit() else -1

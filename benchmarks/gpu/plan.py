@@ -1,4 +1,4 @@
-"""What the check runs, the most important first."""
+"""The jobs of the check, the most important first."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def steps(work_dir: Path, parts: Collection[str] = PARTS) -> list[Step]:
     """Everything, in order.
 
     Args:
-        work_dir: For checkpoints and caches; of many gigabytes.
+        work_dir: For checkpoints and caches, which take many gigabytes.
         parts: Names from PARTS.
     """
     plan = Plan(work_dir)

@@ -1,4 +1,4 @@
-"""What the check has seen, one JSON line per result, so that a kill loses nothing."""
+"""The check's results, one JSON line each, so that a kill loses nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Planned:
-    """What this run wants to do.
+    """The plan of this run.
 
     Attributes:
         deadline_s: Seconds for everything.
@@ -132,7 +132,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Launches:
-    """What the host asks of the device in a decode step: calls per step, by CUDA function.
+    """The host's requests to the device in a decode step: calls per step, by CUDA function.
 
     Attributes:
         device_events: Kernels and copies that the device ran, those of graphs included, per step.

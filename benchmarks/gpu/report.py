@@ -1,4 +1,4 @@
-"""The Markdown report: only what the records hold, and what they do not."""
+"""The Markdown report: the recorded results, and the missing ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def verdict(record: Exactness) -> str:
-    """What a comparison means. A tie is decided by rounding; only float32 is required."""
+    """The meaning of a comparison. Rounding decides a tie; the check requires only float32."""
     if record.num_equal == record.num_requests:
         return EQUAL
     if not record.is_required:

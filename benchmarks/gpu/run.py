@@ -15,7 +15,7 @@ from benchmarks.gpu.report import markdown
 logger = logging.getLogger(__name__)
 
 LIMIT_FACTOR = 2.5
-"""A job may take so many times as long as it is estimated to need."""
+"""A job's time limit, as a multiple of its estimate."""
 
 POLL_S = 0.3
 
@@ -46,7 +46,7 @@ class Results:
             temporary.rename(self.report_path)
 
     def report(self) -> str:
-        """The report of what is known so far."""
+        """The report so far."""
         return markdown(list(read(self.path)))
 
 
@@ -87,10 +87,10 @@ class Runner:
         return self._end - self._clock()
 
     def run(self, steps: Sequence[Step]) -> None:
-        """Run all that fits. A step that does not fit is left out; a shorter one behind it may fit.
+        """Run all steps that fit. It skips a step that does not fit; a later, shorter one may fit.
 
-        A step of several jobs is begun if its longest one fits; the jobs of it that are still
-        waiting when the time is short are left out.
+        It begins a step of several jobs if the longest one fits, and skips its waiting jobs when
+        time gets short.
         """
         for step in steps:
             self._run_step(list(step))

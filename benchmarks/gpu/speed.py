@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NUM_SPECULATIVE_TOKENS = 4
 PLAIN = "plain"
-"""The column to which the others are compared."""
+"""The reference column."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class SpeedTask:
     is_eager: bool = False
 
     def run(self, emit: Emit) -> None:
-        """Emit a record per batch size, and then what was seen inside."""
+        """Emit a record per batch size, then the launches and phases."""
         from benchmarks.gpu.graphs import look_inside
 
         model = PreparedModel(**json.loads(Path(self.prepared).read_text()))
@@ -109,7 +109,7 @@ class SpeedTask:
 def engine_arguments(
     model: PreparedModel, system: str, max_num_seqs: int, on_gpu: bool, is_eager: bool
 ) -> dict[str, object]:
-    """What `vllm.LLM` takes for a system of `benchmarks.systems.table`."""
+    """Arguments of `vllm.LLM` for a system of `benchmarks.systems.table`."""
     systems = table(model, NUM_SPECULATIVE_TOKENS, is_eager, max_num_seqs=max_num_seqs)
     return dict(systems[system].arguments) | (ON_A_GPU if on_gpu else {})
 

@@ -38,7 +38,7 @@ NO_GPU = (
 
 
 def why_no_gpu() -> str | None:
-    """What is missing; None if a CUDA device is visible."""
+    """The missing requirement; None if a CUDA device is visible."""
     if importlib.util.find_spec("torch") is None:
         return NO_GPU.format(seen="PyTorch is not installed.")
     import torch

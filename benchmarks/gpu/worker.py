@@ -20,14 +20,14 @@ from benchmarks.gpu.speed import SpeedTask
 TASKS: dict[str, type[CheckpointTask | ExactnessTask | ForwardTask | SpeedTask]] = {
     task.__name__: task for task in (CheckpointTask, ExactnessTask, ForwardTask, SpeedTask)
 }
-"""What a job of the plan may be, by the name in its JSON."""
+"""The kinds of jobs, by the name in their JSON."""
 
 
 def main() -> None:
     """Run the task; an exception ends the process, with its traceback in the log."""
     end_with_parent()
     logging.basicConfig(level=logging.INFO)
-    # A job that runs past its limit is ended by SIGTERM: its log then ends with where it was.
+    # SIGTERM ends a job at its limit; the traceback then ends its log.
     faulthandler.register(signal.SIGTERM, chain=True)
     results, task = sys.argv[1:]
     values = json.loads(task)

@@ -1,4 +1,4 @@
-"""On a vLLM that is not supported, asking for `self:E` or early exit is an error that says so.
+"""An unsupported vLLM refuses `self:E` and early exit with a clear error.
 
 Target: vllm.engine.arg_utils:EngineArgs.add_cli_args,
     vllm.engine.arg_utils:EngineArgs.create_speculative_config

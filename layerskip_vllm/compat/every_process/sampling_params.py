@@ -1,9 +1,9 @@
 """Requests to `self:E` take all sampling parameters, and their options are checked before they run.
 
 Target: vllm.sampling_params:SamplingParams._validate_spec_decode
-Reason: vLLM refuses `logit_bias` and `min_p` under speculation, as its V1 rejection sampler leaves
-    them out at draft positions; we sample those as plain decoding would. And a bad value in a
-    request's `extra_args` must be refused before the request runs; vLLM has no place for that.
+Reason: vLLM refuses `logit_bias` and `min_p` under speculation, because its V1 rejection sampler
+    omits them at draft positions; we sample them as plain decoding does. A bad value in a request's
+    `extra_args` must fail before the request runs, and vLLM has no hook for that.
 How: Under self-speculation, refuses bad `extra_args`, then calls the original on a copy without
     `logit_bias` and `min_p`.
 Upstream: 0010-sampling-params-of-a-speculative-config.patch

@@ -30,7 +30,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def is_needed() -> bool:
-    """By release, on a CPU: one host cannot show what another would be called."""
+    """By release, on a CPU: a host cannot show the name that another host would use."""
     return current_platform.is_cpu() and is_supported_vllm()
 
 

@@ -1,4 +1,4 @@
-"""What our workers count becomes Prometheus metrics.
+"""Our workers' counts become Prometheus metrics.
 
 Target: vllm.distributed.ec_transfer.ec_connector.metrics:ECConnectorProm.__init__
 Reason: Numbers that only a worker knows (tokens resumed and fresh, time spent drafting and

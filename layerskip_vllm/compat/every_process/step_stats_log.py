@@ -1,4 +1,4 @@
-"""vLLM's periodic log leaves out what our workers count.
+"""vLLM's periodic log omits our workers' counts.
 
 Target: vllm.distributed.ec_transfer.ec_connector.metrics:ECConnectorLogging.observe
 Reason: Without a connector it fails on stats (`connector_cls` is not set), and the front end with

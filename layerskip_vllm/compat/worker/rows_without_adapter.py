@@ -4,10 +4,10 @@ Target: vllm.lora.ops.torch_ops.lora_ops:bgmv_expand,
     vllm.lora.ops.torch_ops.lora_ops:bgmv_expand_slice,
     vllm.lora.punica_wrapper.punica_cpu:bgmv_expand,
     vllm.lora.punica_wrapper.punica_cpu:bgmv_expand_slice
-Reason: A fault of vLLM 0.32.0 on CPU, which 0.33 has repaired: the probe leaves this off there. A
+Reason: On CPU vLLM 0.32.0 has this fault. 0.33 repaired it, and the probe skips the hook there. A
     row without an adapter has the index -1, by which these functions select the last adapter; the
-    Triton kernels skip such rows. Where adapters take all of `max_loras` slots, requests for the
-    base model in the same batch get the last one's: an answer then depends on who else is served.
+    Triton kernels skip such rows. If adapters take all of `max_loras` slots, requests for the base
+    model in the same batch get the last adapter. An answer then depends on the other requests.
 How: Sets the inputs of such rows to 0, then calls the original; in the module that defines the
     functions and in the one that imports them by name. An engine without `self:E` does not install
     it.
