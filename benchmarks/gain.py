@@ -38,6 +38,8 @@ SYSTEMS = {
 SIZE_INCHES = (8, 6.8)
 PNG_DPI = 100
 TITLE_SIZE, FONT_SIZE, SMALL_FONT_SIZE = 10, 9, 8
+MANY_BARS = 12
+"""In a panel with as many, labels of the small size would overlap."""
 ROW_HEIGHTS = (1.9, 2.8)
 """The greatest speed-up that a row can show; all panels have the same scale."""
 COLUMN_WIDTHS = (1, 1.12)
@@ -160,14 +162,14 @@ def _draw_heading(figure: Figure, panels: Sequence[Panel]) -> None:
 def _draw_panel(axes: Axes, panel: Panel, max_speedup: float) -> None:
     """Bars of one model on one machine, grouped by the number of requests."""
     position, centres = 0.0, []
+    num_bars = sum(len(panel.bars(batch_size)) for batch_size in panel.batch_sizes)
+    size = SMALL_FONT_SIZE if num_bars < MANY_BARS else SMALL_FONT_SIZE - 2
     for batch_size in panel.batch_sizes:
         bars = panel.bars(batch_size)
         for offset, (system, speedup) in enumerate(bars):
             drawn = axes.bar(position + offset, speedup, width=0.86, color=SYSTEMS[system][1])
             label = f"{speedup:.2f}" if system != panel.baseline else "1"
-            axes.bar_label(
-                drawn, [label], fontsize=SMALL_FONT_SIZE, color=INK, bbox=LABEL_BOX, padding=2
-            )
+            axes.bar_label(drawn, [label], fontsize=size, color=INK, bbox=LABEL_BOX, padding=2)
         centres.append(position + (len(bars) - 1) / 2)
         position += len(bars) + GAP
     axes.axhline(1, color=FAINT_INK, linewidth=0.8, linestyle=":", zorder=0)
