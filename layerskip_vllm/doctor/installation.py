@@ -66,7 +66,7 @@ def _release(installed: str) -> Check:
     if release_series(installed) != SUPPORTED_VLLM[0]:
         found = f"{installed}; its sources were checked, and it was not run"
         return Check(SECTION, "vLLM", "warn", found, f"vLLM {SUPPORTED_VLLM[0]} was run")
-    return Check(SECTION, "vLLM", "ok", f"{installed}, on which everything was run")
+    return Check(SECTION, "vLLM", "ok", f"{installed}, with which this release was tested")
 
 
 def _entry_point() -> Check:
