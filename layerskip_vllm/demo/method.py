@@ -6,9 +6,9 @@ import os
 import platform
 import re
 from importlib.metadata import version
-from pathlib import Path
 
 from layerskip_vllm.demo.models import DemoModel
+from layerskip_vllm.measure.host import cpu_name
 from layerskip_vllm.version import __version__
 
 BOUND_CORES = re.compile(r"core ids=\[([\d, ]+)\]")
@@ -45,10 +45,3 @@ def hardware(log: str) -> str:
     bound = BOUND_CORES.search(log)
     engine = f", the engine on {bound.group(1).count(',') + 1} of them" if bound else ""
     return f"{cpu_name()}, {cores} cores{engine}"
-
-
-def cpu_name() -> str:
-    """The CPU's model, as the kernel names it."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
-    return names[0] if names else platform.machine()

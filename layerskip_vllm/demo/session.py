@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from layerskip_vllm.demo.comparison import Round
@@ -59,21 +60,20 @@ class Session:
             time.sleep(IDLE_AFTER_S)
         self._last_used = server
         number = self.servers.index(server)
+        return [
+            record(server, prompt, self.max_tokens, partial(self._show, number, prompt))
+            for prompt in prompts
+        ]
 
-        def stream(prompt: Prompt) -> Stream:
-            def show(chunks: Sequence[Chunk]) -> None:
-                lane = LaneFrame(
-                    self.screen.lanes[number].title,
-                    transcript(prompt, chunks),
-                    chunks[-1].num_tokens,
-                    self.max_tokens,
-                    chunks[-1].seconds,
-                )
-                self.screen.lanes[number] = lane
-
-            return record(server, prompt, self.max_tokens, show)
-
-        return [stream(prompt) for prompt in prompts]
+    def _show(self, number: int, prompt: Prompt, chunks: Sequence[Chunk]) -> None:
+        """Draw what server number `number` has streamed so far."""
+        self.screen.lanes[number] = LaneFrame(
+            self.screen.lanes[number].title,
+            transcript(prompt, chunks),
+            chunks[-1].num_tokens,
+            self.max_tokens,
+            chunks[-1].seconds,
+        )
 
 
 @contextmanager

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import torch
+from pydantic import ValidationError
 
 from layerskip_vllm.checkpoint.settings import SETTINGS_KEY
-from layerskip_vllm.config import AUTO_MODEL, EARLY_EXIT, OPTIONS_KEY
+from layerskip_vllm.config import AUTO_MODEL, EARLY_EXIT, OPTIONS_KEY, is_self_model
 from layerskip_vllm.doctor.checks import Check
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from layerskip_vllm.vllm_config.exit_candidates import ExitCandidates
 
@@ -31,7 +33,8 @@ def check_engine(model: str, flags: Sequence[str]) -> Iterator[Check]:
         yield Check("model", "configuration", "fail", f"{model}: no such folder")
         return
     try:
-        arguments = _parse(model, flags)
+        arguments = serve_parser().parse_args(["serve", model, *flags])
+        arguments.model = arguments.model_tag
     except ValueError as error:
         yield Check("engine", "flags", "fail", str(error), "vllm serve --help lists the flags")
         return
@@ -47,27 +50,20 @@ def check_engine(model: str, flags: Sequence[str]) -> Iterator[Check]:
     yield from _check_model(plain.model_config)
     yield Check("engine", "plain vLLM", "ok", f"model runner {_manner(plain)}")
     args = _engine_args(arguments)
-    from layerskip_vllm.vllm_config.self_speculation import layerskip_options
-
-    exits_early = EARLY_EXIT in (layerskip_options(args) or {})
-    asked = "--early-exit" if exits_early else args.spec_model or AUTO_MODEL
+    asked = _asked(args)
     try:
         config = args.create_engine_config()
     except Exception as error:
         yield Check("engine", asked, "fail", _one_line(error))
         return
     yield Check("engine", asked, "ok", "vLLM accepts model and flags")
-    if not exits_early:
+    if is_self_model(asked):
         yield from _check_speculation(config, args)
         yield from _check_memory(config)
 
 
-def _parse(model: str, flags: Sequence[str]) -> argparse.Namespace:
-    """Parse as `vllm serve` does.
-
-    Raises:
-        ValueError: vLLM does not know a flag, or refuses its value.
-    """
+def serve_parser() -> FlexibleArgumentParser:
+    """The parser of `vllm`, with `serve` alone; it raises ValueError where it would exit."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -77,25 +73,29 @@ def _parse(model: str, flags: Sequence[str]) -> argparse.Namespace:
 
     parser = Parser(prog="vllm")
     ServeSubcommand().subparser_init(parser.add_subparsers())
-    arguments = parser.parse_args(["serve", model, *flags])
-    arguments.model = arguments.model_tag
-    return arguments
+    return parser
 
 
 def _engine_args(arguments: argparse.Namespace) -> AsyncEngineArgs:
-    """The user's, with self:auto where they ask for nothing of ours."""
+    """The user's, with self:auto where they ask for no speculation and no early exit."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    from layerskip_vllm.vllm_config.self_speculation import (
-        asks_for_self_speculation,
-        layerskip_options,
-    )
-
     args = AsyncEngineArgs.from_cli_args(arguments)
-    exits_early = EARLY_EXIT in (layerskip_options(args) or {})
-    if not exits_early and not asks_for_self_speculation(args):
+    if _asked(args) == AUTO_MODEL and not args.speculative_config:
         args.spec_model = AUTO_MODEL
     return args
+
+
+def _asked(args: AsyncEngineArgs) -> str:
+    """What the flags ask for: early exit, a speculative model or method, else self:auto."""
+    from layerskip_vllm.vllm_config.self_speculation import layerskip_options
+
+    options = layerskip_options(args)
+    if isinstance(options, Mapping) and EARLY_EXIT in options:
+        return "--early-exit"
+    settings = args.speculative_config or {}
+    names = (args.spec_model, settings.get("model"), args.spec_method, settings.get("method"))
+    return next(filter(None, names), AUTO_MODEL)
 
 
 def _plain_config(arguments: argparse.Namespace) -> VllmConfig:
@@ -125,7 +125,11 @@ def _check_model(config: ModelConfig) -> Iterator[Check]:
         f"{str(config.dtype).removeprefix('torch.')}"
     )
     yield Check("model", "shape", "ok", shape)
-    candidates = _candidates(config)
+    try:
+        candidates = _candidates(config)
+    except ValueError as error:
+        yield Check("model", "exit layers", "warn", str(error))  # self:auto will fail; self:E runs
+        return
     exits = ", ".join(map(str, candidates.exit_layers))
     found = f"{candidates.first} to begin with, of {exits} (by {candidates.source})"
     if candidates.source.endswith("depth"):
@@ -211,7 +215,7 @@ def num_state_bytes(config: VllmConfig) -> int:
 
 def _one_line(error: Exception) -> str:
     """The message, without pydantic's frame around it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    lines = [line for line in lines if not line.startswith("For further information")]
-    text = " ".join(lines) or type(error).__name__
-    return text.partition("Value error, ")[2].rpartition(" [type=")[0] or text
+    from layerskip_vllm.vllm_config.self_speculation import describe_faults
+
+    text = describe_faults(error) if isinstance(error, ValidationError) else str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 
 from layerskip_vllm.compat.releases import SUPPORTED_VLLM, is_supported_vllm, release_series
 from layerskip_vllm.doctor.checks import Check
+from layerskip_vllm.measure.host import installed_versions
 from layerskip_vllm.version import __version__
 
 SECTION = "installation"
@@ -22,13 +23,8 @@ PLUGIN = "layerskip"
 
 def versions() -> dict[str, str]:
     """Package -> version, of those that are installed."""
-    found = {"layerskip-vllm": __version__, "python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    own = {"layerskip-vllm": __version__, "python": platform.python_version()}
+    return own | installed_versions(PACKAGES)
 
 
 def check_installation() -> Iterator[Check]:

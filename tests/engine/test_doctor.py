@@ -1,8 +1,8 @@
 """`layerskip-vllm doctor MODEL FLAGS` finds what an engine would do, without making one."""
 
 import json
+import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -38,20 +38,40 @@ def test_a_model_without_exits_of_its_own_gets_a_warning(random_llama):
     assert checks["plain vLLM"].found.startswith("model runner V1")
 
 
-def test_exits_of_the_checkpoint_are_recommended(random_llama, tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    for file in Path(random_llama()).iterdir():
-        (model / file.name).write_bytes(file.read_bytes())
-    config = json.loads((model / "config.json").read_text())
-    config["layerskip"] = {"exit_layers": [4, 2], "num_speculative_tokens": 6}
-    (model / "config.json").write_text(json.dumps(config))
-    checks = found(str(model))
+@pytest.fixture
+def knowing(random_llama, tmp_path):
+    """`knowing(value)` -> path of a checkpoint whose config.json has that value for `layerskip`."""
+
+    def copy(value: object) -> str:
+        shutil.copytree(random_llama(), tmp_path / "model")
+        config = json.loads((tmp_path / "model" / "config.json").read_text())
+        (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"layerskip": value}))
+        return str(tmp_path / "model")
+
+    return copy
+
+
+def test_exits_of_the_checkpoint_are_recommended(knowing):
+    checks = found(knowing({"exit_layers": [4, 2], "num_speculative_tokens": 6}))
     assert checks["exit layers"].status == "ok"
     assert (
         "4 to begin with, of 2, 4 (by the checkpoint's config.json)" in checks["exit layers"].found
     )
     assert checks["drafts"].found == "at most 6 tokens, by the first 2 or 4 of 6 layers"
+
+
+def test_bad_exits_of_a_checkpoint_stop_auto_alone(knowing):
+    model = knowing({"exit_layers": [9]})
+    assert "exit_layers" in failure(model)
+    checks = found(model, "--speculative-model", "self:2")
+    assert checks["exit layers"].status == "warn"
+    assert checks["self:2"].status == "ok"
+
+
+def test_another_method_is_left_as_it_is(random_llama):
+    checks = found(random_llama(), "--speculative-config", '{"method": "ngram"}')
+    assert checks["ngram"].status == "fail"  # its K is missing
+    assert "num_speculative_tokens" in checks["ngram"].found
 
 
 def test_memory_is_what_an_engine_takes(random_llama):

@@ -3,11 +3,10 @@
 The data is docs/data/compatibility.yaml. A unit test fails if the table is stale.
 """
 
-from pathlib import Path
-
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.unit.doc_blocks import ROOT
+
 DATA = ROOT / "docs" / "data" / "compatibility.yaml"
 PAGE = ROOT / "docs" / "compatibility.md"
 BEGIN = "<!-- features: python -m tests.unit.compatibility -->"

@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.unit.doc_blocks import ROOT
+
 FIGURE = re.compile(r"(?<![\d.,])\d[\d,]*(?:\.\d+)?(?![\d,]*\.?\d)")
 SPREAD = re.compile(r"\[.*?\]|\(.*?\)")
 """Quartiles, ranges and goals in a cell."""

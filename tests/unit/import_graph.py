@@ -8,13 +8,12 @@ module at the root. Imports inside functions and under TYPE_CHECKING count, and 
 from html import escape
 from pathlib import Path
 
+import networkx as nx
+
 from layerskip_vllm.cli import COMMANDS
 from tests.unit.imports import PACKAGE, imported_names
 
 FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "imports.svg"
-
-Graph = dict[str, set[str]]
-"""Part -> the parts that it imports."""
 
 LEFT_OUT = {"__init__", "version"}
 """They hold a few names, which any part may use."""
@@ -28,8 +27,9 @@ STYLE = """
 """
 
 
-def import_graph() -> Graph:
-    graph: Graph = {}
+def import_graph() -> nx.DiGraph:
+    """An edge leads from a part to one that it imports."""
+    graph: dict[str, set[str]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         part = part_of(path.relative_to(PACKAGE).with_suffix("").parts)
         folder = ".".join(path.relative_to(PACKAGE.parent).parent.parts)
@@ -38,59 +38,30 @@ def import_graph() -> Graph:
         graph.setdefault(part, set()).update(map(part_of, ours))
     graph["cli"] |= {module.split(".")[1] for module, _ in COMMANDS.values()}
     parts = graph.keys() - LEFT_OUT
-    return {part: (graph[part] & parts) - {part} for part in sorted(parts)}
+    return nx.DiGraph({part: sorted((graph[part] & parts) - {part}) for part in sorted(parts)})
 
 
 def part_of(names: tuple[str, ...]) -> str:
     return names[0]
 
 
-def reachable(graph: Graph, part: str) -> set[str]:
-    """What a part imports, and what those import."""
-    found, left = set(), [part]
-    while left:
-        for target in graph[left.pop()] - found:
-            found.add(target)
-            left.append(target)
-    return found
-
-
-def direct_edges(graph: Graph) -> set[tuple[str, str]]:
-    """The imports that no chain of other imports implies."""
-    return {
-        (part, target)
-        for part, targets in graph.items()
-        for target in targets
-        if not any(target in reachable(graph, other) for other in targets - {target})
-    }
-
-
-def rows_of(graph: Graph) -> list[list[str]]:
+def rows_of(graph: nx.DiGraph) -> list[list[str]]:
     """The parts by the longest chain of imports above them, each row near those that import it."""
-    depth: dict[str, int] = {}
-
-    def measure(part: str) -> int:
-        if part not in depth:
-            above = [measure(other) for other, targets in graph.items() if part in targets]
-            depth[part] = max(above, default=-1) + 1
-        return depth[part]
-
-    rows: list[list[str]] = [[] for _ in range(max(map(measure, graph)) + 1)]
-    for part in graph:
-        rows[depth[part]].append(part)
     place: dict[str, float] = {}
-    for row in rows:
-        row.sort(key=lambda part: (barycentre(graph, part, place), part))
+    rows = []
+    for generation in nx.topological_generations(graph):
+        row = sorted(generation, key=lambda part: (barycentre(graph, part, place), part))
         place |= {part: (index + 0.5) / len(row) for index, part in enumerate(row)}
+        rows.append(row)
     return rows
 
 
-def barycentre(graph: Graph, part: str, place: dict[str, float]) -> float:
-    above = [place[other] for other, targets in graph.items() if part in targets and other in place]
+def barycentre(graph: nx.DiGraph, part: str, place: dict[str, float]) -> float:
+    above = [place[other] for other in graph.predecessors(part)]
     return sum(above) / len(above) if above else 0.5
 
 
-def svg(graph: Graph) -> str:
+def svg(graph: nx.DiGraph) -> str:
     """The graph as a picture: implied imports are thin and grey."""
     rows = rows_of(graph)
     width = max(map(len, rows)) * (BOX_WIDTH + GAP) - GAP + 2 * MARGIN
@@ -100,11 +71,8 @@ def svg(graph: Graph) -> str:
         for y, row in enumerate(rows)
         for column, part in enumerate(row)
     }
-    direct = direct_edges(graph)
-    edges = sorted(
-        ((part, target) for part in graph for target in graph[part]),
-        key=lambda edge: (edge in direct, edge),
-    )
+    direct = nx.transitive_reduction(graph).edges
+    edges = sorted(graph.edges, key=lambda edge: (edge in direct, edge))
     lines = [edge_path(edge, centres, is_direct=edge in direct) for edge in edges]
     lines += [box(part, *centre) for part, centre in sorted(centres.items())]
     return "\n".join(
