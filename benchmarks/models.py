@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.checkpoints import cached, cut, num_parameters, save_cut
 from benchmarks.random_llama import LLAMA_128K, SMALL, TINYLLAMA, Shape
+from layerskip_vllm.checkpoint.settings import CheckpointSettings, write_settings
 from layerskip_vllm.demo.models import MODELS as DEMO_MODELS
 from layerskip_vllm.demo.models import DemoModel
 
@@ -116,7 +117,8 @@ class CalibratedModel:
         """Return the model; build it if the cache does not have it."""
         recipe = (
             f"{self.shape} E={self.exit_layer} {self.dtype} {self.acceptance}+-{self.tolerance} "
-            f"{self.num_calibration_prompts}x({self.prompt_len}+{self.calibration_tokens})"
+            f"{self.num_calibration_prompts}x({self.prompt_len}+{self.calibration_tokens}) "
+            "named exit"
         )
         directory = cached(self.name, recipe, self._build)
         draft_vocab: dict[str, object] = {}
@@ -158,6 +160,8 @@ class CalibratedModel:
         counts = {token_id: 1 / (1 + token_id) for token_id in range(self.shape.vocab_size)}
         (directory / "token_counts.json").write_text(json.dumps(counts))
         model.save_pretrained(directory / "model")
+        # As training does: `self:auto` would not look for a calibrated exit at another depth.
+        write_settings(directory / "model", CheckpointSettings((self.exit_layer,)))
         save_cut(model, self.exit_layer, directory / "cut")
 
     def _prompts(self, num_prompts: int, seed: int) -> list[list[int]]:
@@ -207,14 +211,14 @@ MODELS: dict[str, CalibratedModel | TextModel] = {
     for model in (
         CalibratedModel(
             name="dialled",
-            description="TinyLlama-1.1B's shape, random weights, acceptance calibrated to 0.80",
+            description="TinyLlama-1.1B's shape, random weights, match rate set to 0.80",
             shape=TINYLLAMA,
             exit_layer=6,
         ),
         CalibratedModel(
             name="dialled-128k",
             description="Llama-3.2-1B's shape with its vocabulary of 128k, random weights, "
-            "acceptance calibrated to 0.80",
+            "match rate set to 0.80",
             shape=LLAMA_128K,
             exit_layer=4,
             draft_vocab_size=36_864,

@@ -35,9 +35,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(others)}")
     try:
         return command.run(args)
-    except (ValueError, OSError) as error:
-        print(f"layerskip-vllm {args.command}: {error}", file=sys.stderr)
-        return 2
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except ValueError as error:
+        reason = str(error)
+    print(f"layerskip-vllm {args.command}: {reason}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

@@ -10,23 +10,23 @@ from typing import Protocol, cast
 
 
 class Hook(Protocol):
-    """What a module of a hook defines."""
+    """What the module of a hook defines."""
 
     def is_needed(self) -> bool:
-        """Whether this vLLM lacks what the hook brings."""
+        """Whether this vLLM lacks what the hook adds."""
 
     def install(self) -> None:
         """Install the hook; a second call changes nothing."""
 
 
 def hooks_of(folder: ModuleType) -> Iterator[Hook]:
-    """Import each hook of `compat.every_process` or `compat.worker`, by name."""
+    """Import and yield each hook of `compat.every_process` or `compat.worker`, sorted by name."""
     for module in pkgutil.iter_modules(folder.__path__):
         yield cast(Hook, importlib.import_module(f"{folder.__name__}.{module.name}"))
 
 
 def install_hooks(folder: ModuleType) -> None:
-    """Install the hooks of a folder that this vLLM needs. May run often."""
+    """Install those hooks of a folder that this vLLM needs. May run often."""
     for hook in hooks_of(folder):
         if hook.is_needed():
             hook.install()

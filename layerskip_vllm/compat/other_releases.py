@@ -2,12 +2,12 @@
 
 Target: vllm.engine.arg_utils:EngineArgs.add_cli_args,
     vllm.engine.arg_utils:EngineArgs.create_speculative_config
-Reason: None of the other hooks is installed there: `self:E` would end in an error about a missing
-    checkpoint, and early exit would serve the whole model.
-How: Where the second method exists, checks the engine arguments and names both versions; without
-    `self:E` and options of ours it calls the original with whatever arguments it got. Likewise the
-    first gets hidden `--speculative-model` and `--early-exit`, unless that vLLM has them. Registers
-    no models, changes nothing else.
+Reason: None of the other hooks is installed on such a vLLM. `self:E` would end in an error about a
+    missing checkpoint, and early exit would serve the whole model.
+How: Wraps each method if it exists. The second checks the engine arguments: for `self:E` or options
+    of ours it raises an error that names both versions, else it calls the original with the same
+    arguments. The first adds hidden `--speculative-model` and `--early-exit`, unless that vLLM has
+    them. Registers no models and changes nothing else.
 Upstream: 0002-speculative-config-factory.patch: a factory that raises.
 May go: When every vLLM on which the plugin can be installed lets plugins create speculative
     configurations.
@@ -24,7 +24,7 @@ from layerskip_vllm.config import OPTIONS_KEY, is_self_model
 
 
 def refuse_self_speculation(message: str) -> None:
-    """Leave this vLLM alone, but answer requests for anything of ours with a message."""
+    """Leave this vLLM unchanged, except that it refuses our features with this message."""
     import vllm.engine.arg_utils
 
     def refuse_self_model(value: str) -> str:
@@ -54,7 +54,7 @@ def refuse_self_speculation(message: str) -> None:
 
 
 def _asks_for_ours(engine_args: object) -> bool:
-    """Whether the engine arguments of whatever vLLM name `self:E` or hold options of ours."""
+    """Whether the engine arguments of any vLLM release name `self:E` or hold options of ours."""
 
     def given(setting: str, key: str) -> object:
         value = getattr(engine_args, setting, None)

@@ -1,6 +1,6 @@
-"""The release series of vLLM, and those whose internals this package was written against.
+"""vLLM's release series, and those whose internals this package supports.
 
-For hooks whose behaviour costs too much to probe.
+Hooks check the release where a probe of vLLM's behaviour would cost too much.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from packaging.version import Version
 
 SUPPORTED_VLLM = ("0.32", "0.33")
-"""Release series, the oldest first. docs/compatibility.md says what ran on each."""
+"""Release series, the oldest first. docs/compatibility.md lists what ran on each."""
 
 
 def release_series(version: str) -> str:
@@ -18,7 +18,7 @@ def release_series(version: str) -> str:
 
 
 def is_supported_vllm() -> bool:
-    """Whether the installed vLLM is of a series whose internals we know."""
+    """Whether the installed vLLM belongs to a supported series."""
     import vllm.version
 
     return release_series(vllm.version.__version__) in SUPPORTED_VLLM

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 Status = Literal["ok", "warn", "fail"]
@@ -19,6 +19,7 @@ class Check:
         status: warn: it runs, and perhaps not as the user expects. fail: it does not run.
         found: What was found, in words.
         advice: The way out of a warning or failure; empty: none is needed.
+        values: What was found, for programs; names carry units.
     """
 
     section: str
@@ -26,6 +27,7 @@ class Check:
     status: Status
     found: str
     advice: str = ""
+    values: Mapping[str, object] = field(default_factory=dict)
 
 
 def will_run(checks: Sequence[Check]) -> bool:

@@ -6,74 +6,78 @@ import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-import torch
 from pydantic import ValidationError
 
-from layerskip_vllm.checkpoint.settings import SETTINGS_KEY
 from layerskip_vllm.config import AUTO_MODEL, EARLY_EXIT, OPTIONS_KEY, is_self_model
 from layerskip_vllm.doctor.checks import Check
-from layerskip_vllm.models import SUPPORTED_ARCHITECTURES
+from layerskip_vllm.doctor.flags import advice_on, parse_flags
+from layerskip_vllm.doctor.memory import check_memory
+from layerskip_vllm.doctor.model import check_model
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import VllmConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from layerskip_vllm.vllm_config.exit_candidates import ExitCandidates
+SECTION = "engine"
 
 
 def check_engine(model: str, flags: Sequence[str]) -> Iterator[Check]:
     """Yield the checks of `vllm serve MODEL FLAGS`; self:auto where the flags name no exit.
 
-    The model's come first, by plain vLLM's configuration; its failure ends the checks.
+    The model's come first, by plain vLLM's configuration, also where a flag is bad.
     """
     if not Path(model).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         yield Check("model", "configuration", "fail", f"{model}: no such folder")
         return
+    bad_flags = None
     try:
-        arguments = serve_parser().parse_args(["serve", model, *flags])
-        arguments.model = arguments.model_tag
+        arguments = parse_flags(model, flags)
     except ValueError as error:
-        yield Check("engine", "flags", "fail", str(error), "vllm serve --help lists the flags")
-        return
+        arguments = parse_flags(model, [])
+        bad_flags = Check(SECTION, "flags", "fail", str(error), advice_on(flags))
     try:
         plain = _plain_config(arguments)
     except Exception as error:  # vLLM, transformers and the hub raise many types
-        advice = "give a folder with config.json, or a hub name; hf auth login where it is gated"
-        is_missing = isinstance(error, OSError)
-        yield Check(
-            "model", "configuration", "fail", _one_line(error), advice if is_missing else ""
-        )
-        return
-    yield from _check_model(plain.model_config)
-    yield Check("engine", "plain vLLM", "ok", f"model runner {_manner(plain)}")
-    args = _engine_args(arguments)
+        yield _bad_model(error)
+        plain = None
+    else:
+        yield from check_model(plain.model_config)
+    if bad_flags is not None:
+        yield bad_flags
+    elif plain is not None:
+        manner = _manner(plain)
+        found = f"model runner {_in_words(manner)}"
+        yield Check(SECTION, "plain vLLM", "ok", found, values=manner)
+        yield from _check_flags(_engine_args(arguments))
+
+
+def _bad_model(error: Exception) -> Check:
+    is_missing = isinstance(error, OSError)
+    advice = "give a folder with config.json, or a hub name; hf auth login where it is gated"
+    return Check("model", "configuration", "fail", _one_line(error), advice if is_missing else "")
+
+
+def _check_flags(args: AsyncEngineArgs) -> Iterator[Check]:
     asked = _asked(args)
     try:
         config = args.create_engine_config()
-    except Exception as error:
-        yield Check("engine", asked, "fail", _one_line(error))
+    except Exception as error:  # as above
+        yield Check(SECTION, asked, "fail", _one_line(error))
         return
-    yield Check("engine", asked, "ok", "vLLM accepts model and flags")
+    yield Check(SECTION, asked, "ok", "vLLM accepts model and flags")
     if is_self_model(asked):
         yield from _check_speculation(config, args)
-        yield from _check_memory(config)
+        yield from check_memory(config)
 
 
-def serve_parser() -> FlexibleArgumentParser:
-    """The parser of `vllm`, with `serve` alone; it raises ValueError where it would exit."""
-    from vllm.entrypoints.cli.serve import ServeSubcommand
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-    class Parser(FlexibleArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise ValueError(message)
-
-    parser = Parser(prog="vllm")
-    ServeSubcommand().subparser_init(parser.add_subparsers())
-    return parser
+def _plain_config(arguments: argparse.Namespace) -> VllmConfig:
+    args = _engine_args(arguments)
+    args.spec_model = args.spec_tokens = args.spec_method = args.speculative_config = None
+    others = args.additional_config or {}
+    args.additional_config = {key: value for key, value in others.items() if key != OPTIONS_KEY}
+    return args.create_engine_config()
 
 
 def _engine_args(arguments: argparse.Namespace) -> AsyncEngineArgs:
@@ -98,119 +102,39 @@ def _asked(args: AsyncEngineArgs) -> str:
     return next(filter(None, names), AUTO_MODEL)
 
 
-def _plain_config(arguments: argparse.Namespace) -> VllmConfig:
-    args = _engine_args(arguments)
-    args.spec_model = args.spec_tokens = args.spec_method = args.speculative_config = None
-    others = args.additional_config or {}
-    args.additional_config = {key: value for key, value in others.items() if key != OPTIONS_KEY}
-    return args.create_engine_config()
-
-
-def _check_model(config: ModelConfig) -> Iterator[Check]:
-    architecture = config.architecture
-    if architecture not in SUPPORTED_ARCHITECTURES:
-        yield Check(
-            "model",
-            "family",
-            "fail",
-            f"{architecture}; supported: {', '.join(SUPPORTED_ARCHITECTURES)}",
-            "serve it without self:E, or add its family (docs/add-a-family.md)",
-        )
-        return
-    quantization = config.quantization or "none"
-    yield Check("model", "family", "ok", f"{architecture}, quantization {quantization}")
-    shape = (
-        f"{config.get_total_num_hidden_layers()} layers of width {config.get_hidden_size()}, "
-        f"vocabulary {config.get_vocab_size()}, context {config.max_model_len}, "
-        f"{str(config.dtype).removeprefix('torch.')}"
-    )
-    yield Check("model", "shape", "ok", shape)
-    try:
-        candidates = _candidates(config)
-    except ValueError as error:
-        yield Check("model", "exit layers", "warn", str(error))  # self:auto will fail; self:E runs
-        return
-    exits = ", ".join(map(str, candidates.exit_layers))
-    found = f"{candidates.first} to begin with, of {exits} (by {candidates.source})"
-    if candidates.source.endswith("depth"):
-        yield Check(
-            "model",
-            "exit layers",
-            "warn",
-            f"{found}; nothing says that the checkpoint was trained for early exit",
-            "layerskip-vllm lens MODEL shows what each layer predicts; "
-            "layerskip-vllm train trains it",
-        )
-    else:
-        yield Check("model", "exit layers", "ok", found)
-
-
-def _candidates(config: ModelConfig) -> ExitCandidates:
-    from layerskip_vllm.vllm_config.exit_candidates import ModelShape, find_candidates
-
-    shape = ModelShape(
-        config.get_total_num_hidden_layers(), config.get_hidden_size(), config.get_vocab_size()
-    )
-    return find_candidates({}, getattr(config.hf_config, SETTINGS_KEY, None), shape)
-
-
 def _check_speculation(config: VllmConfig, args: AsyncEngineArgs) -> Iterator[Check]:
     from layerskip_vllm.vllm_config.runner import choose_runner
 
-    speculative_config = config.speculative_config
-    layerskip = speculative_config.layerskip
+    layerskip = config.speculative_config.layerskip
+    num_tokens = config.speculative_config.num_speculative_tokens
     exits = " or ".join(map(str, layerskip.exit_layers))
-    yield Check(
-        "engine",
-        "drafts",
-        "ok",
-        f"at most {speculative_config.num_speculative_tokens} tokens, by the first {exits} of "
-        f"{layerskip.num_layers} layers",
-    )
+    found = f"at most {num_tokens} tokens, by the first {exits} of {layerskip.num_layers} layers"
+    values = {
+        "exit_layers": list(layerskip.exit_layers),
+        "num_speculative_tokens": num_tokens,
+        "draft_vocab_size": layerskip.draft_vocab_size,
+    }
+    yield Check(SECTION, "drafts", "ok", found, values=values)
     _, reason = choose_runner(args)
-    yield Check("engine", "model runner", "ok", f"{_manner(config)}; {reason}")
+    manner = _manner(config)
+    found = f"{_in_words(manner)}; {reason}"
+    yield Check(SECTION, "model runner", "ok", found, values=manner | {"reason": reason})
 
 
-def _manner(config: VllmConfig) -> str:
-    """How an engine runs: model runner, CUDA graphs, scheduling."""
-    runner = "V2" if config.use_v2_model_runner else "V1"
-    graphs = config.compilation_config.cudagraph_mode.name
-    graphs = "no CUDA graphs" if graphs == "NONE" else f"CUDA graphs {graphs}"
-    is_async = config.scheduler_config.async_scheduling
-    return f"{runner}, {graphs}, {'asynchronous' if is_async else 'synchronous'} scheduling"
+def _manner(config: VllmConfig) -> dict[str, object]:
+    """How an engine runs."""
+    return {
+        "runner": "V2" if config.use_v2_model_runner else "V1",
+        "cudagraph_mode": config.compilation_config.cudagraph_mode.name,
+        "async_scheduling": bool(config.scheduler_config.async_scheduling),
+    }
 
 
-def _check_memory(config: VllmConfig) -> Iterator[Check]:
-    model, layerskip = config.model_config, config.speculative_config.layerskip
-    yield Check(
-        "memory", "exit query cache", "ok", f"{num_state_bytes(config) / 1e6:.1f} MB a rank"
-    )
-    size = layerskip.draft_vocab_size
-    found = "none: drafts use the whole LM head"
-    if size is not None:
-        num_bytes = size * model.get_hidden_size() * model.dtype.itemsize
-        found = f"{num_bytes / 1e6:.1f} MB in all: {size} of {model.get_vocab_size()} tokens"
-    yield Check("memory", "draft vocabulary", "ok", found)
-
-
-def num_state_bytes(config: VllmConfig) -> int:
-    """Bytes of the exit query cache, and of what V2 keeps to observe several exits."""
-    from layerskip_vllm.runner_v2.passing_states import PassingStates
-    from layerskip_vllm.spec_decode.exit_query_cache import ExitQueryCache
-
-    on_v2, model = config.use_v2_model_runner, config.model_config
-    shape = (
-        config.scheduler_config.max_num_seqs + on_v2,  # V2's last row is nobody's
-        config.speculative_config.num_speculative_tokens,
-        model.get_hidden_size(),
-        model.dtype,
-        torch.device("meta"),
-    )
-    num_bytes = ExitQueryCache(*shape).num_bytes
-    num_exits = len(config.speculative_config.layerskip.exit_layers)
-    if on_v2 and num_exits > 1:
-        num_bytes += PassingStates(num_exits, *shape).num_bytes
-    return num_bytes
+def _in_words(manner: Mapping[str, object]) -> str:
+    mode = manner["cudagraph_mode"]
+    graphs = "no CUDA graphs" if mode == "NONE" else f"CUDA graphs {mode}"
+    scheduling = "asynchronous" if manner["async_scheduling"] else "synchronous"
+    return f"{manner['runner']}, {graphs}, {scheduling} scheduling"
 
 
 def _one_line(error: Exception) -> str:

@@ -103,4 +103,5 @@ def _platform(current) -> Check:  # type: ignore[no-untyped-def]
 
     is_cpu = current.device_type == "cpu"
     name = torch.backends.cpu.get_cpu_capability() if is_cpu else current.get_device_name()
-    return Check(SECTION, "platform", "ok", f"{current.device_type}, {name}")
+    values = {"device_type": current.device_type, "name": name}
+    return Check(SECTION, "platform", "ok", "{device_type}, {name}".format(**values), values=values)

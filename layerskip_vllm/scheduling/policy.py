@@ -29,8 +29,8 @@ FIRST_PROBE, LAST_PROBE, LAST_PLAIN_PROBE = 8, 128, 512
 exits where nothing is drafted: observing steps show acceptance there, and probes only time."""
 
 PLAIN_STEPS = 6
-"""With several exits, steps without drafts when a batch size is new: nothing else shows how much
-more a step with more rows takes. The first may end a prompt, and then it is not timed."""
+"""Steps without drafts when a batch size is new: nothing else shows how much more a step with more
+rows takes. The first may end a prompt, and then it is not timed."""
 
 
 class Choice(NamedTuple):
@@ -92,7 +92,7 @@ class DraftPolicy:
         most = max(limits, default=0)
         if not self.is_adaptive or most == 0:
             return Choice(self._exit_index, most)
-        if self.has_exits and self._is_new(len(limits)):
+        if self._is_new(len(limits)):
             return Choice(self._exit_index, 0)
         exit_index, num_drafts = self._best_or_probe(limits, most)
         is_due = self.has_exits and self._observing.is_due(exit_index, num_drafts)

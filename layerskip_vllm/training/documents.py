@@ -24,7 +24,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from layerskip_vllm.training.recipe import DataSource
+from layerskip_vllm.training.recipe import DataSection, DataSource
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +47,30 @@ COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 TEXT, MESSAGES, PROMPT_COMPLETION = ("text",), ("messages",), ("prompt", "completion")
 """Columns of the forms."""
 
+TRAIN, VALIDATION = "data.train", "data.validation"
+"""Keys of a recipe."""
+
 READ_ERRORS = (DatasetGenerationError, pyarrow.ArrowException, UnicodeDecodeError, EOFError)
 """What `datasets` raises where a file is not what its name says."""
+
+
+def sources_of(section: DataSection) -> dict[str, DataSource]:
+    """A recipe's sources, by their keys TRAIN and VALIDATION."""
+    sources = {TRAIN: section.train, VALIDATION: section.validation}
+    return {key: source for key, source in sources.items() if source is not None}
+
+
+@contextmanager
+def naming_key(key: str) -> Iterator[None]:
+    """Put a recipe's key before the message of what the block raises.
+
+    Raises:
+        ValueError: In the place of a ValueError or an OSError.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{key}: {error}") from error
 
 
 def load_documents(source: DataSource, streaming: bool) -> Documents:
@@ -102,7 +124,8 @@ def expand(patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         found = sorted(path for path in glob.glob(pattern, recursive=True) if Path(path).is_file())
         if not found:
-            raise ValueError(f"files: {pattern!r} matches no file")
+            where = "" if Path(pattern).is_absolute() else f" in {Path.cwd()}"
+            raise ValueError(f"files: {pattern!r} matches no file{where}")
         paths += found
     return paths
 

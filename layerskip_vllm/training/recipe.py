@@ -212,7 +212,9 @@ def _fault(error: Mapping) -> str:
     if error["type"] == "extra_forbidden":
         return f"{key}={error['input']!r}: unknown key; {_known_keys(error['loc'])}"
     if error["type"] == "missing":
-        return f"{key} is missing"
+        presets = ", ".join(preset_names())
+        help_ = f": give its keys, or `preset`, one of {presets}" if key == "layerskip" else ""
+        return f"{key} is missing{help_}"
     if error["type"].startswith(("greater_than", "less_than")):
         return f"{key}={error['input']!r} must be in {_range(error['loc'])}"
     return f"{key}={error['input']!r}: {error['msg'].removeprefix('Value error, ')}"

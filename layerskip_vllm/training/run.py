@@ -27,7 +27,16 @@ from layerskip_vllm.checkpoint.settings import (
 )
 from layerskip_vllm.training.card import write_card
 from layerskip_vllm.training.checkpoints import finishing, last_whole_checkpoint
-from layerskip_vllm.training.documents import expand, is_text, load_documents, naming_bad_files
+from layerskip_vllm.training.documents import (
+    TRAIN,
+    VALIDATION,
+    expand,
+    is_text,
+    load_documents,
+    naming_bad_files,
+    naming_key,
+    sources_of,
+)
 from layerskip_vllm.training.recipe import ModelSection, Recipe
 from layerskip_vllm.training.replayed import best_settings
 from layerskip_vllm.training.trainer import LayerSkipTrainer
@@ -49,15 +58,16 @@ def train(recipe: Recipe, resume: bool = False) -> None:
     """
     args = training_arguments(recipe)
     checkpoint = _checkpoint(args, resume)
-    sources = [source for source in (recipe.data.train, recipe.data.validation) if source]
-    for source in sources:
-        expand(source.files or ())
+    sources = sources_of(recipe.data)
+    for key, source in sources.items():
+        with naming_key(key):
+            expand(source.files or ())
     set_seed(args.seed)
     tokenizer = load_tokenizer(recipe.model)
     model = load_model(recipe.model, tokenizer)
     check_exit_layers(recipe, model.config.num_hidden_layers)
     _warn_of_other_tokens(tokenizer, model)
-    with naming_bad_files(*sources):  # streams are read in steps and evaluations
+    with naming_bad_files(*sources.values()):  # streams are read in steps and evaluations
         trainer = make_trainer(recipe, args, model, tokenizer)
         trainer.train(resume_from_checkpoint=checkpoint)
         step, num_steps = trainer.state.global_step, trainer.state.max_steps
@@ -84,9 +94,11 @@ def make_trainer(
 ) -> LayerSkipTrainer:
     """Load the documents; the trainer tokenizes and packs them."""
     section = recipe.data
-    with args.main_process_first():  # one rank per host reads, the others take its cache
-        documents = load_documents(section.train, section.streaming)
-        validation = section.validation and load_documents(section.validation, section.streaming)
+    loaded = {}
+    for key, source in sources_of(section).items():
+        with naming_key(key), args.main_process_first():  # the host's others take its cache
+            loaded[key] = load_documents(source, section.streaming)
+    documents, validation = loaded[TRAIN], loaded.get(VALIDATION)
     plain_text = is_text(documents)
     if section.streaming:
         # Without an end: the Trainer can resume within one pass, but not within the second.
@@ -140,9 +152,13 @@ def load_tokenizer(section: ModelSection) -> PreTrainedTokenizerBase:
     Raises:
         ValueError: It has no such token.
     """
-    tokenizer = AutoTokenizer.from_pretrained(section.tokenizer or section.path)
+    key, name = "model.tokenizer", section.tokenizer
+    if name is None:
+        key, name = "model.path", section.path
+    with naming_key(f"{key}={name!r}"):
+        tokenizer = AutoTokenizer.from_pretrained(name)
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"the tokenizer of {section.tokenizer or section.path} has no eos_token")
+        raise ValueError(f"the tokenizer of {name} has no eos_token")
     return tokenizer
 
 
@@ -154,7 +170,8 @@ def load_model(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> Pre
             not fit the model.
     """
     if section.path is not None:
-        model = AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
+        with naming_key(f"model.path={section.path!r}"):
+            model = AutoModelForCausalLM.from_pretrained(section.path, dtype=torch.float32)
         check_tokens(tokenizer, model.get_input_embeddings().weight.shape[0])
         return model
     config = dict(section.config or {})

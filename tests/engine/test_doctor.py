@@ -77,11 +77,17 @@ def test_another_method_is_left_as_it_is(random_llama):
 
 def test_memory_is_what_an_engine_takes(random_llama):
     flags = ("--dtype", "float32", "--spec-model", "self:3", "--spec-tokens", "3")
-    stated = found(random_llama(), *flags)["exit query cache"].found
+    checks = found(random_llama(), *flags)
+    stated = checks["exit query cache"]
     llm = make_llm(random_llama(), spec_model="self:3", spec_tokens=3, max_num_seqs=4)
     num_bytes = drafter(model_runner(llm)).exit_query_cache.num_bytes
+    caches = model_runner(llm).kv_caches
+    num_tokens = caches[0].shape[0] * llm.llm_engine.vllm_config.cache_config.block_size
+    num_kv_bytes = sum(cache.nbytes for cache in caches)
     shut_down(llm)
-    assert stated == f"{num_bytes / 1e6:.1f} MB a rank"
+    assert checks["KV cache"].values == {"bytes_per_token": num_kv_bytes / num_tokens}
+    assert stated.found == f"{num_bytes / 1e6:.1f} MB a rank"
+    assert stated.values == {"bytes_per_rank": num_bytes}
 
 
 @pytest.mark.parametrize(
@@ -112,6 +118,20 @@ def test_other_models_are_refused(tmp_path):
     assert checks["family"].found.startswith("GPT2LMHeadModel; supported: LlamaForCausalLM")
 
 
+@pytest.mark.parametrize(
+    ("flag", "advice"),
+    [
+        ("--speculativ-model=self:2", "did you mean --speculative-model?"),
+        ("--max_modl_len=32", "did you mean --max-model-len?"),
+        ("--frobnicate", "vllm serve --help lists the flags"),
+    ],
+)
+def test_a_similar_flag_is_named_for_an_unknown_one(random_llama, flag, advice):
+    checks = found(random_llama(), flag)
+    assert checks["flags"].advice == advice
+    assert checks["shape"].values["num_layers"] == 6
+
+
 def test_a_missing_model_is_one_line(tmp_path):
     assert failure(str(tmp_path / "nothing")) == f"{tmp_path / 'nothing'}: no such folder"
     (tmp_path / "empty").mkdir()
@@ -122,6 +142,7 @@ def test_a_missing_model_is_one_line(tmp_path):
     ("flag", "message"),
     [
         ("--speculativ-model=self:2", "unrecognized arguments: --speculativ-model=self:2"),
+        ("--max_modl_len=32", "unrecognized arguments"),
         ("--speculative-model=self:x", "'self:x': expected self:E"),
         ("--max-model-len=99999", "99999"),
     ],

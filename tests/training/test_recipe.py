@@ -57,7 +57,10 @@ def write(tmp_path, **changes):
             {"layerskip__pmax": 0.1},
             "layerskip.pmax=0.1: unknown key; known keys: p_max, dropout_schedule, e_scale",
         ),
-        ({"layerskip": None}, "layerskip is missing"),
+        (
+            {"layerskip": None},
+            "layerskip is missing: give its keys, or `preset`, one of code-finetune",
+        ),
         ({"model__path": None}, "give either path (a checkpoint to continue from) or config"),
         (
             {"model__path": None, "model__config": {}},
@@ -100,7 +103,28 @@ def test_a_recipe_that_is_not_a_mapping_is_refused(tmp_path, text):
 
 def test_a_missing_recipe_is_named(capsys):
     assert main(["train", "nowhere.yaml"]) == 2
-    assert "nowhere.yaml" in capsys.readouterr().err
+    expected = "layerskip-vllm train: nowhere.yaml: No such file or directory\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__train__files": ["a.jsonl"]}, "data.train: files: 'a.jsonl' matches no file in /"),
+        (
+            {"data__train__files": [str(EXAMPLES / "*.yaml")], "data__validation__files": ["b"]},
+            "data.validation: files: 'b' matches no file in /",
+        ),
+        ({"model__tokenizer": "nowhere"}, "model.tokenizer='nowhere': "),
+        ({"model__path": "nowhere"}, "model.path='nowhere': "),
+    ],
+)
+def test_what_does_not_exist_is_named_with_its_key(tmp_path, capsys, monkeypatch, changes, message):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    files = {"data__train__files": [str(EXAMPLES / "*.yaml")]}
+    output = {"trainer__output_dir": str(tmp_path / "out")}
+    assert main(["train", str(write(tmp_path, **(files | output | changes)))]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_numbers_may_be_written_without_a_point(tmp_path):

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from vllm.entrypoints.cli.benchmark.serve import BenchmarkServingSubcommand
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from layerskip_vllm import plugin
 from layerskip_vllm.cli import COMMANDS
-from layerskip_vllm.doctor.engine import serve_parser
+from layerskip_vllm.doctor.flags import serve_parser
 from layerskip_vllm.training.recipe import Recipe, load_recipe
 from tests.unit.doc_blocks import (
     PAGES,
@@ -87,6 +88,13 @@ def test_a_command_of_ours_in_a_sentence_has_known_flags(command):
 @pytest.mark.parametrize("command", those_of(FENCED, "vllm", "serve"), ids=str)
 def test_a_block_that_serves_parses(command):
     vllm_parser().parse_args(command.words[1:])
+
+
+@pytest.mark.parametrize("command", those_of(FENCED, "vllm", "bench", "serve"), ids=str)
+def test_a_block_that_measures_a_server_parses(command):
+    parser = FlexibleArgumentParser(exit_on_error=False)
+    BenchmarkServingSubcommand.add_cli_args(parser)
+    parser.parse_args(command.words[3:])
 
 
 @pytest.mark.parametrize("command", those_of(FENCED + INLINE, "make"), ids=str)

@@ -7,7 +7,7 @@ import pytest
 
 from layerskip_vllm.config import LayerSkipConfig
 from layerskip_vllm.scheduling.outcomes import DraftOutcomes
-from layerskip_vllm.scheduling.policy import MIN_GAIN, Choice, DraftPolicy
+from layerskip_vllm.scheduling.policy import MIN_GAIN, PLAIN_STEPS, Choice, DraftPolicy
 
 MAX_DRAFTS = 8
 
@@ -100,7 +100,7 @@ def test_throughput_is_near_the_best_fixed_k_and_never_far_below_plain(
 def test_drafting_stops_soon_when_drafts_fail():
     machine = Machine(lambda rows: 0.3, memory_then_arithmetic, match_rate=0.02)
     chosen = machine.run(make_policy(), 1, 250)
-    assert chosen[0] > 0
+    assert chosen[PLAIN_STEPS] > 0
     assert sum(k > 0 for k in chosen[:40]) < 18
     assert 0 < sum(k > 0 for k in chosen[40:]) < 8  # probes
 
@@ -112,6 +112,19 @@ def test_drafting_resumes_when_acceptance_recovers():
     machine.match_rate = 0.95
     chosen = machine.run(policy, 1, 1500)
     assert np.mean([k > 0 for k in chosen[-200:]]) > 0.9
+
+
+@pytest.mark.parametrize("num_steps_before", [100, 600])
+def test_a_batch_too_large_for_drafts_is_found_out_soon(num_steps_before):
+    """Times of a small batch, where drafts pay, say little about it."""
+    machine = Machine(
+        lambda rows: 0.27 * memory_then_arithmetic(rows), memory_then_arithmetic, match_rate=0.8
+    )
+    policy = make_policy()
+    machine.run(policy, 1, num_steps_before)
+    chosen = machine.run(policy, 16, 60)
+    rates = [machine.rate(16, k) for k in range(MAX_DRAFTS + 1)]
+    assert np.mean([rates[k] for k in chosen[20:]]) > 0.95 * max(rates)
 
 
 def test_noise_does_not_turn_drafting_off():
@@ -150,6 +163,8 @@ def measured_policy() -> DraftPolicy:
     """On a machine where a cycle of n requests takes 10 + n, plus 4 for each draft step."""
     policy = make_policy()
     for batch_size in (1, 4, 41):
+        for _ in range(PLAIN_STEPS):
+            policy.choose([MAX_DRAFTS] * batch_size)
         for k in range(MAX_DRAFTS + 1):
             policy.cycle_times.observe(batch_size, (0, k), 10 + batch_size + 4 * k)
     return policy

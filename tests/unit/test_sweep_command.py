@@ -74,7 +74,7 @@ def sweep(engine, model, prompts, output, capsys):
         (("--draft-vocab-size", "-1"), "--draft-vocab-size=-1 must be in [0, 320]"),
         (("--draft-vocab-counts", "c.json"), "has no effect without --draft-vocab-size"),
         (("--draft-vocab-size", "64", "--draft-vocab-counts", "absent.json"), "absent.json"),
-        (("--prompts", "absent.jsonl"), "absent.jsonl"),
+        (("--prompts", "absent.jsonl"), ": absent.jsonl: No such file"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

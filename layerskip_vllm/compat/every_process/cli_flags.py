@@ -1,16 +1,16 @@
 """The flags `--speculative-model`, `--num-speculative-tokens` and `--early-exit`.
 
 Target: vllm.engine.arg_utils:EngineArgs.add_cli_args
-Reason: These are the documented flags, and vLLM has no interface through which a plugin adds
-    arguments. vLLM has the settings, as `--spec-model`, `--spec-tokens` and
+Reason: These are the documented flags, and vLLM has no interface for plugins to add arguments.
+    vLLM's own flags for the same settings are `--spec-model`, `--spec-tokens` and
     `--additional-config.layerskip.early_exit`.
-How: Calls the original, then adds the flags with the destinations of vLLM's own. A malformed
-    `self:E`, K or N is a parser error, and so are two flags that disagree on one setting: for that,
-    vLLM's three flags get our argparse actions, which otherwise store as theirs do.
-Upstream: 0001-speculative-model-flags.patch adds the first two flags,
-    0006-llama-first-layers.patch serves the first layers of a Llama by
-    `--hf-overrides.num_hidden_layers N`; other families want the same lines.
-May go: When the oldest supported vLLM has the flags and serves by first layers.
+How: Calls the original, then adds the flags with the same destinations as vLLM's. A malformed
+    `self:E`, K or N is a parser error. Two flags that disagree on one setting are an error too: to
+    detect this, vLLM's three flags get our argparse actions, which otherwise store as theirs do.
+Upstream: 0001-speculative-model-flags.patch adds the first two flags.
+    0006-llama-first-layers.patch serves the first layers of a Llama with
+    `--hf-overrides.num_hidden_layers N`; other families need the same lines.
+May go: When the oldest supported vLLM has the flags and can serve the first layers of a model.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def is_needed() -> bool:
-    """By release: building the parser to look would take each process a second."""
+    """By release: a probe would build the parser, which costs each process a second."""
     return is_supported_vllm()
 
 

@@ -1,13 +1,13 @@
-"""vLLM chooses model runner V1 for `self:E` where the plugin has.
+"""vLLM chooses model runner V1 for `self:E` where the plugin has chosen it.
 
 Target: vllm.config:VllmConfig._get_v2_model_runner_unsupported_features
-Reason: vLLM prefers V2 where Triton works, on CPUs too, where V1 is faster, and with LoRA, which
-    `self:E` has on V1 alone. It knows unsupported speculation by the method's name; ours is called
-    `draft_model`, which V2 supports.
-How: Calls the original and appends `LayerSkip self-speculation here` where the speculative
-    configuration is ours and not for V2. vLLM then chooses V1.
+Reason: vLLM prefers V2 wherever Triton works. This includes CPUs, where V1 is faster, and LoRA,
+    which `self:E` supports on V1 alone. vLLM rules out V2 for a speculative method by its name;
+    ours is called `draft_model`, which V2 supports.
+How: Calls the original. If the speculative configuration is ours and not for V2, appends
+    `LayerSkip self-speculation here`; vLLM then chooses V1.
 Upstream: 0003-v1-only-speculative-config.patch asks the speculative configuration itself.
-May go: When the oldest supported vLLM asks, or with runner V1.
+May go: When the oldest supported vLLM asks the speculative configuration, or with runner V1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from layerskip_vllm.compat.wrapping import wrap
 
 
 def is_needed() -> bool:
-    """By release: what vLLM lacks here is our own method's name."""
+    """By release: no vLLM knows our method by name."""
     return is_supported_vllm()
 
 

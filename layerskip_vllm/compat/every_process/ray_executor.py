@@ -2,14 +2,14 @@
 
 Target: vllm.v1.executor.abstract:Executor.get_class, vllm.platforms.cpu:CpuPlatform.ray_device_key
 Reason: `RayExecutorV2` places workers by `Platform.ray_device_key`, which `CpuPlatform` leaves
-    empty ("does not support ray"), and asks Ray for each actor's accelerators; a CPU is none.
-How: Sets `ray_device_key` to `CPU`. Where the backend is `ray`, returns `compat/ray_cpu.py`'s
-    `CPURayExecutor`, which gives actors no resources beyond the placement group's bundle and
-    replaces the global `RayWorkerProc` by a subclass that maps no devices. The driver's
-    `OMP_NUM_THREADS` and the address of the Ray that this process is connected to reach the
-    processes below it. Refuses `--data-parallel-backend ray` and, on vLLM 0.32,
-    `VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0`; vLLM 0.33 has neither the variable nor the executor that
-    it chooses.
+    empty ("does not support ray"). It also asks Ray for each actor's accelerators, and a CPU is not
+    one.
+How: Sets `ray_device_key` to `CPU`. If the backend is `ray`, returns `CPURayExecutor` of
+    `compat/ray_cpu.py`. This executor gives actors no resources beyond the placement group's
+    bundle, and replaces the global `RayWorkerProc` with a subclass that maps no devices. The engine
+    process gets this process's Ray address, and the workers get the driver's `OMP_NUM_THREADS`.
+    Refuses `--data-parallel-backend ray` and, on vLLM 0.32, `VLLM_USE_RAY_V2_EXECUTOR_BACKEND=0`.
+    vLLM 0.33 has neither the variable nor the executor that it chooses.
 Upstream: 0007-ray-workers-on-cpu.patch
 May go: When the oldest supported vLLM runs Ray workers on CPUs.
 """
@@ -43,7 +43,7 @@ def _executor_class(
 ) -> type[Executor]:
     parallel_config = vllm_config.parallel_config
     if parallel_config.data_parallel_backend == "ray":
-        # Its placement groups have one more bundle with a CPU, which would pass for a worker's.
+        # Its placement groups have an extra CPU bundle, which vLLM would take for a worker's.
         raise ValueError("--data-parallel-backend ray is not supported on CPU; use mp")
     if parallel_config.distributed_executor_backend != "ray":
         return original(vllm_config)

@@ -1,10 +1,10 @@
-"""Under Ray Serve LLM, our metrics are among Ray's, where vLLM's are.
+"""Under Ray Serve LLM, our metrics appear in Ray's, as vLLM's do.
 
 Target: vllm.v1.metrics.ray_wrappers:RayPrometheusStatLogger._ec_connector_cls
-Reason: vLLM's stat logger for Ray gives Ray's metric classes to every receiver but that of an
-    encoder cache connector's stats, which receives our numbers.
-How: Replaces the receiver's class by a subclass with Ray's metrics. Only in a process that is
-    connected to Ray: the import costs every other one a second.
+Reason: vLLM's stat logger for Ray gives Ray's metric classes to every receiver except one: the
+    receiver of an encoder cache connector's stats, which gets our numbers.
+How: Replaces that receiver's class with a subclass that uses Ray's metrics, but only in a process
+    that is connected to Ray. In any other process the import would cost a second.
 Upstream: 0011-speculative-method-metrics.patch
 May go: When the oldest supported vLLM gives that receiver Ray's metrics.
 """
@@ -17,7 +17,7 @@ from vllm.distributed.ec_transfer.ec_connector.metrics import ECConnectorProm
 
 
 def is_needed() -> bool:
-    """By behaviour: in a process of a Ray cluster, the receiver counts with Prometheus's class."""
+    """By behaviour: in a process connected to Ray, the receiver still uses Prometheus's classes."""
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return False

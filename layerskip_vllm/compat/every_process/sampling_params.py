@@ -2,8 +2,8 @@
 
 Target: vllm.sampling_params:SamplingParams._validate_spec_decode
 Reason: vLLM refuses `logit_bias` and `min_p` under speculation, because its V1 rejection sampler
-    omits them at draft positions; we sample them as plain decoding does. A bad value in a request's
-    `extra_args` must fail before the request runs, and vLLM has no hook for that.
+    omits them at draft positions. Our verifier applies them as plain decoding does. A bad value in
+    a request's `extra_args` must fail before the request runs, and vLLM has no hook for that.
 How: Under self-speculation, refuses bad `extra_args`, then calls the original on a copy without
     `logit_bias` and `min_p`.
 Upstream: 0010-sampling-params-of-a-speculative-config.patch
@@ -25,7 +25,7 @@ from layerskip_vllm.scheduling.request_options import max_drafts_of
 
 
 def is_needed() -> bool:
-    """By release: no vLLM knows our requests' options."""
+    """By release: no vLLM checks our requests' options."""
     return is_supported_vllm()
 
 
@@ -50,5 +50,5 @@ def _refuse_bad_options(sampling_params: SamplingParams, num_speculative_tokens:
     try:
         max_drafts_of(sampling_params.extra_args, num_speculative_tokens)
     except ValueError as error:
-        # The server answers this one with HTTP 400.
+        # The server answers this error with HTTP 400.
         raise VLLMValidationError(str(error), parameter="extra_args") from None

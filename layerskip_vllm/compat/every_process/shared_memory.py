@@ -1,9 +1,9 @@
 """CPU ranks share memory only within a host.
 
 Target: vllm.distributed.device_communicators.cpu_communicator:_CPUSHMDistributed.make_group_name
-Reason: vLLM's CPU ranks share memory where the names of their group are equal. The name holds the
-    TCP port and the ranks, which are equal on all hosts: ranks on two hosts fail with `open shm in
-    SHMManager failed`.
+Reason: vLLM's CPU ranks share memory if their group has the same name on each of them. The name
+    holds the TCP port and the ranks, which are equal on all hosts, so ranks on two hosts fail with
+    `open shm in SHMManager failed`.
 How: Calls the original and appends the boot id and the device number of `/dev/shm`. Ranks on
     different hosts then talk through gloo, as vLLM intends.
 Upstream: 0008-cpu-shared-memory-per-host.patch
@@ -30,7 +30,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 def is_needed() -> bool:
-    """By release, on a CPU: a host cannot show the name that another host would use."""
+    """By release, on a CPU: a probe on one host cannot see the name on another."""
     return current_platform.is_cpu() and is_supported_vllm()
 
 
@@ -46,11 +46,11 @@ def _make_group_name(
 
 
 def host_identity() -> str:
-    """Equal in two processes if and only if they see the same shared memory.
+    """Return a string, equal in two processes if and only if they see the same shared memory.
 
-    The kernel's boot id tells machines apart, and the device number containers on one of them. Two
-    hosts can have the same name and address, and two jobs the same port. Empty on other systems
-    than Linux.
+    The kernel's boot id distinguishes machines, and the device number distinguishes containers on
+    one machine. Names and ports do not: two hosts can have the same name and address, and two jobs
+    the same port. The string is empty on systems other than Linux.
     """
     if not sys.platform.startswith("linux"):
         return ""

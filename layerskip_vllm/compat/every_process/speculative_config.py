@@ -2,15 +2,15 @@
 
 Target: vllm.engine.arg_utils:EngineArgs.create_speculative_config
 Reason: `SpeculativeConfig` takes `self:E` for the name of a checkpoint and tries to load it. This
-    is also the last point at which worker class, scheduling and CUDA graphs can be set, and at
+    is also the last point at which we can set worker class, scheduling and CUDA graphs, and at
     which an error reaches the user before any engine process starts. For early exit, the model's
-    depth is known here, and nothing that we admit has used it yet.
+    depth is known here, and no feature that we admit has used it yet.
 How: With `self:E`, returns a `LayerSkipSpeculativeConfig` and does not call the original. Without
-    it, refuses options in `additional_config["layerskip"]` that would have no effect, cuts the
-    model's configuration to its first N layers where they set `early_exit`, then calls the
+    it, refuses options in `additional_config["layerskip"]` that would have no effect. If the
+    options set `early_exit`, cuts the model's configuration to its first N layers. Then calls the
     original.
 Upstream: 0002-speculative-config-factory.patch lets a plugin register such a function;
-    0006-llama-first-layers.patch serves early exit for Llama without one.
+    0006-llama-first-layers.patch serves early exit for Llama without a plugin.
 May go: When the oldest supported vLLM lets plugins create speculative configurations.
 """
 
@@ -27,7 +27,7 @@ from layerskip_vllm.vllm_config import early_exit, self_speculation
 
 
 def is_needed() -> bool:
-    """By release: only a model's whole configuration would show it."""
+    """By release: a probe would need the whole configuration of a model."""
     return is_supported_vllm()
 
 

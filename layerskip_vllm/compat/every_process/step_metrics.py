@@ -3,13 +3,14 @@
 Target: vllm.distributed.ec_transfer.ec_connector.metrics:ECConnectorProm.__init__
 Reason: Numbers that only a worker knows (tokens resumed and fresh, time spent drafting and
     verifying) belong at `/metrics`. Only a connector's stats carry arbitrary numbers from a worker
-    to there: `ECConnectorOutput` of `ModelRunnerOutput`, `SchedulerStats`, the stat loggers.
-    `SpecDecodingStats` has no room, a plugin of the group `vllm.stat_logger_plugins` gets the same
-    `SchedulerStats` (and would turn statistics on in engines without `self:E`), and Prometheus's
-    multiprocess mode changes vLLM's own metrics and ends at the host. `self:E` refuses encoder
-    cache transfer, whose place this takes.
-How: Calls the original, which registers nothing without a connector. Under self-speculation
-    `prom_metrics` then becomes `layerskip_vllm.telemetry.StepMetrics`.
+    to there, through `ECConnectorOutput` in `ModelRunnerOutput`, `SchedulerStats` and the stat
+    loggers. `self:E` refuses encoder cache transfer, so the place of its connector's stats is free.
+    The other ways do not work. `SpecDecodingStats` has no room. A plugin of the group
+    `vllm.stat_logger_plugins` gets the same `SchedulerStats`, and would turn statistics on in
+    engines without `self:E`. Prometheus's multiprocess mode changes vLLM's own metrics and does not
+    reach beyond the host.
+How: Calls the original, which registers nothing without a connector. Under self-speculation, then
+    sets `prom_metrics` to a `layerskip_vllm.telemetry.StepMetrics`.
 Upstream: 0011-speculative-method-metrics.patch
 May go: When the oldest supported vLLM has a place for a worker's own numbers.
 """

@@ -1,9 +1,9 @@
 """vLLM's periodic log omits our workers' counts.
 
 Target: vllm.distributed.ec_transfer.ec_connector.metrics:ECConnectorLogging.observe
-Reason: Without a connector it fails on stats (`connector_cls` is not set), and the front end with
-    it.
-How: Leaves our stats out, and calls the original for others.
+Reason: Without a connector, the method fails on any stats (`connector_cls` is not set), and the
+    front end fails with it.
+How: Skips our stats, and calls the original for others.
 Upstream: 0011-speculative-method-metrics.patch
 May go: When the oldest supported vLLM ignores stats without a connector.
 """

@@ -1,16 +1,16 @@
-"""On CPU, requests without a LoRA adapter get none.
+"""On CPU, requests without a LoRA adapter run without one.
 
 Target: vllm.lora.ops.torch_ops.lora_ops:bgmv_expand,
     vllm.lora.ops.torch_ops.lora_ops:bgmv_expand_slice,
     vllm.lora.punica_wrapper.punica_cpu:bgmv_expand,
     vllm.lora.punica_wrapper.punica_cpu:bgmv_expand_slice
-Reason: On CPU vLLM 0.32.0 has this fault. 0.33 repaired it, and the probe skips the hook there. A
-    row without an adapter has the index -1, by which these functions select the last adapter; the
-    Triton kernels skip such rows. If adapters take all of `max_loras` slots, requests for the base
-    model in the same batch get the last adapter. An answer then depends on the other requests.
-How: Sets the inputs of such rows to 0, then calls the original; in the module that defines the
-    functions and in the one that imports them by name. An engine without `self:E` does not install
-    it.
+Reason: A row without an adapter has the index -1. On CPU, vLLM 0.32.0 takes it for the index of the
+    last adapter; the Triton kernels skip such rows. If adapters take all of `max_loras` slots,
+    requests for the base model in the same batch get the last adapter, so an answer depends on the
+    other requests. vLLM 0.33 repaired this, and the probe skips the hook there.
+How: Sets the inputs of such rows to 0, then calls the original. Wraps the functions both in the
+    module that defines them and in the one that imports them by name. An engine without `self:E`
+    does not install the hook.
 Upstream: 0009-cpu-lora-rows-without-adapter.patch; repaired in vLLM 0.33.
 May go: When the oldest supported vLLM is 0.33.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def is_needed() -> bool:
-    """By behaviour: on CPU, something is added to a row of index -1."""
+    """By behaviour: on CPU, `bgmv_expand` adds something to a row with index -1."""
     if not current_platform.is_cpu():
         return False
     output = torch.zeros(1, 1)
@@ -55,6 +55,6 @@ def expand_for_adapters(
     *args: object,
     **kwargs: object,
 ) -> None:
-    """Add each row's product with its adapter's second matrix, and nothing where there is none."""
+    """Add each row's product with its adapter's second matrix; skip rows without an adapter."""
     inputs = inputs.masked_fill((lora_indices_tensor < 0)[:, None], 0)
     original(inputs, lora_b_weights, output_tensor, lora_indices_tensor, *args, **kwargs)

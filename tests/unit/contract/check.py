@@ -20,7 +20,7 @@ MAX_USES = 4
 
 
 def failures(sources: Sources) -> list[str]:
-    """What is to be mended for a release, one paragraph for each expectation that fails."""
+    """Describe what to mend for a release, in one paragraph for each expectation that fails."""
     release = release_of(sources)
     return [
         failure(expectation, faults, area)
@@ -56,7 +56,7 @@ def uses_of(names: tuple[str, ...]) -> list[str]:
 
 
 def report(sources: Sources) -> bool:
-    """Print a release's report; whether nothing is to be mended."""
+    """Print a release's report; return whether no expectation fails."""
     found, release = failures(sources), release_of(sources)
     checked = sum(e.applies_to(release) for area in AREAS for e in area.EXPECTATIONS)
     print("\n".join(found))

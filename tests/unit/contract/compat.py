@@ -10,10 +10,10 @@ RAY_EXECUTOR = "vllm.v1.executor.ray_executor_v2"
 RAY_METRICS = "vllm.v1.metrics.ray_wrappers"
 
 CONFIGURATION = (
-    Takes(f"{ENGINE_ARGS}.add_cli_args", "Wrapped: our flags.", positional=("parser",)),
+    Takes(f"{ENGINE_ARGS}.add_cli_args", "Wrapped: adds our flags.", positional=("parser",)),
     Takes(
         f"{ENGINE_ARGS}.create_speculative_config",
-        "Wrapped: `self:E` and early exit.",
+        "Wrapped: handles `self:E` and early exit.",
         positional=("target_model_config", "target_parallel_config"),
     ),
     Takes(
@@ -22,7 +22,7 @@ CONFIGURATION = (
     ),
     Takes(
         "vllm.sampling_params:SamplingParams._validate_spec_decode",
-        "Wrapped: a request's options, `logit_bias`, `min_p`.",
+        "Wrapped: checks a request's options, and admits `logit_bias` and `min_p`.",
         positional=("speculative_config",),
     ),
 )
@@ -31,14 +31,14 @@ LORA = (
     *(
         Takes(
             f"{LORA_OPS}:{function}",
-            "Wrapped: a repair on CPU.",
+            "Wrapped: repairs rows without an adapter on CPU.",
             positional=("inputs", "lora_b_weights", "output_tensor", "lora_indices_tensor"),
         )
         for function in ("bgmv_expand", "bgmv_expand_slice")
     ),
     Has(
         "vllm.lora.punica_wrapper.punica_cpu",
-        "Wrapped too: imported by name.",
+        "Wrapped too, because this module imports them by name.",
         ("bgmv_expand", "bgmv_expand_slice"),
     ),
 )
@@ -46,17 +46,17 @@ LORA = (
 PARALLEL = (
     Takes(
         "vllm.v1.executor.abstract:Executor.get_class",
-        "Wrapped: Ray on CPU.",
+        "Wrapped: returns our executor for Ray on CPU.",
         positional=("vllm_config",),
     ),
     Has(
         "vllm.config:ParallelConfig",
-        "Chooses Ray; no device is mapped on the driver's side.",
+        "The backends choose Ray; the driver maps no device.",
         ("distributed_executor_backend", "data_parallel_backend", "assigned_physical_gpu_ids"),
     ),
     Has(
         "vllm.envs:VLLM_USE_RAY_V2_EXECUTOR_BACKEND",
-        "Refused if it is off; later releases have one executor.",
+        "We refuse 0; later releases have only one Ray executor.",
         until="0.32",
     ),
     Has(
@@ -64,7 +64,7 @@ PARALLEL = (
     ),
     Takes(
         "vllm.v1.executor.ray_utils:initialize_ray_cluster",
-        "Makes bundles of that key.",
+        "Makes bundles with that key.",
         positional=("parallel_config",),
     ),
     Has(
@@ -74,7 +74,7 @@ PARALLEL = (
     ),
     Reads(
         f"{RAY_EXECUTOR}:RayExecutorV2._build_runtime_env",
-        "Overridden, original called; `OMP_NUM_THREADS` is added here.",
+        "Overridden, original called; adds `OMP_NUM_THREADS`.",
         ("runtime_env.setdefault('env_vars', {})",),
     ),
     Calls(
@@ -94,7 +94,7 @@ PARALLEL = (
     ),
     Reads(
         f"{RAY_EXECUTOR}:RayWorkerProc.get_node_and_physical_gpu_ids",
-        "Asks Ray for accelerators of that key.",
+        "Asks Ray for accelerators with that key.",
         ("current_platform.ray_device_key",),
     ),
     Takes(
@@ -115,10 +115,10 @@ PARALLEL = (
 )
 
 METRICS = (
-    Sets(f"{EC_METRICS}:ECConnectorProm.__init__", "Wrapped: our metrics.", ("prom_metrics",)),
+    Sets(f"{EC_METRICS}:ECConnectorProm.__init__", "Wrapped: adds our metrics.", ("prom_metrics",)),
     Has(
         f"{EC_METRICS}:ECConnectorProm",
-        "Prometheus's classes.",
+        "Holds Prometheus's metric classes.",
         ("_gauge_cls", "_counter_cls", "_histogram_cls"),
     ),
     Takes(

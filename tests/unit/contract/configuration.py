@@ -30,7 +30,7 @@ ARGUMENTS = (
     ),
     Takes(
         "vllm.engine.arg_utils:AsyncEngineArgs.from_cli_args",
-        "And makes their configuration.",
+        "`layerskip-vllm doctor` makes a configuration from those flags.",
         positional=("args",),
     ),
     Has(
@@ -56,13 +56,13 @@ ARGUMENTS = (
     ),
     Has(
         "vllm.config:StructuredOutputsConfig",
-        "Names the backend; vLLM refuses requests to one of them under speculation.",
+        "Names the backend: under speculation, vLLM refuses requests to one of the backends.",
         ("backend",),
     ),
     Has(
         ENGINE_ARGS,
-        "Changed: one KV cache group for layers of several types, and on runner V1 neither async "
-        "scheduling nor CUDA graphs.",
+        "Changed: layers of several types share one KV cache group, and runner V1 has neither "
+        "async scheduling nor CUDA graphs.",
         ("async_scheduling", "disable_hybrid_kv_cache_manager", "compilation_config"),
     ),
     InOrder(
@@ -75,17 +75,17 @@ ARGUMENTS = (
             "self.compilation_config",
         ),
     ),
-    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", "The user's choice of the runner."),
+    Has("vllm.envs:VLLM_USE_V2_MODEL_RUNNER", "The user's choice of runner."),
     Has("vllm.triton_utils:HAS_TRITON", "Runner V2 needs it."),
     Calls(
         f"{VLLM_CONFIG}.use_v2_model_runner",
-        "Left to choose, vLLM asks what V2 lacks, which a hook answers.",
+        "If the user chooses no runner, vLLM asks what V2 lacks; a hook answers.",
         "self._get_v2_model_runner_unsupported_features",
     ),
     Has("vllm.envs:VLLM_USE_RUST_FRONTEND", "Refused: that front end loads no plugins."),
     Takes(
         "vllm.config.quantization:resolve_quantization_config",
-        "Tells a user's `--quantization-config` from one derived from `--quantization`.",
+        "Distinguishes a user's `--quantization-config` from one derived from `--quantization`.",
         positional=("quantization", "quantization_config"),
     ),
     Has(
@@ -111,20 +111,20 @@ MODEL = (
         properties=("architecture", "head_dtype"),
     ),
     *(
-        Takes(f"{MODEL_CONFIG}.{method}", "The shape from which `self:auto` starts.")
+        Takes(f"{MODEL_CONFIG}.{method}", "`self:auto` starts from this shape.")
         for method in ("get_hidden_size", "get_vocab_size", "get_head_size")
     ),
     Sets(f"{MODEL_CONFIG}.__post_init__", "Only `generate` is supported.", ("runner_type",)),
     Has(
         MODEL_CONFIG,
-        "Early exit and `self:E` change the depth and the architectures of the checkpoint's own "
-        "configuration, then what follows from them.",
+        "Early exit and `self:E` change depth and architectures in the checkpoint's configuration, "
+        "then the fields that vLLM derives from them.",
         ("hf_config", "get_model_arch_config"),
         properties=("architectures", "registry"),
     ),
     Sets(
         f"{MODEL_CONFIG}.__post_init__",
-        "What vLLM derives from the configuration; early exit derives it again.",
+        "vLLM derives these from the configuration; early exit derives them again.",
         ("model_arch_config", "_model_info", "_architecture"),
     ),
     Takes(
@@ -140,8 +140,8 @@ MODEL = (
     ),
     Has(
         "vllm.config.model_arch:ModelArchitectureConfig",
-        "Says whether a checkpoint scales activations by the whole batch, or quantizes the KV "
-        "cache: both are refused.",
+        "Shows whether a checkpoint scales activations by the whole batch or quantizes the KV "
+        "cache; we refuse both.",
         ("quantization_config",),
     ),
     Reads(
@@ -153,7 +153,7 @@ MODEL = (
 
 PLATFORM = (
     Has("vllm.config:ParallelConfig", "Set to our worker.", ("worker_cls",)),
-    Has("vllm.config:ParallelConfig", "Also the draft's.", ("tensor_parallel_size",)),
+    Has("vllm.config:ParallelConfig", "The draft's too.", ("tensor_parallel_size",)),
     Reads(
         "vllm.platforms.cpu:CpuPlatform.check_and_update_config",
         "Keeps a worker class that is not `auto`; other platforms do too.",
@@ -166,13 +166,13 @@ PLATFORM = (
     ),
     Has(
         "vllm.config.compilation:CUDAGraphMode",
-        "V1's graphs know one shape of batch, and drafts have another.",
+        "V1's graphs support one batch shape, and drafts have another.",
         ("NONE",),
     ),
     Has("vllm.platforms:current_platform", "Chooses worker and CUDA graph mode."),
     Has(
         "vllm.platforms.interface:Platform",
-        "The class, since a platform object answers None to any name it does not know.",
+        "We check the class, because a platform object returns None for any unknown name.",
         ("is_cuda", "is_cpu", "device_type"),
     ),
 )
@@ -185,8 +185,8 @@ SPECULATION = (
     ),
     Has(
         SPECULATIVE,
-        "`__post_init__` is replaced, as it would load a second model's configuration; ours sets "
-        "the other fields. vLLM's validators still run after it.",
+        "`__post_init__` is replaced, because it would load a second model's configuration. Ours "
+        "sets the other fields. vLLM's validators still run after it.",
         (
             *("__post_init__", "prompt_lookup_max", "prompt_lookup_min", "draft_model_config"),
             *("draft_parallel_config", "draft_tensor_parallel_size"),

@@ -1,7 +1,7 @@
 """The kinds of expectation about vLLM's internals, each checked in a release's sources.
 
-Names that exist only inside a method, such as instance attributes or vLLM's calls to us, are
-expectations about its body.
+Some names exist only inside a method, such as instance attributes or vLLM's calls to us.
+Expectations about them check the method's body.
 """
 
 import ast
@@ -27,9 +27,9 @@ class Expectation:
     path: str
     reason: str
     until: str = dataclasses.field(default="", kw_only=True)
-    """Last release series of which we expect it; "" for all."""
+    """Last release series to which the expectation applies; "" for all."""
     since: str = dataclasses.field(default="", kw_only=True)
-    """First release series of which we expect it; "" for all."""
+    """First release series to which the expectation applies; "" for all."""
 
     def __str__(self):
         return f"{type(self).__name__}-{self.label}"
@@ -39,7 +39,7 @@ class Expectation:
         return self.path.rpartition(":")[2]
 
     def applies_to(self, release: str) -> bool:
-        """Whether we expect it of a release series, such as "0.33"."""
+        """Whether the expectation applies to a release series, such as "0.33"."""
         number = release_number(release)
         return not (
             (self.until and number > release_number(self.until))
@@ -53,7 +53,7 @@ class Expectation:
         return self.claim() + (f" ({limits})" if limits else "")
 
     def claim(self) -> str:
-        """The expectation, without the releases of which we have it."""
+        """The expectation, without the releases to which it applies."""
         raise NotImplementedError
 
     def names(self) -> tuple[str, ...]:
@@ -62,17 +62,17 @@ class Expectation:
         return (owner if name == "__init__" else name,)
 
     def faults(self, sources: Sources) -> list[str]:
-        """What the release is missing."""
+        """What the release lacks."""
         try:
             return self.check(sources)
         except MissingError as error:
             return [str(error)]
 
     def check(self, sources: Sources) -> list[str]:
-        """What the release is missing.
+        """What the release lacks.
 
         Raises:
-            MissingError: What the expectation is about does not exist.
+            MissingError: The subject of the expectation does not exist.
         """
         raise NotImplementedError
 

@@ -9,14 +9,14 @@ DRAFT_GRAPHS = f"{GPU}.spec_decode.target_dependent_ar.cudagraph_utils"
 TARGET_GRAPHS = (
     Takes(
         f"{GRAPHS}:ModelCudaGraphManager",
-        "Subclassed by `VerifyGraphManager`, which captures every K and what resumes.",
+        "Subclassed by `VerifyGraphManager`, which captures every K and steps that resume.",
         positional=("vllm_config", "device", "cudagraph_mode", "decode_query_len"),
         keyword=("lora_capture_cases", "varlen_decode", "ubatch_runner"),
     ),
     InOrder(
         f"{RUNNER_V2}.initialize_kv_cache",
-        "Makes the target's graph manager, then gives ours its attention groups, then lets it "
-        "make its own: it may run twice, as memory is profiled with graphs.",
+        "Makes the target's graph manager, gives our speculator its attention groups, then asks it "
+        "for its own manager. May run twice, because vLLM profiles memory with graphs.",
         (
             "ModelCudaGraphManager",
             "self.speculator.set_attn",
@@ -25,12 +25,12 @@ TARGET_GRAPHS = (
     ),
     Sets(
         f"{RUNNER_V2}.initialize_kv_cache",
-        "Overridden, original called; then our manager of the target's graphs takes its place.",
+        "Overridden, original called; then our manager replaces the target's graph manager.",
         ("cudagraph_manager", "block_tables", "attn_groups", "kv_cache_config"),
     ),
     Sets(
         f"{GRAPHS}:CudaGraphManager.__init__",
-        "The descriptors to capture, the candidates of a batch and the graphs themselves.",
+        "The descriptors to capture, the candidates for a batch and the graphs themselves.",
         (
             *("_capture_descs", "_candidates", "graphs", "decode_query_len", "max_num_reqs"),
             *("cudagraph_mode", "lora_capture_cases", "vllm_config", "device"),
@@ -38,7 +38,7 @@ TARGET_GRAPHS = (
     ),
     InOrder(
         f"{GRAPHS}:CudaGraphManager.__init__",
-        "Calls ours last: it fills both, for one query length after another.",
+        "Calls ours last, which fills both for one query length after another.",
         (
             *("self.decode_query_len", "self._candidates", "self._capture_descs"),
             "self._init_candidates",
@@ -50,7 +50,7 @@ TARGET_GRAPHS = (
     ),
     Reads(
         f"{GRAPHS}:CudaGraphManager._init_candidates",
-        "One query length unless a schedule of K names several: ours names K alone.",
+        "Uses one query length unless a schedule of K names several; ours names K alone.",
         (
             "[self.decode_query_len]",
             "self.decode_query_len > self.vllm_config.num_speculative_tokens",
@@ -61,7 +61,7 @@ TARGET_GRAPHS = (
         "Groups descriptors by mode, and candidates by number of tokens and adapters.",
         ("self._capture_descs[mode]", "self._candidates.setdefault(key, [])"),
     ),
-    Takes(f"{GRAPHS}:CudaGraphManager.needs_capture", "Asks for descriptors."),
+    Takes(f"{GRAPHS}:CudaGraphManager.needs_capture", "Checks for descriptors to capture."),
     Takes(
         f"{GRAPHS}:CudaGraphManager.capture",
         "Records one graph for each descriptor.",
@@ -69,14 +69,14 @@ TARGET_GRAPHS = (
     ),
     Calls(
         f"{GRAPHS}:CudaGraphManager.capture",
-        "Prepares the inputs anew for the warm-up and for the capture.",
+        "Prepares the inputs twice: for the warm-up and for the capture.",
         "create_forward_fn",
         num_positional=1,
         keyword=("warmup",),
     ),
     Takes(
         f"{GRAPHS}:CudaGraphManager.dispatch",
-        "Overridden, original called: names the graph of the exit from which a step resumes, and "
+        "Overridden, original called: finds the graph of the exit from which a step resumes, and "
         "none for a step that observes.",
         positional=("num_reqs", "num_tokens"),
     ),
@@ -87,12 +87,12 @@ TARGET_GRAPHS = (
     ),
     Reads(
         f"{GRAPHS}:_is_compatible",
-        "A batch that is not called uniform gets no graph of a uniform one.",
+        "A batch that is not marked uniform gets no graph of a uniform batch.",
         ("desc.uniform_token_count == uniform_token_count",),
     ),
     Has(
         "vllm.config.compilation:CUDAGraphMode",
-        "Graphs resume only where decode batches have graphs of their own.",
+        "Graphs resume only if decode batches have their own graphs.",
         ("FULL", "PIECEWISE", "NONE", "separate_routine"),
     ),
     Takes(
@@ -123,7 +123,7 @@ TARGET_GRAPHS = (
     ),
     Reads(
         f"{GRAPHS}:profile_cudagraph_memory",
-        "Drops a speculator's graph managers after profiling, wherever it keeps them.",
+        "Drops a speculator's graph managers after profiling, in whichever attribute they are.",
         ("vars(speculator).items()", "isinstance(value, CudaGraphManager)"),
     ),
 )
@@ -136,13 +136,13 @@ GRAPHS_OF_DRAFTS = (
     ),
     Takes(
         f"{DRAFT_GRAPHS}:SpeculatorBatchDescriptor",
-        "One descriptor for each batch size and K, made from vLLM's for the batch size.",
+        "We make one for each batch size and K, from vLLM's descriptor of the batch size.",
         positional=("cg_mode", "num_tokens", "num_reqs"),
         keyword=("uniform_token_count", "num_speculative_tokens"),
     ),
     Takes(
         f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager.capture",
-        "Captures our steps.",
+        "Captures our propose steps.",
         positional=(
             *("forward_fn", "model_state", "input_buffers", "block_tables", "attn_groups"),
             "kv_cache_config",
@@ -157,7 +157,7 @@ GRAPHS_OF_DRAFTS = (
     ),
     Reads(
         f"{DRAFT_GRAPHS}:SpeculatorCudaGraphManager.capture",
-        "Passes the K of the descriptor where a draft step has one token a request.",
+        "Passes the descriptor's K if a draft step has one token per request.",
         ("self.decode_query_len == 1", "desc.num_speculative_tokens"),
     ),
     Takes(
@@ -167,7 +167,7 @@ GRAPHS_OF_DRAFTS = (
     ),
     Calls(
         f"{GRAPHS}:prepare_inputs_to_capture",
-        "Builds a capture's metadata by our model state, from the early layers' groups.",
+        "Builds a capture's metadata with our model state, from the early layers' groups.",
         "model_state.prepare_attn",
         num_positional=6,
         keyword=("for_capture",),

@@ -1,7 +1,7 @@
 """Write the tables of `patches/README.md`: `make ledger`. A unit test fails if they are stale.
 
-The first says to which releases the diffs apply. Table 1 holds the docstrings of the hooks in
-`layerskip_vllm/compat/`, table 2 the contract.
+The first table lists the releases to which each diff applies. Table 1 holds the docstrings of the
+hooks in `layerskip_vllm/compat/`, table 2 the contract.
 """
 
 import ast
@@ -85,7 +85,7 @@ def area_entry(area) -> str:
 
 
 def grouped(expectations: tuple[Expectation, ...]):
-    """Neighbours that differ only in their target, as one row."""
+    """Merge neighbours that differ only in their target into one row."""
     rows = itertools.groupby(expectations, key=lambda e: (e.description(), e.reason))
     return [(key, [expectation.label for expectation in group]) for key, group in rows]
 

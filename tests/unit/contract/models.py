@@ -25,7 +25,7 @@ EXPECTATIONS = (
     ),
     Reads(
         "vllm.compilation.decorators:_model_hash_key",
-        "A compiled graph on disk is found by these: each segment has a class of its own.",
+        "vLLM finds a compiled graph on disk by these, so each segment has its own class.",
         ("fn.__qualname__", "fn.__code__.co_firstlineno"),
     ),
     Takes(
@@ -48,8 +48,8 @@ EXPECTATIONS = (
     *(
         Takes(
             f"{family}ForCausalLM.forward",
-            "Replaced by the segments in a row. What the decoder's forward does beyond embedding, "
-            "layers and final norm is left out; the engine tests compare the outputs.",
+            "Replaced by the segments in sequence. They omit what the decoder's forward does "
+            "beyond embedding, layers and final norm; the engine tests compare the outputs.",
             positional=FORWARD,
         )
         for family in FAMILIES
@@ -87,7 +87,7 @@ EXPECTATIONS = (
     *(
         Sets(
             f"{family}Model.__init__",
-            "What the segments are made of.",
+            "The segments consist of these.",
             ("embed_tokens", "layers", "norm"),
         )
         for family in OWN_DECODERS
@@ -95,7 +95,7 @@ EXPECTATIONS = (
     *(
         Reads(
             f"{family}Model.__init__",
-            "vLLM builds the depth that early exit sets.",
+            "vLLM builds as many layers as early exit sets.",
             ("config.num_hidden_layers",),
         )
         for family in OWN_DECODERS
@@ -141,7 +141,7 @@ EXPECTATIONS = (
     ),
     Reads(
         "vllm.model_executor.model_loader.default_loader:DefaultModelLoader.get_all_weights",
-        "Early exit tells it which files to skip.",
+        "Skips files without any weight that early exit uses.",
         ("getattr(model, 'is_unused_checkpoint_weight', None)",),
     ),
     Takes(

@@ -11,11 +11,11 @@ from layerskip_vllm.compat.releases import SUPPORTED_VLLM
 PATCHES = sorted((Path(__file__).parents[3] / "patches").glob("*.patch"))
 
 CHANGED_SINCE = {
-    "0007": {"0.33": "Ray's first executor is gone, and with it the choice between the two"},
-    "0009": {"0.33": "vLLM 0.33 leaves rows without an adapter alone"},
-    "0011": {"0.33": "code beside it changed"},
+    "0007": {"0.33": "vLLM 0.33 removed Ray's first executor and the choice of executor"},
+    "0009": {"0.33": "vLLM 0.33 skips rows without an adapter itself"},
+    "0011": {"0.33": "vLLM 0.33 changed the code around it"},
 }
-"""By number and release: why a diff that applies to the oldest supported vLLM does not."""
+"""By number and release: why a diff for the oldest supported vLLM does not apply there."""
 
 
 def touched_files(patch: Path) -> list[str]:
@@ -24,7 +24,7 @@ def touched_files(patch: Path) -> list[str]:
 
 
 def copy_touched_files(patches: list[Path], root: Path, directory: Path) -> list[Path]:
-    """Copy what the diffs change from below `root`, which holds `vllm/`; return the copies."""
+    """Copy the files that the diffs change from `root`, which holds `vllm/`; return the copies."""
     copies = []
     for name in sorted({name for patch in patches for name in touched_files(patch)}):
         copies.append(directory / name)

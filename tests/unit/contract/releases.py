@@ -1,7 +1,7 @@
 """The sources of vLLM's releases: the installed one's, and those that `make contract` downloads.
 
-A downloaded wheel is made for GPUs and is never imported; of its files only the Python ones are
-kept, in `build/vllm-RELEASE/`.
+A downloaded wheel is built for GPUs and never imported. Only its Python files are kept, in
+`build/vllm-RELEASE/`.
 """
 
 import importlib.util
@@ -17,7 +17,7 @@ from tests.unit.contract.sources import Sources
 
 BUILD = Path(__file__).parents[3] / "build"
 PLATFORMS = ("manylinux_2_28", "manylinux_2_31", "manylinux_2_34", "manylinux_2_35")
-"""Of vLLM's wheels for x86-64; pip compares a platform's tag literally."""
+"""Platform tags of vLLM's wheels for x86-64; pip compares tags literally."""
 
 
 def installed() -> Sources:
@@ -26,13 +26,13 @@ def installed() -> Sources:
 
 
 def version_of(sources: Sources) -> str:
-    """The version that the sources have, such as "0.33.0"."""
+    """The version of the sources, such as "0.33.0"."""
     text = (sources.root / "vllm" / "_version.py").read_text(encoding="utf-8")
     return re.search(r"^(?:__version__ = )?version = ['\"]([^'\"]+)", text, re.MULTILINE)[1]
 
 
 def release_of(sources: Sources) -> str:
-    """The release series that the sources have, such as "0.33"."""
+    """The release series of the sources, such as "0.33"."""
     return release_series(version_of(sources))
 
 
@@ -41,13 +41,13 @@ def directory_of(release: str) -> Path:
 
 
 def downloaded() -> list[Sources]:
-    """The supported releases that are not installed and were downloaded before."""
+    """The supported releases that are not installed but already downloaded."""
     directories = [directory_of(release) for release in not_installed()]
     return [Sources(directory) for directory in directories if directory.is_dir()]
 
 
 def not_installed() -> list[str]:
-    """The supported release series, without the installed one's."""
+    """The supported release series, except the installed one."""
     return [release for release in SUPPORTED_VLLM if release != release_of(installed())]
 
 

@@ -47,14 +47,14 @@ STEP = (
     *(
         Reads(
             f"{RUNNER}.{method}",
-            "None in a step without drafts, which then equals plain vLLM's.",
+            "Set to None in a step without drafts, which then equals plain vLLM's.",
             ("self.speculative_config",),
         )
         for method in ("_prepare_inputs", "_build_attention_metadata", "sample_tokens")
     ),
     Reads(
         f"{RUNNER}.take_draft_token_ids",
-        "Returns none after such a step.",
+        "Returns no drafts after such a step.",
         ("self._draft_token_req_ids",),
     ),
     Takes(
@@ -65,7 +65,7 @@ STEP = (
     Calls(f"{RUNNER}.sample_tokens", "Calls ours.", "self._sample", num_positional=2),
     Takes(
         f"{RUNNER}.reload_weights",
-        "Overridden, original called; then exit states and copied rows of the LM head are renewed.",
+        "Overridden, original called; then drops exit states and copies rows of the LM head again.",
     ),
     Calls(
         "vllm.v1.worker.gpu_worker:Worker.reload_weights",
@@ -112,12 +112,12 @@ DRAFTS = (
     ),
     Calls(
         f"{RUNNER}.initialize_metadata_builders",
-        "Calls our proposer's.",
+        "Calls our proposer.",
         "self.drafter.initialize_attn_backend",
         num_positional=2,
     ),
     Calls(
-        f"{RUNNER}._dummy_run", "Calls our proposer's.", "self.drafter.dummy_run", num_positional=1
+        f"{RUNNER}._dummy_run", "Calls our proposer.", "self.drafter.dummy_run", num_positional=1
     ),
 )
 
@@ -149,7 +149,7 @@ WORKERS = (
     ),
     Sets(
         "vllm.v1.worker.gpu_worker:Worker.init_device",
-        "Creates the runner after this.",
+        "Sets the device before it creates the runner.",
         ("device",),
     ),
     Takes(
@@ -164,13 +164,13 @@ WORKERS = (
     Takes("vllm.distributed.parallel_state:get_tp_group", "The ranks of the target."),
     Sets(
         f"{GROUP}.__init__",
-        "Idle rows pad small batches only if they need not be sent to other ranks.",
+        "Idle rows pad small batches only if there is one rank: else they would cross the network.",
         ("world_size",),
     ),
 )
 
 LORA = (
-    Sets(f"{RUNNER}.__init__", "Says whether there are adapters.", ("lora_config",)),
+    Sets(f"{RUNNER}.__init__", "Shows whether LoRA is enabled.", ("lora_config",)),
     Sets(f"{INPUT_BATCH}.__init__", "Each request's adapter.", ("request_lora_mapping",)),
     Calls(
         f"{RUNNER}._prepare_inputs",
@@ -186,7 +186,7 @@ LORA = (
     ),
     Takes(
         f"{LORA_RUNNER}._set_active_loras",
-        "Overridden, original called; called again with the rows of a draft step, then with "
+        "Overridden, original called. We call it again with the rows of a draft step, then with "
         "the step's.",
         positional=("prompt_lora_mapping", "token_lora_mapping", "lora_requests"),
     ),
@@ -198,19 +198,19 @@ LORA = (
     ),
     Calls(
         "vllm.lora.model_manager:LoRAModelManager._create_lora_modules",
-        "Replaces modules after the segments are built: inside the layers, to which the segments "
-        "refer, and in the decoder, whose `embed_tokens` they look up when they use it.",
+        "Replaces modules after the segments are built. The segments still use the new ones: they "
+        "refer to whole layers, and look up the decoder's `embed_tokens` on each use.",
         "replace_submodule",
         num_positional=3,
     ),
     Takes(
         f"{LORA_RUNNER}.add_lora",
-        "Overridden, original called; then exit states are discarded.",
+        "Overridden, original called; then discards exit states.",
         positional=("lora_request",),
     ),
     Has(
         "vllm.lora.request:LoRARequest",
-        "Exit states are discarded in steps that run such a request.",
+        "A step that runs such a request discards exit states.",
         ("load_inplace",),
     ),
 )

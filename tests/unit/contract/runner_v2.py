@@ -25,7 +25,7 @@ RUNNERS = (
     ),
     Sets(
         "vllm.v1.worker.gpu_worker:Worker.__init__",
-        "Says which of our runners a worker makes.",
+        "Decides which of our runners a worker makes.",
         ("use_v2_model_runner",),
     ),
     Sets(f"{RUNNER_V2}.__init__", "Replaced by our speculator.", ("speculator",)),
@@ -37,13 +37,13 @@ RUNNERS = (
     ),
     Sets(
         f"{RUNNER_V2}.load_model",
-        "Shown to our speculator at once: vLLM does so after it has profiled memory.",
+        "We pass it to our speculator at once; vLLM does so only after it has profiled memory.",
         ("model_state",),
     ),
     *(
         Reads(
             f"{RUNNER_V2}.{method}",
-            "Ours is one, so vLLM loads it and gives it blocks and attention groups.",
+            "Ours is a subclass, so vLLM loads it and gives it blocks and attention groups.",
             ("isinstance(self.speculator, DraftModelSpeculator)",),
         )
         for method in ("load_model", "initialize_kv_cache")
@@ -53,7 +53,7 @@ RUNNERS = (
 STEP = (
     Takes(
         f"{RUNNER_V2}.profile_run",
-        "Overridden, original called: compiles the second segment, at a time when vLLM compiles.",
+        "Overridden, original called: compiles the second segment while vLLM compiles.",
     ),
     Takes(
         f"{RUNNER_V2}.gather_batch_req_state",
@@ -67,8 +67,8 @@ STEP = (
     ),
     InOrder(
         f"{RUNNER_V2}.execute_model",
-        "A new request forgets its slot's exit states before the decision, which precedes the "
-        "choice of a graph and the model's inputs.",
+        "A new request clears its slot's exit states; then we decide whether the step resumes. "
+        "After this, vLLM chooses a graph and prepares the model's inputs.",
         (
             "self.add_requests",
             "self.gather_batch_req_state",
@@ -85,42 +85,42 @@ STEP = (
     ),
     Reads(
         f"{RUNNER_V2}.sample",
-        "What an observing step compares with each exit's drafts, at the rows that are sampled.",
+        "An observing step compares these with each exit's drafts, at the sampled rows.",
         ("sampler_output.num_sampled", "hidden_states[input_batch.logits_indices]"),
     ),
     Sets(
         f"{RUNNER_V2}.__init__",
-        "No step observes where the model takes embeddings.",
+        "No step observes if the model takes embeddings.",
         ("uses_inputs_embeds",),
     ),
     Calls(f"{RUNNER_V2}.sample_tokens", "Calls ours.", "self.sample", num_positional=3),
     Sets(
         f"{RUNNER_V2}.execute_model",
-        "Read before the original clears it: K of the step.",
+        "Holds K of the step; we read it before the original clears it.",
         ("execute_model_state",),
     ),
     Has(
         f"{GPU}.model_runner:ExecuteModelState",
-        "0 where vLLM 0.33 skips drafting.",
+        "K of the step; 0 if vLLM 0.33 skips drafting.",
         ("num_spec_tokens_to_schedule",),
     ),
     Takes(
         f"{RUNNER_V2}.reload_weights",
-        "Overridden, original called; then exit states and copied rows of the LM head are renewed.",
+        "Overridden, original called; then drops exit states and copies rows of the LM head again.",
     ),
     Reads(
         f"{RUNNER_V2}.execute_model",
-        "Runs the target eagerly with what our model state has added to its inputs.",
+        "Runs the target eagerly, with the inputs that our model state has added.",
         ("self.model(**model_inputs)",),
     ),
     Takes(
         f"{RUNNER_V2}.sample_tokens",
-        "Overridden, original called; our numbers are added to what it returns.",
+        "Overridden, original called; adds our numbers to the output.",
         positional=("grammar_output",),
     ),
     Sets(
         f"{GPU}.async_utils:AsyncOutput.__init__",
-        "Holds the output to which our numbers are added.",
+        "Holds the output to which we add our numbers.",
         ("model_runner_output",),
     ),
     Reads(
@@ -130,7 +130,7 @@ STEP = (
     ),
     InOrder(
         f"{RUNNER_V2}.sample_tokens",
-        "The device counts accepted tokens before we propose, and our drafts are kept after it.",
+        "The device counts accepted tokens before we propose; vLLM stores our drafts afterwards.",
         (
             "self.postprocess_sampled",
             "self.speculator.propose",
@@ -140,14 +140,14 @@ STEP = (
     ),
     Calls(
         f"{RUNNER_V2}.sample_tokens",
-        "Calls ours with the K of the step; 0 where vLLM 0.33 knows that no draft will be used.",
+        "Calls ours with K of the step; 0 if vLLM 0.33 knows that no draft will be used.",
         "self.speculator.propose",
         num_positional=11,
         keyword=("num_speculative_tokens", "dp_sync_state", "mm_inputs"),
     ),
     Reads(
         f"{RUNNER_V2}.sample_tokens",
-        "We return a column for each of the configured K; those beyond the step's are cut here.",
+        "We return as many columns as the configured K; this cuts those beyond the step's K.",
         ("draft_tokens[:, num_spec_tokens:]", "self.req_states.last_sampled_tokens"),
     ),
     Calls(
@@ -187,12 +187,12 @@ STATE = (
     Takes("vllm.config:ModelConfig.get_hidden_size", "Sizes the exit query cache."),
     Reads(
         f"{GPU}.model_states:resolve_model_state_cls",
-        "Takes the class that the target names; `load_model` of our speculator sets it.",
+        "Takes the class that the target names; our speculator's `load_model` sets it.",
         ("hasattr(model, 'get_model_state_cls')", "model.get_model_state_cls()"),
     ),
     Calls(
         f"{GPU}.model_states:init_model_state",
-        "Makes ours as it makes its own.",
+        "Makes our model state as it makes its own.",
         "cls",
         num_positional=4,
     ),
@@ -209,12 +209,12 @@ STATE = (
     ),
     Takes(
         f"{MODEL_STATE}.prepare_attn",
-        "Overridden, original called: the last to say whether a step replays a FULL graph.",
+        "Overridden, original called: the last call to show whether a step replays a FULL graph.",
         positional=("input_batch", "cudagraph_mode"),
     ),
     Calls(
         f"{RUNNER_V2}.execute_model",
-        "Calls ours with the mode that was chosen.",
+        "Calls ours with the chosen mode.",
         "self.model_state.prepare_attn",
         num_positional=6,
     ),
@@ -231,7 +231,7 @@ STATE = (
     ),
     Takes(
         f"{MODEL_STATE}.prepare_dummy_inputs",
-        "The same for capture: the arguments with which a graph is recorded.",
+        "Overridden, original called; adds the exit states with which a graph is recorded.",
         positional=("num_reqs", "num_tokens"),
     ),
 )

@@ -1,4 +1,4 @@
-"""Sampling and verification: `verifier.py` of both runners, and what V1's takes rows from."""
+"""Sampling and verification: `verifier.py` of both runners, and V1's modules that lay out rows."""
 
 from tests.unit.contract.expectations import Calls, Has, Reads, Sets, Takes
 from tests.unit.contract.runner_v1 import INPUT_BATCH, RUNNER
@@ -15,7 +15,7 @@ V1 = (
     *(
         Reads(
             f"{SAMPLE}.ops.topk_topp_sampler:{function}",
-            "Draws for a row before it asks for the next: we keep each generator's state between.",
+            "Draws for a row before it asks for the next; in between, we save the generator state.",
             ("generators.items()",),
         )
         for function in ("random_sample", "TopKTopPSampler.forward_cpu")
@@ -33,7 +33,7 @@ V1 = (
     ),
     Takes(
         f"{SAMPLE}.logits_processor:build_logitsprocs",
-        "Makes the processors of plain decoding, for rows.",
+        "Makes the processors of plain decoding; we run them on rows.",
         positional=("vllm_config", "device", "is_pin_memory", "is_pooling_model"),
     ),
     Takes(
@@ -41,10 +41,10 @@ V1 = (
         "Shows each step's rows to the processors.",
         positional=("batch_size", "removed", "added", "moved"),
     ),
-    Has(f"{SAMPLE}.logits_processor:LogitsProcessors", "All of them.", properties=("all",)),
+    Has(f"{SAMPLE}.logits_processor:LogitsProcessors", "Lists them all.", properties=("all",)),
     Has(
         f"{SAMPLE}.thinking_budget_state:ThinkingBudgetStateHolder",
-        "Called with requests where the sampler would call it with rows.",
+        "We call it with requests; the sampler would call it with rows.",
         ("has_tracked_requests", "update_state", "apply_to_logits"),
     ),
     *(
@@ -66,17 +66,17 @@ V1 = (
     ),
     Takes(
         f"{SAMPLE}.sampler:Sampler.sample",
-        "Reveals the logits from which it samples in mode `processed_logits`.",
+        "In mode `processed_logits`, returns the logits from which it samples.",
         positional=("logits", "sampling_metadata"),
     ),
     *(
-        Takes(f"{SAMPLE}.sampler:Sampler.{name}", "Scores the output of drawn drafts.")
+        Takes(f"{SAMPLE}.sampler:Sampler.{name}", "Computes logprobs where drafts are drawn.")
         for name in ("compute_logprobs", "gather_logprobs", "gather_specific_token_logprobs")
     ),
-    Has("vllm.v1.outputs:LogprobsTensors", "Put in the order of requests."),
+    Has("vllm.v1.outputs:LogprobsTensors", "We put it in the order of requests."),
     Reads(
         f"{RUNNER}._bookkeeping_sync",
-        "Takes back draws by generator offset, which a CPU's lacks; we hide those generators.",
+        "Takes back draws by generator offset, which CPU generators lack; we hide the generators.",
         ("self.input_batch.generators.get(int(i))", "gen.get_offset()"),
     ),
     Sets(
@@ -100,7 +100,7 @@ V2 = (
     ),
     Calls(
         f"{RUNNER_V2}.load_model",
-        "Takes the sampler and ours.",
+        "Replaces the runner's samplers with ours.",
         "self.model_state.custom_sampler",
         num_positional=1,
     ),
@@ -117,7 +117,7 @@ V2 = (
     ),
     Takes(
         f"{REJECTION_SAMPLER}._get_logprobs_tensors",
-        "Overridden for `logprob_token_ids`, right after `_verify` of the same rows.",
+        "Overridden for `logprob_token_ids`; called right after `_verify` of the same rows.",
         positional=(
             *("sampled", "num_sampled", "logits", "cu_num_logits", "cu_num_logits_np"),
             "max_num_logprobs",
@@ -133,7 +133,7 @@ V2 = (
     ),
     Takes(
         f"{GPU}.sample.sampler:Sampler.get_logprobs_dims",
-        "Says what logprobs a batch wants.",
+        "Shows which logprobs a batch requests.",
         positional=("idx_mapping_np",),
     ),
     Takes(

@@ -11,13 +11,13 @@ ENGINE_CORE = "vllm.v1.engine.core:EngineCore"
 EXPECTATIONS = (
     Reads(
         f"{VLLM_CONFIG}._set_max_num_scheduled_tokens",
-        "The token budget stays the scheduler's, as we need no new slots.",
+        "Keeps the scheduler's token budget, because we need no new slots.",
         ("self.speculative_config.max_num_new_slots_for_drafting",),
         until="0.32",
     ),
     Reads(
         f"{VLLM_CONFIG}._set_max_num_scheduled_tokens",
-        "The token budget stays the scheduler's; vLLM refuses one of no more than K tokens.",
+        "Keeps the scheduler's token budget, but refuses a budget of K tokens or fewer.",
         ("self.num_lookahead_tokens",),
         since="0.33",
     ),
@@ -34,13 +34,13 @@ EXPECTATIONS = (
     ),
     Reads(
         f"{VLLM_CONFIG}._maybe_disable_dynamic_sd_for_v1",
-        "Keeps that schedule on runner V1 for our method's name.",
+        "Keeps that schedule on runner V1 because of our method's name.",
         ("'draft_model'",),
         since="0.33",
     ),
     Reads(
         f"{VLLM_CONFIG}._maybe_disable_dynamic_sd_for_data_parallel",
-        "Drops it under data parallelism, where new requests are padded after all; a step with "
+        "Drops that schedule under data parallelism, so new requests are padded there. A step with "
         "such a request runs the full forward.",
         ("self.parallel_config.data_parallel_size <= 1",),
     ),
@@ -50,7 +50,7 @@ EXPECTATIONS = (
     ),
     Sets(
         f"{SCHEDULER}.__init__",
-        "Read by our scheduler; the lookahead is raised by one, for the early layers' KV of d_K.",
+        "Read by our scheduler; it raises the lookahead by one, for the early layers' KV of d_K.",
         ("num_spec_tokens", "num_lookahead_tokens", "requests", "vllm_config"),
     ),
     Reads(
@@ -79,12 +79,12 @@ EXPECTATIONS = (
     ),
     Reads(
         f"{ASYNC_SCHEDULER}._update_after_schedule",
-        "Shares one list of placeholders; we replace a request's by a shorter one.",
+        "Shares one list of placeholders; we replace a request's list with a shorter one.",
         ("request.spec_token_ids", "self._spec_token_placeholders"),
     ),
     Takes(
         f"{SCHEDULER}.update_draft_token_ids",
-        "Overridden, original called: no more drafts of a request than it may have.",
+        "Overridden, original called: cuts each request's drafts to its limit.",
         positional=("draft_token_ids",),
     ),
     Has(
@@ -94,17 +94,17 @@ EXPECTATIONS = (
     ),
     Calls(
         "vllm.v1.engine.core:EngineCore.post_step",
-        "Calls ours where steps are synchronous.",
+        "Calls ours if steps are synchronous.",
         "self.scheduler.update_draft_token_ids",
         num_positional=1,
     ),
     Calls(
         "vllm.v1.engine.core:EngineCore.__init__",
-        "Calls our factory, which looks like a class, by name.",
+        "Calls our factory as it would a class, with these arguments by name.",
         "Scheduler",
         keyword=("vllm_config", "kv_cache_config", "structured_output_manager", "block_size"),
     ),
-    Has(VLLM_CONFIG, "Markers of a thought.", ("reasoning_config",)),
+    Has(VLLM_CONFIG, "Holds the tokens that end a thought.", ("reasoning_config",)),
     Has(
         "vllm.config.scheduler:SchedulerConfig",
         "Chooses between our two schedulers.",
@@ -112,25 +112,25 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.core.sched.output:SchedulerOutput",
-        "In such a step runner V2 proposes with K = 0, whatever we chose: no request can use a "
+        "If set, runner V2 proposes with K = 0 whatever we chose, because no request can use a "
         "draft.",
         ("skip_drafts",),
         since="0.33",
     ),
     Reads(
         f"{SCHEDULER}._drafts_unused",
-        "Where a request ends with the step, we choose no draft for it either.",
+        "If a request ends with the step, we choose no draft for it either.",
         ("request.num_output_tokens + 1", "min_num_output_tokens >= request.max_tokens"),
         since="0.33",
     ),
     Takes(
         f"{SCHEDULER}.update_from_output",
-        "Overridden, original called: the time between steps.",
+        "Overridden, original called: measures the time between steps.",
         positional=("scheduler_output", "model_runner_output"),
     ),
     Takes(
         f"{SCHEDULER}.make_spec_decoding_stats",
-        "Overridden, original called: each request's drafted and accepted tokens.",
+        "Overridden, original called: counts each request's drafted and accepted tokens.",
         positional=("spec_decoding_stats",),
         keyword=(
             *("num_draft_tokens", "num_accepted_tokens"),
@@ -139,44 +139,44 @@ EXPECTATIONS = (
     ),
     Calls(
         f"{SCHEDULER}.update_from_output",
-        "Calls ours for each request that had drafts, also without statistics.",
+        "Calls ours for each request that had drafts, even if statistics are off.",
         "self.make_spec_decoding_stats",
         num_positional=1,
         keyword=("num_draft_tokens", "num_accepted_tokens", "request_id"),
     ),
     Takes(
         f"{SCHEDULER}.add_request",
-        "Overridden, original called: the request's limit of drafts is read once.",
+        "Overridden, original called: reads the request's draft limit once.",
         positional=("request",),
     ),
     *(
         Takes(
             f"{scheduler}._update_request_with_output",
-            "Overridden, original called: what follows an answer's end is not computed.",
+            "Overridden, original called: no token after an answer's end counts as computed.",
             positional=("request", "new_token_ids", "is_stale"),
         )
         for scheduler in (SCHEDULER, ASYNC_SCHEDULER)
     ),
     Calls(
         f"{SCHEDULER}.update_from_output",
-        "Calls ours before a session goes on from its computed tokens.",
+        "Calls ours before a session continues from its computed tokens.",
         "self._update_request_with_output",
         num_positional=2,
         keyword=("is_stale",),
     ),
     Reads(
         f"{SCHEDULER}._handle_stopped_request",
-        "A session goes on from there. We leave all tokens of an answer but the last one.",
+        "A session continues from there. We keep all tokens of an answer except the last one.",
         ("request.num_computed_tokens - request.num_output_placeholders",),
     ),
     Takes(
         f"{SCHEDULER}._update_request_as_session",
-        "Overridden, original called: each input of a session has its own limit of drafts.",
+        "Overridden, original called: each input of a session has its own draft limit.",
         positional=("session", "update"),
     ),
     Takes(
         f"{SCHEDULER}._handle_stopped_request",
-        "Overridden, original called: sessions whose answer has ended; False is returned for them.",
+        "Overridden, original called: collects continuing sessions, for which it returns False.",
         positional=("request",),
     ),
     Takes(
@@ -200,35 +200,35 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.request:RequestStatus",
-        "A request in another status than the first drafts no more; in the second a session waits "
-        "for its next input.",
+        "A request drafts only in the first status; in the second, a session waits for its next "
+        "input.",
         ("RUNNING", "WAITING_FOR_STREAMING_REQ"),
     ),
     Takes(
         f"{SCHEDULER}.has_requests",
-        "Overridden, original called: a step is due that answers a session's refused input.",
+        "Overridden, original called: also true if a step must answer a session's refused input.",
     ),
     *(
-        Calls(f"{ENGINE_CORE}.{method}", "Asks ours.", "self.scheduler.has_requests")
+        Calls(f"{ENGINE_CORE}.{method}", "Calls ours.", "self.scheduler.has_requests")
         for method in ("step", "step_with_batch_queue")
     ),
-    Sets(f"{SCHEDULER}.__init__", "No session may be longer.", ("max_model_len",)),
+    Sets(f"{SCHEDULER}.__init__", "Limits the length of a session.", ("max_model_len",)),
     Sets(
         f"{REQUEST}.__init__",
-        "A session's waiting inputs, and whom it answers.",
+        "A session's waiting inputs, and the client that gets its answers.",
         ("streaming_queue", "resumable", "client_index", "prompt_token_ids"),
     ),
     Has("vllm.v1.request:StreamingUpdate", "A waiting input.", ("prompt_token_ids",)),
     Has(
         "vllm.v1.engine:EngineCoreOutput",
-        "The answer to an input that is refused.",
+        "The answer to a refused input.",
         ("request_id", "new_token_ids", "finish_reason"),
     ),
-    Has("vllm.v1.engine:EngineCoreOutputs", "The answers of a step to a client.", ("outputs",)),
-    Has("vllm.v1.engine:FinishReason", "That answer's.", ("ERROR",)),
+    Has("vllm.v1.engine:EngineCoreOutputs", "A step's answers to one client.", ("outputs",)),
+    Has("vllm.v1.engine:FinishReason", "The finish reason of a refused input.", ("ERROR",)),
     Takes(
         f"{SCHEDULER}._free_request",
-        "Overridden, original called: the limit is removed.",
+        "Overridden, original called: removes the request's draft limit.",
         positional=("request",),
     ),
     Sets(
@@ -242,8 +242,8 @@ EXPECTATIONS = (
     Has(REQUEST, "A request's progress.", properties=("num_tokens", "num_output_tokens")),
     Has(
         "vllm.config.reasoning:ReasoningConfig",
-        "vLLM 0.32 counts drafts of a multi-token end of thinking as accepted, so requests with a "
-        "thinking budget are decoded plainly.",
+        "vLLM 0.32 counts drafts of a multi-token end of thinking as accepted, so we decode "
+        "requests with a thinking budget plainly.",
         properties=("reasoning_end_token_ids",),
     ),
     Has(
@@ -253,8 +253,8 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.core.sched.output:SchedulerOutput",
-        "K of the step, and which requests continue; it carries each request's limit to the "
-        "workers as an attribute.",
+        "Names K of the step and the requests that continue. It carries each request's draft limit "
+        "to the workers as an attribute.",
         (
             *("scheduled_cached_reqs", "scheduled_new_reqs", "num_scheduled_tokens"),
             "num_spec_tokens_to_schedule",
@@ -262,7 +262,7 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.core.sched.output:CachedRequestData",
-        "Says which requests keep their blocks from the last step.",
+        "Names the requests that keep their blocks from the last step.",
         ("req_ids", "resumed_req_ids"),
     ),
 )

@@ -1,6 +1,6 @@
-"""A release's sources, read by syntax tree: nothing of vLLM is imported or run.
+"""Read a release's sources by syntax tree; nothing of vLLM is imported or run.
 
-So one expectation is checked alike in the installed release and in one that cannot run here.
+So one check works for the installed release and for one that cannot run here.
 """
 
 import ast
@@ -60,7 +60,7 @@ class Sources:
         return found
 
     def member(self, owner: Definition, name: str) -> Definition:
-        """Return an attribute of a module, a class or an object that an assignment makes.
+        """Return an attribute of a module, of a class or of an object that an assignment makes.
 
         Raises:
             MissingError: The owner has no such attribute.
@@ -88,7 +88,7 @@ class Sources:
                 found += self.ancestry(self._class_of(self._named(cls.module, base)))
             except MissingError:
                 continue
-        nodes = [entry.node for entry in found]  # a base that is shared comes last
+        nodes = [entry.node for entry in found]  # a shared base comes last
         return [entry for i, entry in enumerate(found) if entry.node not in nodes[i + 1 :]]
 
     def parameters(self, path: str) -> list[str]:
@@ -110,7 +110,7 @@ class Sources:
         return list(fields)
 
     def literals(self, path: str) -> list[object]:
-        """Return the values of a `Literal`, of those that it includes too."""
+        """Return the values of a `Literal`, and of the literals inside it."""
         found = self.find(path)
         return list(self._literals(found.module, found.node.value))
 
@@ -178,7 +178,7 @@ class Sources:
         return ".".join([*parts, *filter(None, [node.module])])
 
     def _file(self, module: str) -> Path | None:
-        """A module's file; None for other packages beside vLLM, whose bases are of no concern."""
+        """A module's file; None outside vLLM, because base classes there do not matter."""
         if module.partition(".")[0] != "vllm":
             return None
         path = self.root.joinpath(*module.split("."))
@@ -208,7 +208,7 @@ def _bindings(owner: ast.AST) -> dict[str, list[ast.AST]]:
 
 
 def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """The statements of a block and its branches, except those for type checkers alone."""
+    """The statements of a block and its branches, except those only for type checkers."""
     for node in body:
         yield node
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -232,7 +232,7 @@ def _bound_names(node: ast.stmt) -> list[str]:
 
 
 def _lazy_bindings(tree: ast.Module, name: str) -> list[ast.AST]:
-    """Definitions of a name that a module's `__getattr__` makes, for type checkers to see."""
+    """Definitions, for type checkers, of a name that a module's `__getattr__` makes."""
     if "__getattr__" not in _bindings(tree):
         return []
     texts = [n for n in ast.walk(tree) if isinstance(n, ast.Constant) and n.value == name]
@@ -247,7 +247,7 @@ def _has_generated_constructor(cls: ast.ClassDef) -> bool:
 
 
 def _fields(cls: ast.ClassDef) -> list[str]:
-    """The fields of a class with a generated constructor that it takes."""
+    """The fields of a class that its generated constructor takes."""
     return [
         node.target.id
         for node in _statements(cls.body)

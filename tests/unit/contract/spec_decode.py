@@ -26,7 +26,7 @@ PROPOSE = (
     ),
     Sets(
         f"{BASE_PROPOSER}.__init__",
-        "Replaced by empty tensors: they are for a second model's prefill.",
+        "Replaced by empty tensors: only a second model's prefill uses them.",
         ("hidden_states", "inputs_embeds"),
     ),
     Takes(
@@ -51,7 +51,7 @@ PROPOSE = (
     ),
     Takes(
         f"{PROPOSER}.initialize_cudagraph_keys",
-        "Inherited; without effect, as CUDA graphs are off.",
+        "Inherited; has no effect, because CUDA graphs are off.",
         positional=("cudagraph_mode",),
     ),
     Takes(
@@ -66,7 +66,7 @@ PROPOSE = (
     ),
     Sets(
         f"{BASE_PROPOSER}.__init__",
-        "Say whether drafts are drawn, and whether the model finds the greedy one.",
+        "Decide whether drafts are drawn, and whether the model finds the greedy draft.",
         ("_enable_probabilistic_draft_probs", "use_local_argmax_reduction"),
     ),
     Has(
@@ -111,7 +111,7 @@ ATTENTION = (
         "Lets each backend build the early layers' metadata.",
         positional=("common_attn_metadata",),
     ),
-    Has("vllm.v1.worker.utils:AttentionGroup", "Its layers.", ("layer_names",)),
+    Has("vllm.v1.worker.utils:AttentionGroup", "Names its layers.", ("layer_names",)),
     Has(
         "vllm.v1.spec_decode.metadata:SpecDecodeMetadata",
         "Number of drafts that a step verifies, per request.",
@@ -122,15 +122,15 @@ ATTENTION = (
 DRAFT_HEAD = (
     Takes(
         f"{LOGITS_PROCESSOR}.forward",
-        "Given a `DraftHead` in place of a `ParallelLMHead`.",
+        "Gets a `DraftHead` in place of a `ParallelLMHead`.",
         positional=("lm_head", "hidden_states", "embedding_bias"),
     ),
     Reads(
         f"{LOGITS_PROCESSOR}._apply_head",
-        "Needs only a `quant_method` of a head.",
+        "Uses only the `quant_method` of a head.",
         ("lm_head.quant_method.apply(lm_head, hidden_states, bias=embedding_bias)",),
     ),
-    Reads(f"{LOGITS_PROCESSOR}._get_logits", "Also needs a `tp_size`.", ("lm_head.tp_size",)),
+    Reads(f"{LOGITS_PROCESSOR}._get_logits", "Also uses its `tp_size`.", ("lm_head.tp_size",)),
     Reads(
         f"{LOGITS_PROCESSOR}.__init__",
         "All ranks get all logits, which drafting needs.",
@@ -148,26 +148,26 @@ DRAFT_HEAD = (
     ),
     Has(
         f"{EMBEDDING}:UnquantizedEmbeddingMethod",
-        "This or `UnquantizedLinearMethod` must be the LM head's, for its rows to be copied.",
+        "We copy rows of an LM head only if it has this method or `UnquantizedLinearMethod`.",
     ),
     Sets(
         f"{EMBEDDING}:VocabParallelEmbedding.__init__",
-        "Which rows of the LM head a rank holds.",
+        "Show which rows of the LM head a rank holds.",
         ("org_vocab_size", "tp_size", "tp_rank", "shard_indices"),
     ),
     Takes(
         f"{EMBEDDING}:VocabParallelEmbeddingShardIndices",
-        "Which rows of the LM head a rank holds.",
+        "Show which rows of the LM head a rank holds.",
         keyword=("org_vocab_start_index", "org_vocab_end_index"),
     ),
     Takes(
         "vllm.distributed:tensor_model_parallel_all_reduce",
-        "Brings each rank its rows of the draft's vocabulary, once.",
+        "Gives each rank its rows of the draft's vocabulary, once.",
         positional=("input_",),
     ),
     Takes(
         "vllm.tokenizers:cached_tokenizer_from_config",
-        "The tokenizer's merges say which tokens are frequent.",
+        "The order of the tokenizer's merges shows which tokens are frequent.",
         positional=("model_config",),
     ),
 )

@@ -23,19 +23,19 @@ SET_UP = (
     ),
     Sets(
         f"{SPECULATOR}.__init__",
-        "Overridden by a property, as it is not renewed where vLLM fits the context to memory.",
+        "Overridden by a property: vLLM does not update it when it fits the context to memory.",
         ("max_model_len",),
         until="0.32",
     ),
     Has(
         SPECULATOR,
-        "Overridden by the same, for 0.32.",
+        "Overridden by the same property, which 0.32 needs.",
         properties=("max_model_len",),
         since="0.33",
     ),
     Sets(
         "vllm.v1.worker.gpu_worker:Worker.update_max_model_len",
-        "Renews the configuration's, which ours reads.",
+        "Updates the configuration's value, which our property reads.",
         ("model_config.max_model_len",),
     ),
     Sets(
@@ -45,13 +45,13 @@ SET_UP = (
     ),
     Takes(
         f"{SPECULATOR}.load_draft_model",
-        "Abstract: returns the target.",
+        "Abstract; ours returns the target.",
         positional=("target_model", "target_attn_layer_names"),
     ),
     Takes(
         f"{SPECULATOR}.load_model",
-        "Replaced: the original takes the layers that loading adds for the draft's and marks them "
-        "(`is_draft_layer`); ours are the target's.",
+        "Replaced: the original takes the layers that loading adds for the draft's, and marks them "
+        "(`is_draft_layer`). Our draft's layers are the target's.",
         positional=("target_model",),
     ),
     Sets(
@@ -59,7 +59,7 @@ SET_UP = (
         "Ours sets the same: the target and its early layers' names.",
         ("model", "draft_attn_layer_names"),
     ),
-    Takes(f"{SPECULATOR}._validate_local_argmax_reduction", "Called by ours as by the original."),
+    Takes(f"{SPECULATOR}._validate_local_argmax_reduction", "Our `load_model` calls it too."),
     Sets(
         f"{SPECULATOR}.set_attn",
         "Brings the target's blocks and state, and builds groups for the early layers.",
@@ -67,12 +67,12 @@ SET_UP = (
     ),
     Reads(
         f"{SPECULATOR}.set_attn",
-        "The early layers get metadata builders of their own.",
+        "Gives the early layers their own metadata builders.",
         ("self.draft_attn_layer_names",),
     ),
     Sets(
         f"{SPECULATOR}._configure_decode_metadata_update",
-        "Says whether a graph can hold a whole propose.",
+        "Shows whether a graph can hold a whole propose.",
         ("supports_decode_metadata_update",),
     ),
     *(
@@ -84,7 +84,7 @@ SET_UP = (
     ),
     Takes(
         f"{GPU}.spec_decode.speculator:BaseSpeculator.propose",
-        "Abstract: ours takes the same, and every parameter by this name.",
+        "Abstract; ours takes the same parameters by the same names.",
         positional=(
             *("input_batch", "attn_metadata", "slot_mappings", "last_hidden_states"),
             *("aux_hidden_states", "num_sampled", "num_rejected", "last_sampled"),
@@ -97,12 +97,12 @@ SET_UP = (
 PROPOSE = (
     Reads(
         f"{SPECULATOR}._copy_request_inputs",
-        "What ours does in its place: a row of slot -1 is masked.",
+        "We copy these inputs ourselves; slot -1 masks a row.",
         ("self.temperature.copy_", "self.seeds.copy_", "self.idx_mapping.fill_"),
     ),
     Sets(
         f"{GPU}.model_runner:GPUModelRunner.__init__",
-        "What a step leaves, at one address: a captured propose reads it there.",
+        "Hold a step's results at fixed addresses, from which a captured propose reads them.",
         ("req_states", "input_buffers"),
     ),
     Sets(
@@ -112,7 +112,7 @@ PROPOSE = (
     ),
     Reads(
         f"{GPU}.model_runner:GPUModelRunner.prepare_inputs",
-        "A step's lengths by row lie in this buffer, whatever graph runs.",
+        "This buffer holds a step's lengths by row, whichever graph runs.",
         ("self.input_buffers.seq_lens[:num_reqs_padded]",),
     ),
     Takes(
@@ -125,7 +125,7 @@ PROPOSE = (
     ),
     Takes(
         f"{SPECULATOR}._update_draft_decode_metadata",
-        "Refreshes it on the device inside a graph.",
+        "Refreshes that metadata on the device, inside a graph.",
         positional=("attn_metadata", "num_reqs"),
     ),
     Takes(
@@ -138,12 +138,12 @@ PROPOSE = (
     ),
     Takes(
         f"{SPECULATOR}.compute_draft_logits",
-        "Overridden: the logits of the draft's vocabulary.",
+        "Overridden: returns the logits of the draft's vocabulary.",
         positional=("hidden_states", "spec_step_idx"),
     ),
     Takes(
         f"{SPECULATOR}.get_draft_top_tokens",
-        "Overridden: a draft vocabulary goes without the reduction over ranks.",
+        "Overridden: a draft vocabulary skips the reduction over ranks.",
         positional=("hidden_states", "spec_step_idx"),
     ),
     *(
@@ -162,22 +162,22 @@ PROPOSE = (
     ),
     Sets(
         f"{GPU}.block_table:BlockTables.__init__",
-        "The target's tables of the step, by KV cache group.",
+        "The target's block tables in the step, by KV cache group.",
         ("input_block_tables",),
     ),
     Takes(
         f"{GPU}.attn_utils:build_slot_mappings_by_layer",
-        "Names a draft step's slots by layer.",
+        "Maps each layer to a draft step's slots.",
         positional=("slot_mappings", "kv_cache_config"),
     ),
     Takes(
         "vllm.v1.worker.utils:AttentionGroup.map_to_kernel_block_table",
-        "Renews the block table that a graph has recorded.",
+        "Updates the block table that a graph has recorded.",
         positional=("block_table",),
     ),
     Has(
         "vllm.v1.worker.utils:AttentionGroup",
-        "Its tables among those of all groups.",
+        "Finds its block tables among those of all groups.",
         ("kv_cache_group_id",),
     ),
     Takes(
@@ -191,7 +191,7 @@ PROPOSE = (
     ),
     Takes(
         "vllm.forward_context:BatchDescriptor",
-        "Piecewise graphs are found by it, so a draft step has its own.",
+        "vLLM finds piecewise graphs by it, so a draft step has its own.",
         positional=("num_tokens",),
     ),
     Takes(
@@ -215,7 +215,7 @@ RANKS = (
     ),
     Has(
         f"{GPU}.dp_utils:DPSyncState",
-        "Rows of each rank; vLLM 0.33 counts requests before padding, and a dummy step of ours "
+        "Holds the rows of each rank. vLLM 0.33 counts requests before padding, and our dummy step "
         "runs no more.",
         ("num_tokens_across_dp", "num_reqs"),
     ),
@@ -226,7 +226,7 @@ RANKS = (
     ),
     Has(
         "vllm.config.compilation:CUDAGraphMode",
-        "Whole propose steps are captured, or none.",
+        "We capture whole propose steps or none.",
         ("FULL", "FULL_DECODE_ONLY", "NONE", "decode_mode"),
     ),
 )

@@ -10,28 +10,28 @@ STAT_LOGGERS = "vllm.v1.metrics.loggers"
 EXPECTATIONS = (
     Takes(
         f"{RUNNER}.sample_tokens",
-        "Overridden, original called; our numbers are added to what it returns.",
+        "Overridden, original called; adds our numbers to the output.",
         positional=("grammar_output",),
     ),
     Has(
         "vllm.v1.outputs:ModelRunnerOutput",
-        "Carries the numbers of a step.",
+        "Carries a step's numbers.",
         ("req_ids", "ec_connector_output"),
     ),
     Takes(
         "vllm.v1.outputs:ECConnectorOutput",
-        "Holds them on the way to the scheduler.",
+        "Carries the numbers to the scheduler.",
         keyword=("ec_connector_stats",),
     ),
-    Takes(f"{EC_METRICS}:ECConnectorStats", "Holds them by name.", positional=("data",)),
+    Takes(f"{EC_METRICS}:ECConnectorStats", "Holds the numbers by name.", positional=("data",)),
     Reads(
         f"{SCHEDULER}.update_from_output",
-        "Takes them out, with a connector or without.",
+        "Takes the numbers out, with or without a connector.",
         ("model_runner_output.ec_connector_output", "ec_connector_output.ec_connector_stats"),
     ),
     Calls(
         f"{SCHEDULER}.update_from_output",
-        "Passes them on.",
+        "Passes the numbers on.",
         "self.make_stats",
         num_positional=4,
         keyword=("ec_connector_stats",),
@@ -41,7 +41,7 @@ EXPECTATIONS = (
     ),
     Has(
         "vllm.v1.metrics.stats:SchedulerStats",
-        "Brings them to the front end.",
+        "Carries the numbers to the front end.",
         ("ec_connector_stats",),
     ),
     Calls(
@@ -58,19 +58,19 @@ EXPECTATIONS = (
     ),
     Calls(
         f"{EC_METRICS}:ECConnectorProm.observe",
-        "Gives them to our metrics, with the engine's index.",
+        "Gives the numbers to our metrics, with the engine's index.",
         "self.prom_metrics.observe",
         num_positional=2,
     ),
     Calls(
         f"{STAT_LOGGERS}:LoggingStatLogger.record",
-        "Gives them to the log, where a hook omits them.",
+        "Gives the numbers to the log; a hook omits them there.",
         "self.ec_connector_logging.observe",
         num_positional=1,
     ),
     Takes(
         "vllm.v1.metrics.utils:create_metric_per_engine",
-        "One child of each metric per engine, as for vLLM's own.",
+        "Makes one child of each metric per engine, as for vLLM's own.",
         positional=("metric", "per_engine_labelvalues"),
     ),
 )
