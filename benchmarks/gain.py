@@ -33,14 +33,15 @@ SYSTEMS = {
 """Label and colour, in the order of the bars. Colour-blind people can tell these colours apart
 (Okabe and Ito's palette)."""
 
-SIZE_INCHES = (9, 2.9)
+SIZE_INCHES = (10.5, 3.0)
 PNG_DPI = 100
-TITLE_SIZE, FONT_SIZE, SMALL_FONT_SIZE = 10, 9, 7
+TITLE_SIZE, FONT_SIZE, SMALL_FONT_SIZE = 11, 10, 7
 MAX_SPEEDUP = 2.8
 """All panels have the same scale."""
 GAP = 0.8
 """Between the bars of two numbers of requests, in widths of a bar."""
 INK, FAINT_INK = "#222222", "#555555"
+LABEL_BOX = {"facecolor": "white", "edgecolor": "none", "pad": 0.3}
 
 
 @dataclass(frozen=True)
@@ -146,12 +147,14 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         for offset, (system, speedup) in enumerate(bars):
             drawn = axes.bar(position + offset, speedup, width=0.86, color=SYSTEMS[system][1])
             label = f"{speedup:.2f}" if system != PLAIN else "1"
-            axes.bar_label(drawn, [label], fontsize=SMALL_FONT_SIZE, color=INK, padding=1)
+            axes.bar_label(
+                drawn, [label], fontsize=SMALL_FONT_SIZE, color=INK, bbox=LABEL_BOX, padding=2
+            )
         centres.append(position + (len(bars) - 1) / 2)
         position += len(bars) + GAP
     axes.axhline(1, color=FAINT_INK, linewidth=0.8, linestyle=":", zorder=0)
     axes.set_xticks(centres, labels=panel.batch_sizes, fontsize=FONT_SIZE, color=INK)
-    axes.set_xlabel(panel.note, fontsize=SMALL_FONT_SIZE + 0.5, color=FAINT_INK)
+    axes.set_xlabel(panel.note, fontsize=SMALL_FONT_SIZE + 1.5, color=FAINT_INK)
     axes.set_xlim(-0.7, position - GAP - 0.3)
     axes.set_ylim(0, MAX_SPEEDUP)
     ticks = range(int(MAX_SPEEDUP) + 1)

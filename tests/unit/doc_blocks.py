@@ -54,7 +54,7 @@ def blocks(*languages: str) -> list[Block]:
 
 def commands_in(block: Block) -> Iterator[Command]:
     """The known commands of a shell block."""
-    for line in block.text.replace("\\\n", " ").splitlines():
+    for line in block.text.replace("\\\n", " ").replace(" && ", "\n").splitlines():
         if found := COMMAND.match(line):
             yield Command(block.page, shlex.split(found[1], comments=True))
 
