@@ -229,10 +229,12 @@ class LayerSkipConfig:
     def break_even_acceptance_rate(self) -> float:
         """The acceptance rate below which drafting costs more than it yields.
 
-        A cycle of K drafts costs (K*E + L) / L full forwards and yields 1 + rate * K tokens, so
-        K drops out: the rate must exceed E / L. E is the earliest exit's: below its rate none pays.
+        With a head that costs as much as H layers, a cycle of K drafts costs
+        (K (E + H) + L + H) / (L + H) full forwards and yields 1 + rate * K tokens, so K drops out:
+        the rate must exceed (E + H) / (L + H), where a draft vocabulary has less of H. E is the
+        cheapest exit's: below its rate none pays.
         """
-        return self.exit_layers[0] / self.num_layers
+        return min(self.exit_draft_layers) / (self.num_layers + self.head_layers)
 
 
 def option_names() -> list[str]:

@@ -41,7 +41,7 @@ def parse_flags(model: str, flags: Sequence[str]) -> argparse.Namespace:
 
 
 def advice_on(flags: Sequence[str]) -> str:
-    """What to write in the place of unknown flags; where none is similar, where they are listed."""
+    """Name a similar flag for each unknown one; if there is none, how to list all flags."""
     _, parser = _parsers()
     known = {option for action in parser._actions for option in action.option_strings}
     given = [flag.partition("=")[0].replace("_", "-") for flag in flags if flag.startswith("--")]

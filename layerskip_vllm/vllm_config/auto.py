@@ -60,16 +60,14 @@ def find(
     shape = ModelShape(num_layers, model_config.get_hidden_size(), model_config.get_vocab_size())
     found = find_candidates(options, getattr(model_config.hf_config, SETTINGS_KEY, None), shape)
     layerskip = LayerSkipConfig.from_options(found.first, num_layers, options, found.exit_layers)
-    layerskip = replace(
-        layerskip, head_layers=head_layers(model_config), match_rates=found.match_rates
-    )
+    layerskip = replace(with_head_cost(layerskip, model_config), match_rates=found.match_rates)
     default = found.num_speculative_tokens or DEFAULT_AUTO_TOKENS
     if DRAFT_VOCAB_SIZE not in options:
         most = num_speculative_tokens or default
         layerskip = _with_draft_vocab(layerskip, found, engine_args, model_config, most)
     vocabulary = ""
     if (size := layerskip.draft_vocab_size) is not None:
-        layerskip = replace(layerskip, draft_vocab_share=size / shape.vocab_size)
+        layerskip = with_head_cost(layerskip, model_config)
         num_bytes = size * shape.hidden_size * model_config.dtype.itemsize
         vocabulary = f" among {size} of {shape.vocab_size} ({num_bytes / 1e6:.1f} MB)"
     others = " or ".join(str(layer) for layer in found.exit_layers if layer != found.first)
@@ -77,6 +75,15 @@ def find(
     if others:
         layers += f" and later {others} where they are faster,"
     return Found(layerskip, default, f"self:auto: {layers}", vocabulary)
+
+
+def with_head_cost(layerskip: LayerSkipConfig, model_config: ModelConfig) -> LayerSkipConfig:
+    """Add what the LM head costs, and the draft's part of it."""
+    vocab_size = model_config.get_vocab_size()
+    size = layerskip.draft_vocab_size or vocab_size
+    return replace(
+        layerskip, head_layers=head_layers(model_config), draft_vocab_share=size / vocab_size
+    )
 
 
 def head_layers(model_config: ModelConfig) -> float:

@@ -119,6 +119,7 @@ def _exits(
     exit_layer = parse_exit_layer(settings["model"])
     if exit_layer is not None:
         layerskip = LayerSkipConfig.from_options(exit_layer, num_layers, options)
+        layerskip = auto.with_head_cost(layerskip, model_config)
         return layerskip, f"layers [0, {exit_layer}) of {num_layers}", ""
     has_schedule = settings.get("num_speculative_tokens_per_batch_size") is not None
     given = _num_speculative_tokens_of(settings) if has_schedule else _given_k(settings)

@@ -89,11 +89,18 @@ def test_speculative_config_may_name_the_model(deep):
     assert args.create_engine_config().speculative_config.layerskip.is_auto
 
 
-def test_the_heads_cost_is_known_in_layers(deep):
+def test_the_heads_cost_is_known_in_layers(deep, tmp_path):
     """320 rows of 128 numbers; a layer has 4 + 2 heads of 32 numbers each way, and 3 x 384 rows."""
     layer = 128 * (2 * 4 * 32 + 2 * 2 * 32 + 3 * 384)
-    assert speculative_config(deep).layerskip.head_layers == pytest.approx(320 * 128 / layer)
-    assert speculative_config(deep, spec_model="self:4").layerskip.head_layers == 0
+    for spec_model in ("self:auto", "self:4"):
+        layerskip = speculative_config(deep, spec_model=spec_model).layerskip
+        assert layerskip.head_layers == pytest.approx(320 * 128 / layer)
+        assert layerskip.exit_head_layers[0] == layerskip.head_layers
+    (tmp_path / "counts.json").write_text('{"1": 1}')
+    counts = str(tmp_path / "counts.json")
+    options = {"layerskip": {"draft_vocab_size": 80, "draft_vocab_counts": counts}}
+    part = speculative_config(deep, spec_model="self:4", additional_config=options).layerskip
+    assert part.exit_head_layers == pytest.approx([part.head_layers / 4])
 
 
 @pytest.mark.parametrize(

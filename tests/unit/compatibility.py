@@ -13,7 +13,7 @@ BEGIN = "<!-- features: python -m tests.unit.compatibility -->"
 END = "<!-- end of features -->"
 
 STATUSES = ("works", "partly", "no effect", "refused", "not run")
-COLUMNS = ("Feature", "vLLM", "V1", "V2", "Test, under `tests/`")
+COLUMNS = ("Feature", "vLLM", "V1, on a CPU", "V2, interpreted on a CPU", "Test, under `tests/`")
 
 
 def read_features() -> list[dict]:

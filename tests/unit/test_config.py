@@ -64,6 +64,12 @@ def test_break_even_follows_the_cost_model():
         assert 1 + num_drafts * config.break_even_acceptance_rate == pytest.approx(cost)
 
 
+@pytest.mark.parametrize(("share", "expected"), [(1.0, (4 + 4) / 20), (0.25, (4 + 1) / 20)])
+def test_break_even_counts_the_lm_head(share, expected):
+    config = LayerSkipConfig(4, 16, head_layers=4.0, draft_vocab_share=share)
+    assert config.break_even_acceptance_rate == expected
+
+
 def test_config_draft_batch_and_policy_import_no_vllm():
     modules = ", ".join(
         f"layerskip_vllm.{name}"
