@@ -50,6 +50,9 @@ TEXT, MESSAGES, PROMPT_COMPLETION = ("text",), ("messages",), ("prompt", "comple
 TRAIN, VALIDATION = "data.train", "data.validation"
 """Keys of a recipe."""
 
+SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
+"""Its messages have `from` and `value` instead of `role` and `content`."""
+
 READ_ERRORS = (DatasetGenerationError, pyarrow.ArrowException, UnicodeDecodeError, EOFError)
 """What `datasets` raises where a file is not what its name says."""
 
@@ -97,6 +100,11 @@ def load_documents(source: DataSource, streaming: bool) -> Documents:
 def is_text(documents: Documents) -> bool:
     """Whether the documents are plain text, not messages or prompts."""
     return tuple(_columns(documents)) == TEXT
+
+
+def is_chat(documents: Documents) -> bool:
+    """Whether the documents are messages."""
+    return tuple(_columns(documents)) == MESSAGES
 
 
 @contextmanager
@@ -193,8 +201,12 @@ def _builder(path: str) -> tuple[str, dict[str, str]]:
 def _formed(documents: Documents, source: DataSource) -> Documents:
     """Keep the columns of the form, under TRL's names."""
     columns = _columns(documents)
-    if "conversations" in columns and "messages" not in columns:  # ShareGPT's name
-        documents, columns = documents.rename_column("conversations", "messages"), ["messages"]
+    chats = next((name for name in ("messages", "conversations") if name in columns), None)
+    if chats and _is_sharegpt(next(iter(documents))[chats]):
+        documents = documents.map(_as_messages, remove_columns=[chats])
+    elif chats == "conversations":
+        documents = documents.rename_column(chats, "messages")
+    columns = ["messages"] if chats else columns
     given = source.text_column if "text_column" in source.model_fields_set else None
     for form in (MESSAGES, PROMPT_COMPLETION):
         if given is None and set(form) <= set(columns):
@@ -225,6 +237,19 @@ def _with_text(documents: Documents, source: DataSource) -> Documents:
         missing = len(documents) - len(kept)
         logger.warning("%d of %d documents have no text", missing, len(documents))
     return kept
+
+
+def _is_sharegpt(messages: object) -> bool:
+    first = messages[0] if isinstance(messages, list) and messages else None
+    return isinstance(first, Mapping) and {"from", "value"} <= set(first)
+
+
+def _as_messages(document: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    messages = [
+        {"role": SHAREGPT_ROLES.get(turn["from"], turn["from"]), "content": turn["value"]}
+        for turn in document.get("messages") or document.get("conversations") or ()
+    ]
+    return {"messages": messages}
 
 
 # Not a closure: datasets derives its cache's name from the pickled function.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from layerskip_vllm.checkpoint.settings import (
     MAX_EXIT_LAYERS,
@@ -15,9 +15,10 @@ from layerskip_vllm.checkpoint.settings import (
 )
 from layerskip_vllm.lens.acceptance import Expectation
 from layerskip_vllm.lens.lens import Lens, look
+from layerskip_vllm.training.early_exit_loss import IGNORED
 
 NUM_PROMPTS, PROMPT_TOKENS, MAX_TOKENS = 16, 32, 64
-"""Held-out prompts, the tokens of each, and those generated after it at most."""
+"""Held-out prompts, the tokens of one from plain text, and those generated after each at most."""
 
 DRAFT_LENGTHS = (1, 2, 4, 6, 8)
 """K."""
@@ -27,12 +28,45 @@ REPORTED = 4
 
 
 def held_out_prompts(rows: Iterable[Mapping[str, Sequence[int]]]) -> list[list[int]]:
-    """The beginnings of the first documents of packed rows."""
-    firsts = (
-        list(row["input_ids"][: min(PROMPT_TOKENS, max(1, row["seq_lengths"][0] // 2))])
-        for row in rows
+    """The beginnings of the first documents of packed rows: what precedes the first target.
+
+    Where everything is a target, as in plain text, the first tokens.
+    """
+    return [_prompt_of(row) for row in islice(rows, NUM_PROMPTS)]
+
+
+def _prompt_of(row: Mapping[str, Sequence[int]]) -> list[int]:
+    length = row["seq_lengths"][0]
+    targets = (i for i, label in enumerate(row["labels"][:length]) if label != IGNORED)
+    end = next(targets, 0) or min(PROMPT_TOKENS, max(1, length // 2))
+    return list(row["input_ids"][:end])
+
+
+def chat_prompts(
+    chats: Iterable[Mapping[str, Sequence[Mapping[str, str]]]],
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int,
+) -> list[list[int]]:
+    """The first chats up to the assistant's first turn, by the tokenizer's template.
+
+    Args:
+        chats: With `messages`.
+        tokenizer: Has a chat template.
+        max_tokens: Longer ones are left out.
+    """
+    opened = (_before_answer(chat["messages"]) for chat in chats)
+    prompts = (
+        tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+        for messages in opened
+        if messages
     )
-    return list(islice(firsts, NUM_PROMPTS))
+    ids = (list(prompt["input_ids"]) for prompt in prompts)
+    return list(islice((prompt for prompt in ids if len(prompt) <= max_tokens), NUM_PROMPTS))
+
+
+def _before_answer(messages: Sequence[Mapping[str, str]]) -> Sequence[Mapping[str, str]]:
+    """The messages before the assistant's first; none if it never answers or opens the chat."""
+    return messages[: next((i for i, m in enumerate(messages) if m["role"] == "assistant"), 0)]
 
 
 def replay_prompts(

@@ -14,10 +14,16 @@ from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTConfig, SFTTrainer
 
 from layerskip_vllm.lens.lens import Lens
+from layerskip_vllm.training.documents import is_chat
 from layerskip_vllm.training.early_exit_loss import IGNORED
 from layerskip_vllm.training.mixin import LayerSkipMixin
 from layerskip_vllm.training.packing import PackedRows, pack, set_beginning
-from layerskip_vllm.training.replayed import acceptance_report, held_out_prompts, replay_prompts
+from layerskip_vllm.training.replayed import (
+    acceptance_report,
+    chat_prompts,
+    held_out_prompts,
+    replay_prompts,
+)
 
 
 class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
@@ -58,6 +64,7 @@ class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
                 f"attn_implementation={attention!r}: transformers would mix the documents of a "
                 "packed row where a batch has several rows; use 'sdpa'"
             )
+        self._held_out: Any = kwargs.get("eval_dataset")
         self._sequence_length, self._split_documents = sequence_length, split_documents
         self._beginning_of_text = beginning_of_text
         self.lens: Lens | None = None
@@ -112,7 +119,10 @@ class LayerSkipTrainer(LayerSkipMixin, SFTTrainer):
     @cached_property
     def _prompts(self) -> list[list[int]]:
         """The same in every evaluation; a stream would be read and packed anew for each."""
-        return held_out_prompts(self.eval_dataset)
+        prompts = []
+        if is_chat(self._held_out):
+            prompts = chat_prompts(self._held_out, self.processing_class, self._sequence_length)
+        return prompts or held_out_prompts(self.eval_dataset)
 
     def _prepare_dataset(
         self, dataset: Dataset | IterableDataset, *args: object

@@ -107,6 +107,16 @@ def test_forms_of_fine_tuning_keep_their_columns(tmp_path, row, streaming):
 
 
 @STREAMING
+@pytest.mark.parametrize("column", ["conversations", "messages"])
+def test_sharegpts_names_become_those_of_messages(tmp_path, column, streaming):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
+    path = write(tmp_path / "sft.jsonl", json_lines([{column: turns, "id": 1}] * 2))
+    expected = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    documents = list(load_documents(DataSource(files=[path]), streaming))
+    assert documents == [{"messages": expected}] * 2
+
+
+@STREAMING
 def test_documents_without_text_are_left_out_and_counted(tmp_path, streaming, caplog):
     rows = [{"text": "one"}, {"text": None}, {"id": 3}, {"text": ""}, {"text": "five", "id": 5}]
     write(tmp_path / "a.jsonl", json_lines(rows))

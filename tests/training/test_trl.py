@@ -136,7 +136,11 @@ def prepared(directory, rows, name, **trainer):
     path = write_recipe(
         directory,
         name,
-        data={"train": {"files": [str(directory / f"{name}.jsonl")]}, "sequence_length": 64},
+        data={
+            "train": {"files": [str(directory / f"{name}.jsonl")]},
+            "validation": {"files": [str(directory / f"{name}.jsonl")]},
+            "sequence_length": 64,
+        },
         **trainer,
     )
     return path, built(path, TEMPLATE)
@@ -167,3 +171,44 @@ def test_a_recipe_trains_the_assistants_turns(directory):
     assert trained_text(trainer) == {f"{n + 1}.\n" for n in range(24)}
     _, trainer = prepared(directory, rows, "all turns")
     assert trained_text(trainer) == {f"user: {n} + 1?\nassistant: {n + 1}.\n" for n in range(24)}
+
+
+SYSTEM = {"role": "system", "content": "Add."}
+CHAT_PROMPTS = {f"user: {n} + 1?\nassistant: " for n in range(16)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "trainer", "expected"),
+    [
+        ([{"messages": messages} for messages in CHAT], {}, CHAT_PROMPTS),
+        (
+            [{"messages": [SYSTEM, *messages, *messages]} for messages in CHAT],
+            {"assistant_only_loss": True},
+            {f"system: Add.\n{prompt}" for prompt in CHAT_PROMPTS},
+        ),
+        (
+            [
+                {
+                    "conversations": [
+                        {"from": "human", "value": f"{n} + 1?"},
+                        {"from": "gpt", "value": f"{n + 1}."},
+                    ]
+                }
+                for n in range(24)
+            ],
+            {},
+            CHAT_PROMPTS,
+        ),
+        (
+            [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(24)],
+            {},
+            {f"{n} + 1 =" for n in range(24)},
+        ),
+    ],
+    ids=["chats", "the first answer", "ShareGPT", "completions"],
+)
+def test_an_evaluation_continues_where_the_answer_begins(directory, rows, trainer, expected):
+    _, built_trainer = prepared(directory, rows, "held-out", **trainer)
+    prompts = {built_trainer.processing_class.decode(ids) for ids in built_trainer._prompts}
+    assert prompts <= expected
+    assert len(prompts) >= min(16, len(built_trainer.eval_dataset))
