@@ -115,6 +115,10 @@ def _check_speculation(config: VllmConfig, args: AsyncEngineArgs) -> Iterator[Ch
         "draft_vocab_size": layerskip.draft_vocab_size,
     }
     yield Check(SECTION, "drafts", "ok", found, values=values)
+    rate = layerskip.break_even_acceptance_rate
+    found = f"drafting pays above an acceptance rate of {rate:.2f}, by layers and LM head"
+    values = {"break_even_acceptance_rate": round(rate, 4)}
+    yield Check(SECTION, "break-even", "ok", found, values=values)
     _, reason = choose_runner(args)
     manner = _manner(config)
     found = f"{_in_words(manner)}; {reason}"

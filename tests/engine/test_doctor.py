@@ -59,6 +59,7 @@ def test_exits_of_the_checkpoint_are_recommended(knowing):
         "4 to begin with, of 2, 4 (by the checkpoint's config.json)" in checks["exit layers"].found
     )
     assert checks["drafts"].found == "at most 6 tokens, by the first 2 or 4 of 6 layers"
+    assert checks["break-even"].values["break_even_acceptance_rate"] > 2 / 6  # a head costs too
 
 
 def test_bad_exits_of_a_checkpoint_stop_auto_alone(knowing):
