@@ -35,14 +35,24 @@ def _draft_vocabulary(config: VllmConfig) -> Check:
 
 
 def _kv_cache(config: VllmConfig) -> Check:
-    """The draft shares the target's cache, so `self:E` adds nothing to it."""
+    """The draft shares the target's cache, so `self:E` adds nothing to it.
+
+    On a CPU, vLLM's default size leaves little memory to the rest of the host.
+    """
+    from vllm.platforms import current_platform
+
     num_bytes = kv_bytes_per_token(config)
     length = config.model_config.max_model_len
     found = (
         f"{num_bytes / 1e3:.1f} kB a token and rank, so {num_bytes * length / 1e9:.2f} GB for a "
         f"request of {length} tokens; self-speculation adds nothing"
     )
-    return Check(SECTION, "KV cache", "ok", found, values={"bytes_per_token": num_bytes})
+    values = {"bytes_per_token": num_bytes}
+    if not current_platform.is_cpu() or config.cache_config.kv_cache_memory_bytes is not None:
+        return Check(SECTION, "KV cache", "ok", found, values=values)
+    share = 100 * config.cache_config.gpu_memory_utilization
+    advice = f"vLLM takes {share:.0f} % of this host: set VLLM_CPU_KVCACHE_SPACE, in GiB"
+    return Check(SECTION, "KV cache", "warn", found, advice, values)
 
 
 def kv_bytes_per_token(config: VllmConfig) -> int:

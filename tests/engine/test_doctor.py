@@ -91,6 +91,14 @@ def test_memory_is_what_an_engine_takes(random_llama):
     assert stated.values == {"bytes_per_rank": num_bytes}
 
 
+def test_a_kv_cache_that_fills_a_host_is_a_warning(random_llama, monkeypatch):
+    check = found(random_llama())["KV cache"]
+    assert check.status == "warn"
+    assert check.advice == "vLLM takes 92 % of this host: set VLLM_CPU_KVCACHE_SPACE, in GiB"
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")
+    assert found(random_llama())["KV cache"].status == "ok"
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
