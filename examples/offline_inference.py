@@ -6,6 +6,7 @@ Without arguments it uses SmolLM2-135M-Instruct. That model was not trained for 
 shows correctness, not speed. With a LayerSkip checkpoint:
 
     python examples/offline_inference.py facebook/layerskip-llama3.2-1B 4
+    python examples/offline_inference.py examples/checkpoints/layerskip-python-10m 4
 """
 
 import sys
@@ -23,7 +24,7 @@ def main() -> None:
     llm = LLM(
         model,
         speculative_config={"model": f"self:{exit_layer}", "num_speculative_tokens": 4},
-        max_model_len=1024,
+        max_model_len=256,
         enforce_eager=True,
         kv_cache_memory_bytes=256 << 20,
         disable_log_stats=False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from layerskip_vllm.checkpoint.settings import CONFIG_FILE
 from layerskip_vllm.config import AUTO_MODEL, EARLY_EXIT, OPTIONS_KEY, is_self_model
 from layerskip_vllm.doctor.checks import Check
 from layerskip_vllm.doctor.flags import advice_on, parse_flags
@@ -30,6 +31,9 @@ def check_engine(model: str, flags: Sequence[str]) -> Iterator[Check]:
     """
     if not Path(model).exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
         yield Check("model", "configuration", "fail", f"{model}: no such folder")
+        return
+    if Path(model).is_dir() and not (Path(model) / CONFIG_FILE).exists():
+        yield Check("model", "configuration", "fail", f"{model}: no {CONFIG_FILE} in it")
         return
     bad_flags = None
     try:

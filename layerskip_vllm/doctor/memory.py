@@ -44,7 +44,7 @@ def _kv_cache(config: VllmConfig) -> Check:
     num_bytes = kv_bytes_per_token(config)
     length = config.model_config.max_model_len
     found = (
-        f"{num_bytes / 1e3:.1f} kB a token and rank, so {num_bytes * length / 1e9:.2f} GB for a "
+        f"{num_bytes / 1e3:.1f} kB a token and rank, so {num_bytes * length / 1e6:,.1f} MB for a "
         f"request of {length} tokens; self-speculation adds nothing"
     )
     values = {"bytes_per_token": num_bytes}

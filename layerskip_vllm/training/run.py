@@ -31,6 +31,7 @@ from layerskip_vllm.training.documents import (
     TRAIN,
     VALIDATION,
     expand,
+    is_chat,
     is_text,
     load_documents,
     naming_bad_files,
@@ -98,6 +99,11 @@ def make_trainer(
     for key, source in sources_of(section).items():
         with naming_key(key), args.main_process_first():  # the host's others take its cache
             loaded[key] = load_documents(source, section.streaming)
+        if is_chat(loaded[key]) and tokenizer.chat_template is None:
+            raise ValueError(
+                f"{key}: messages need a chat template, and the tokenizer {tokenizer.name_or_path} "
+                "has none: train a chat model, or give prompt and completion, or text"
+            )
     documents, validation = loaded[TRAIN], loaded.get(VALIDATION)
     plain_text = is_text(documents)
     if section.streaming:

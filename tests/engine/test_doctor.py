@@ -144,7 +144,7 @@ def test_a_similar_flag_is_named_for_an_unknown_one(random_llama, flag, advice):
 def test_a_missing_model_is_one_line(tmp_path):
     assert failure(str(tmp_path / "nothing")) == f"{tmp_path / 'nothing'}: no such folder"
     (tmp_path / "empty").mkdir()
-    assert "\n" not in failure(str(tmp_path / "empty"))
+    assert failure(str(tmp_path / "empty")) == f"{tmp_path / 'empty'}: no config.json in it"
 
 
 @pytest.mark.parametrize(

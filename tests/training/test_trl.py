@@ -11,7 +11,13 @@ from trl import SFTConfig, SFTTrainer
 
 from layerskip_vllm.training.early_exit_loss import IGNORED
 from layerskip_vllm.training.mixin import LayerSkipMixin
-from layerskip_vllm.training.recipe import LayerSkipSection
+from layerskip_vllm.training.recipe import LayerSkipSection, load_recipe
+from layerskip_vllm.training.run import (
+    load_model,
+    load_tokenizer,
+    make_trainer,
+    training_arguments,
+)
 from tests.models import byte_tokenizer
 from tests.training.recipes import built, run, write_recipe
 
@@ -212,3 +218,13 @@ def test_an_evaluation_continues_where_the_answer_begins(directory, rows, traine
     prompts = {built_trainer.processing_class.decode(ids) for ids in built_trainer._prompts}
     assert prompts <= expected
     assert len(prompts) >= min(16, len(built_trainer.eval_dataset))
+
+
+def test_messages_need_a_chat_template(directory):
+    path, _ = prepared(directory, [{"messages": messages} for messages in CHAT], "untemplated")
+    recipe = load_recipe(path)
+    tokenizer = load_tokenizer(recipe.model)
+    model = load_model(recipe.model, tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match=r"data.train: messages need a chat template, and the"):
+        make_trainer(recipe, training_arguments(recipe), model, tokenizer)
