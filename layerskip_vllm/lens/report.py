@@ -41,7 +41,7 @@ def print_report(console: Console, record: LensRecord) -> None:
 
 
 def conclusions(record: LensRecord) -> list[str]:
-    """Return the conclusions, one sentence per line."""
+    """Return the conclusions, one per line."""
     settled = [
         f"{mean:.1f} of {record.num_layers} {where}"
         for mean, where in (
@@ -63,6 +63,12 @@ def conclusions(record: LensRecord) -> list[str]:
         )
     if speedup <= 1:
         lines.append("No pair is faster than plain decoding: drafting does not pay on this model.")
+        return lines
+    chosen = record.best_timed or record.best
+    lines.append(
+        f"Serve it with --speculative-model self:{chosen.exit_layer} --num-speculative-tokens "
+        f"{chosen.num_speculative_tokens}, or with self:auto, which measures while it serves."
+    )
     return lines
 
 
@@ -81,7 +87,7 @@ def _window_table(record: LensRecord, width: int) -> Table:
     num_tokens = min(len(window.tokens), max(room // (MIN_CELL_WIDTH + 1), 1))
     cell_width = min(room // num_tokens - 1, MAX_CELL_WIDTH)
     table = Table(
-        title=f"Prediction of each exit after each token ({AGREES}: same as the last layer)",
+        title=f"Prediction of each exit after the last tokens ({AGREES}: same as the last layer)",
         box=box.SIMPLE_HEAD,
         padding=0,
     )

@@ -1,5 +1,6 @@
 """`layerskip-vllm lens`: errors for bad input, and the results of a good run."""
 
+import dataclasses
 import io
 import json
 import re
@@ -16,7 +17,7 @@ from layerskip_vllm.cli import main
 from layerskip_vllm.lens.prompts import read_prompts
 from layerskip_vllm.lens.ranges import parse_range
 from layerskip_vllm.lens.record import LensRecord
-from layerskip_vllm.lens.report import print_report
+from layerskip_vllm.lens.report import conclusions, print_report
 from layerskip_vllm.lens.text import evenly_spaced, visible
 from tests.models import byte_tokenizer
 
@@ -243,6 +244,15 @@ def test_what_a_run_prints(path, tmp_path, capsys, monkeypatch):
     best = record.best
     assert f"Best by layers alone: self:{best.exit_layer} with K=" in printed
     assert png_file.read_bytes().startswith(PNG_SIGNATURE)
+
+
+@pytest.mark.parametrize("speedup", [0.9, 1.5])
+def test_the_last_line_names_the_pair_to_serve(record, speedup):
+    """The best by measured speed where it is known, and none where drafting does not pay."""
+    timed = dataclasses.replace(record.acceptance[-1], timed_speedup=speedup)
+    last = conclusions(dataclasses.replace(record, best_timed=timed))[-1]
+    pair = f"self:{timed.exit_layer} --num-speculative-tokens {timed.num_speculative_tokens}, or"
+    assert (f"Serve it with --speculative-model {pair}" in last) == (speedup > 1)
 
 
 @pytest.mark.parametrize(("width", "num_tokens"), [(30, 3), (60, 6), (80, 9), (200, 12)])
