@@ -229,10 +229,8 @@ class LayerSkipConfig:
     def break_even_acceptance_rate(self) -> float:
         """The acceptance rate below which drafting costs more than it yields.
 
-        With a head that costs as much as H layers, a cycle of K drafts costs
-        (K (E + H) + L + H) / (L + H) full forwards and yields 1 + rate * K tokens, so K drops out:
-        the rate must exceed (E + H) / (L + H), where a draft vocabulary has less of H. E is the
-        cheapest exit's: below its rate none pays.
+        With a head of H layers, a cycle costs 1 + K (E + H) / (L + H) full forwards and yields
+        1 + rate * K tokens. E and its H are the cheapest exit's: below its rate none pays.
         """
         return min(self.exit_draft_layers) / (self.num_layers + self.head_layers)
 

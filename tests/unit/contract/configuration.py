@@ -36,6 +36,24 @@ ARGUMENTS = (
     Has(
         VLLM_CONFIG, "`layerskip-vllm doctor` shows plain vLLM's choice.", ("use_v2_model_runner",)
     ),
+    *(
+        Takes(
+            f"{MODEL_CONFIG}.{method}",
+            "`layerskip-vllm doctor` states the KV cache's bytes.",
+            positional=("parallel_config",),
+        )
+        for method in ("get_num_layers", "get_num_kv_heads")
+    ),
+    Takes(
+        "vllm.utils.torch_utils:kv_cache_dtype_str_to_dtype",
+        "The same.",
+        positional=("kv_cache_dtype", "model_config"),
+    ),
+    Has(
+        "vllm.config:CacheConfig",
+        "The same; and whether a CPU's cache takes most of the host.",
+        ("cache_dtype", "kv_cache_memory_bytes", "gpu_memory_utilization"),
+    ),
     Has(
         ENGINE_ARGS,
         "Read for `self:E` and its options.",
