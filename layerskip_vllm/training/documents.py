@@ -202,7 +202,7 @@ def _formed(documents: Documents, source: DataSource) -> Documents:
     """Keep the columns of the form, under TRL's names."""
     columns = _columns(documents)
     chats = next((name for name in ("messages", "conversations") if name in columns), None)
-    if chats and _is_sharegpt(next(iter(documents), {chats: None})[chats]):
+    if chats and _is_sharegpt(next((row[chats] for row in documents if row[chats]), None)):
         documents = documents.map(_as_messages, remove_columns=[chats])
     elif chats == "conversations":
         documents = documents.rename_column(chats, "messages")

@@ -110,7 +110,8 @@ def test_forms_of_fine_tuning_keep_their_columns(tmp_path, row, streaming):
 @pytest.mark.parametrize("column", ["conversations", "messages"])
 def test_sharegpts_names_become_those_of_messages(tmp_path, column, streaming):
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Ho"}]
-    path = write(tmp_path / "sft.jsonl", json_lines([{column: turns, "id": 1}] * 2))
+    rows = [{column: [], "id": 0}, *[{column: turns, "id": 1}] * 2]
+    path = write(tmp_path / "sft.jsonl", json_lines(rows))
     expected = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
     documents = list(load_documents(DataSource(files=[path]), streaming))
     assert documents == [{"messages": expected}] * 2
